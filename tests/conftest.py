@@ -1,0 +1,59 @@
+"""What the tests share: tiny models of unequal sizes, and where the real text lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import checkpoint
+from checkpoint import Checkpoint, Weights
+from text import EOS
+
+ROOT = Path(__file__).resolve().parent.parent
+WIKITEXT = ROOT.parent / "shared" / "wikitext"
+
+needs_wikitext = pytest.mark.skipif(not WIKITEXT.is_dir(), reason=f"the local copy of WikiText-2 is not at {WIKITEXT}")
+
+
+def make_weights(vocab: int, embed: int, hidden: int, seed: int = 0, scale: float = 1.0) -> Weights:
+    """Random weights of standard deviation scale / sqrt(fan-in), at which float32 follows float64 closely."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int, fan_in: int = 1) -> np.ndarray:
+        return (rng.standard_normal(shape) * scale / np.sqrt(fan_in)).astype(np.float32)
+
+    return Weights(
+        embeddings=normal(vocab, embed),
+        Wxh=normal(embed, hidden, fan_in=embed),
+        Whh=normal(hidden, hidden, fan_in=hidden),
+        bh=normal(hidden, fan_in=hidden),
+        Why=normal(hidden, vocab, fan_in=hidden),
+        by=normal(vocab, fan_in=hidden),
+    )
+
+
+def make_checkpoint(vocab: int = 13, embed: int = 9, hidden: int = 6, seed: int = 0) -> Checkpoint:
+    words = (EOS, *(f"w{chr(ord('a') + i // 26)}{chr(ord('a') + i % 26)}" for i in range(vocab - 1)))
+    return Checkpoint(make_weights(vocab, embed, hidden, seed), words, "plain", "c", {}, [])
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    """Per tensor: element-wise errors mean nothing for entries near zero. The floor is for a tensor of zeros."""
+    return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-8))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Vectors are cached in a folder of the tests' own, also by the programs that they start."""
+    os.environ["RNN_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def weights_file(tmp_path: Path) -> Path:
+    """A weights file of a tiny untrained model with words waa, wab, ..."""
+    path = tmp_path / "tiny.safetensors"
+    checkpoint.save(path, make_checkpoint(vocab=40, embed=9, hidden=12))
+    return path
