@@ -1,0 +1,356 @@
+"""Corpora: from a name on the command line to token ids.
+
+`datasets` is imported only where the hub's layout is read: text files and the demo need nothing but NumPy.
+"""
+
+import codecs
+import contextlib
+import importlib.util
+import logging
+import re
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from errors import UserError
+from network import why_unreachable
+from text import EOS, TokenStream, Vocabulary, rank_words
+
+log = logging.getLogger(__name__)
+
+Ids = npt.NDArray[np.int32]
+
+HUB_NAMES = {config: ("Salesforce/wikitext", config) for config in ("wikitext-103-v1", "wikitext-2-v1")}
+ACCEPTED = (
+    f"{', '.join(HUB_NAMES)}, OWNER/NAME:CONFIG on the dataset hub, FOLDER:CONFIG in the hub's layout, "
+    "a text file, a folder of .txt files, or demo"
+)
+
+_PRETOKENISED = re.compile(r"wikitext-\d+(-raw)?-v1")  # the configs of Salesforce/wikitext
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_CHUNK_BYTES = 1 << 20
+_MAX_TOKEN_CHARS = 1 << 22
+_ROWS_PER_BATCH = 1000
+
+
+class CorpusError(UserError):
+    """A corpus that cannot be read, or that holds too little."""
+
+
+class CorpusUnavailable(CorpusError):
+    """The dataset hub cannot be reached, and nothing is cached."""
+
+
+@dataclass(frozen=True)
+class SplitStats:
+    """tokens: `<EOS>` included; types: distinct ones; unknown_rate: share of the tokens that become `<UNK>`."""
+
+    tokens: int
+    types: int
+    unknown_rate: float
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A text as token ids.
+
+    counts: (V,) int64, each word's count in the whole training split; those of the words cut count as `<UNK>`.
+    whole_train: (N,) int32 ids in [0, V), the whole training split; train: its first max_tokens, a view.
+    validation, test: (N,) int32 ids in [0, V); test is None where there is none.
+    stats: by split name, of the whole splits.
+    """
+
+    name: str
+    tokenizer: str
+    vocabulary: Vocabulary
+    counts: npt.NDArray[np.int64]
+    whole_train: Ids
+    train: Ids
+    validation: Ids
+    test: Ids | None
+    stats: Mapping[str, SplitStats]
+
+    def report(self) -> list[str]:
+        """Lines for people: the vocabulary, then each split's tokens, types and rate of unknown words."""
+        lines = [f"{self.name}: {len(self.vocabulary):,} words in the vocabulary, tokenizer {self.tokenizer}"]
+        for split, of in self.stats.items():
+            lines.append(f"{split:<10} {of.tokens:>11,} tokens {of.types:>9,} types {of.unknown_rate:>8.3%} unknown")
+        return lines
+
+
+def load_corpus(spec: str, *, vocab_size: int | None = None, max_tokens: int | None = None) -> Corpus:
+    """Read the corpus that `spec` names, in one pass.
+
+    spec: one of ACCEPTED. vocab_size: how many words to keep, `<EOS>` and `<UNK>` included (None: all).
+    max_tokens: how many training tokens to keep, from the start; vocabulary and counts stay the whole split's.
+    Where there is no validation split, the last tenth of the training sentences becomes it.
+    Raises CorpusError (what it names cannot be read, or holds too little), CorpusUnavailable (the hub is out of
+    reach) and TextError (vocab_size).
+    """
+    if max_tokens is not None and max_tokens < 2:
+        raise CorpusError(f"max tokens must be at least 2, a token and the one after it, got {max_tokens}")
+    tokenizer, texts = _open(spec)
+    types: defaultdict[str, int] = defaultdict()
+    types.default_factory = types.__len__  # a type's first look-up gives it the next id
+    splits = {split: _encode(pieces, tokenizer, types) for split, pieces in texts.items()}
+    return _build(spec, tokenizer, list(types), splits, vocab_size, max_tokens)
+
+
+def _encode(pieces: Iterable[str], tokenizer: str, types: defaultdict[str, int]) -> Ids:
+    """Ids of one split, in the order in which the types were first seen; `types` grows with it."""
+    stream = TokenStream(tokenizer)
+    ids = array("i")
+    for piece in pieces:
+        ids.extend(map(types.__getitem__, stream.feed(piece)))
+    ids.extend(map(types.__getitem__, stream.close()))
+    return np.frombuffer(ids, dtype=np.int32) if ids else np.empty(0, dtype=np.int32)
+
+
+def _build(
+    name: str,
+    tokenizer: str,
+    types: list[str],
+    splits: dict[str, Ids],
+    vocab_size: int | None,
+    max_tokens: int | None,
+) -> Corpus:
+    splits = {split: ids for split, ids in splits.items() if len(ids)}
+    if "train" not in splits or len(types) < 2:  # <EOS> alone is no text to learn from
+        raise CorpusError(f"corpus {name!r} holds no words in its training split: give it a text with words in it")
+    if "validation" not in splits:
+        train, validation = _last_tenth(name, splits["train"], types.index(EOS))
+        splits = {"train": train, "validation": validation} | {k: v for k, v in splits.items() if k != "train"}
+
+    counts = {split: np.bincount(ids, minlength=len(types)) for split, ids in splits.items()}
+    seen = counts["train"] > 0
+    has_unseen = any(bool((c[~seen] > 0).any()) for c in counts.values())
+    ranked = rank_words(
+        {types[i]: int(counts["train"][i]) for i in np.flatnonzero(seen)},
+        vocab_size=vocab_size,
+        has_unseen=has_unseen,
+    )
+    vocabulary = Vocabulary(ranked)
+    unk = -1 if vocabulary.unk is None else vocabulary.unk
+    new_ids = np.array([vocabulary.ids.get(word, unk) for word in types], dtype=np.int32)
+    stats = {
+        split: SplitStats(
+            len(ids), int((counts[split] > 0).sum()), float(counts[split][new_ids == unk].sum() / len(ids))
+        )
+        for split, ids in splits.items()
+    }
+    encoded = {split: new_ids[ids] for split, ids in splits.items()}
+    return Corpus(
+        name=name,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        counts=np.fromiter(ranked.values(), dtype=np.int64, count=len(ranked)),
+        whole_train=encoded["train"],
+        train=encoded["train"][:max_tokens],
+        validation=encoded["validation"],
+        test=encoded.get("test"),
+        stats=stats,
+    )
+
+
+def _last_tenth(name: str, ids: Ids, eos: int) -> tuple[Ids, Ids]:
+    """Split at a sentence end: the last tenth of the sentences, one at least, is for validation."""
+    ends = np.flatnonzero(ids == eos) + 1
+    if len(ends) < 2:
+        raise CorpusError(f"corpus {name!r} holds one sentence: training and validation need one each, two at least")
+    cut = ends[len(ends) - max(1, len(ends) // 10) - 1]
+    return ids[:cut], ids[cut:]
+
+
+def _open(spec: str) -> tuple[str, dict[str, Iterator[str]]]:
+    """The tokenizer of what `spec` names, and its splits in order, train first, each as pieces of text."""
+    if spec == "demo":
+        return "plain", {"train": _read_text(_demo_path())}
+    if spec in HUB_NAMES:
+        return _open_hub(spec, *HUB_NAMES[spec])
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return "plain", {"train": _read_text(path)}
+    if spec and path.is_dir():  # Path("") is the folder that we are in
+        return "plain", {"train": _read_folder(path)}
+    source, _, config = spec.rpartition(":")
+    if source and config:
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            return _open_local(spec, folder, config)
+        if _HUB_ID.fullmatch(source):
+            return _open_hub(spec, source, config)
+    raise CorpusError(f"no corpus {spec!r}: no such file or folder, and not a known name; a corpus is {ACCEPTED}")
+
+
+# ---------------------------------------------------------------- text files
+
+
+def _demo_path() -> Path:
+    """The news articles (ABC, 2000-2001; Lee, Pincombe and Welsh 2005) that the gensim wheel brings for its tests."""
+    package = importlib.util.find_spec("gensim")  # finds it without importing it
+    folders = package.submodule_search_locations if package else None
+    for folder in folders or ():
+        path = Path(folder, "test", "test_data", "lee_background.cor")
+        if path.is_file():
+            return path
+    raise CorpusError("the demo corpus is a file of the gensim package, which is not here: pip install gensim")
+
+
+def _read_folder(folder: Path) -> Iterator[str]:
+    files = sorted(path for path in folder.glob("*.txt") if path.is_file())
+    if not files:
+        raise CorpusError(
+            f"no .txt files in the folder {str(folder)!r}; if it is in the dataset hub's layout, add its config: "
+            f"{folder}:CONFIG"
+        )
+    for path in files:
+        yield from _read_text(path)
+        yield "\n"
+
+
+def _read_text(path: Path) -> Iterator[str]:
+    """The text of a UTF-8 file (a byte order mark is skipped), in pieces cut at white space.
+
+    So a line may be as long as it likes; only a stretch without any white space is bounded.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    carry = ""  # what follows the last white space
+    try:
+        with open(path, "rb") as file:
+            offset = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+            file.seek(offset)
+            while True:
+                chunk = file.read(_CHUNK_BYTES)
+                pending = len(decoder.getstate()[0])  # bytes of a character that the last chunk began
+                try:
+                    text = carry + decoder.decode(chunk, final=not chunk)
+                except UnicodeDecodeError as error:
+                    raise CorpusError(
+                        f"{str(path)!r} is not UTF-8 text: byte {error.object[error.start]:#04x} at offset "
+                        f"{offset - pending + error.start}; convert it, e.g. with iconv -f LATIN1 -t UTF-8"
+                    ) from error
+                offset += len(chunk)
+                cut = 1 + max(text.rfind(" "), text.rfind("\n"), text.rfind("\t"), text.rfind("\r"))
+                if not chunk:
+                    cut = len(text)
+                carry = text[cut:]
+                if len(carry) > _MAX_TOKEN_CHARS:
+                    raise CorpusError(
+                        f"{str(path)!r} has {len(carry):,} characters without white space before byte {offset:,}: "
+                        "it does not look like text in words"
+                    )
+                if cut:
+                    yield text[:cut]
+                if not chunk:
+                    return
+    except OSError as error:
+        raise CorpusError(f"cannot read {str(path)!r}: {error.strerror}") from error
+
+
+# ---------------------------------------------------------------- the dataset hub's layout
+
+
+def _open_local(spec: str, folder: Path, config: str) -> tuple[str, dict[str, Iterator[str]]]:
+    import datasets
+
+    with _quiet(datasets), _readable(spec):
+        configs = datasets.get_dataset_config_names(str(folder))
+        if config not in configs:
+            raise CorpusError(f"no config {config!r} in {str(folder)!r}; it has {', '.join(configs)}")
+        loaded = datasets.load_dataset(str(folder), config)
+    return _splits(spec, config, loaded)
+
+
+def _open_hub(spec: str, name: str, config: str) -> tuple[str, dict[str, Iterator[str]]]:
+    import datasets
+
+    endpoint = datasets.config.HF_ENDPOINT
+    reason = "offline mode is set" if datasets.config.HF_HUB_OFFLINE else why_unreachable(endpoint)
+    if reason is None:
+        log.info("reading %s:%s from %s", name, config, endpoint)
+        with _quiet(datasets), _readable(spec):
+            loaded = datasets.load_dataset(name, config)
+    else:
+        # Asked online, `datasets` would retry for 25 s (measured) before it looked for its cached copy.
+        try:
+            with _quiet(datasets), _offline(datasets):
+                loaded = datasets.load_dataset(name, config)
+        except (OSError, ValueError) as error:
+            no_folder = "" if spec in HUB_NAMES else f"there is no folder {name!r}, "
+            raise CorpusUnavailable(
+                f"{no_folder}corpus {spec!r} is not cached here, and the dataset hub cannot be reached ({endpoint}: "
+                f"{reason}): run with --corpus demo, or with a local copy in the hub's layout, "
+                f"--corpus FOLDER:{config}"
+            ) from error
+        log.warning("the dataset hub cannot be reached (%s): using the cached copy of %s", reason, spec)
+    return _splits(spec, config, loaded)
+
+
+def _splits(spec: str, config: str, loaded: Any) -> tuple[str, dict[str, Iterator[str]]]:
+    if "train" not in loaded:
+        raise CorpusError(f"corpus {spec!r} has no train split; it has {', '.join(loaded)}")
+    columns = loaded["train"].column_names
+    if "text" not in columns:
+        raise CorpusError(f"corpus {spec!r} has no text column; it has {', '.join(columns)}")
+    tokenizer = "wikitext" if _PRETOKENISED.fullmatch(config) else "plain"
+    names = [name for name in ("train", "validation", "test") if name in loaded]
+    return tokenizer, {name: _rows(spec, loaded[name]) for name in names}
+
+
+def _rows(spec: str, split: Any) -> Iterator[str]:
+    """A row is a line at least, whether it says so or not."""
+    with _readable(spec):
+        for batch in split.select_columns("text").iter(_ROWS_PER_BATCH):
+            yield "\n".join(row for row in batch["text"] if row is not None) + "\n"
+
+
+@contextlib.contextmanager
+def _readable(spec: str) -> Iterator[None]:
+    """Make one line of whatever `datasets` raises over what it cannot read."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # its own types, pyarrow's, and those of the HTTP client of the day
+        raise CorpusError(f"cannot read corpus {spec!r}: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+@contextlib.contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """No progress bars, and from `datasets` itself only errors."""
+    verbosity, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _offline(datasets: Any) -> Iterator[None]:
+    """What HF_HUB_OFFLINE=1 does, which both libraries read once, when they are imported."""
+    import huggingface_hub
+
+    places = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
