@@ -95,7 +95,10 @@ def load_corpus(spec: str, *, vocab_size: int | None = None, max_tokens: int | N
     """
     if max_tokens is not None and max_tokens < 2:
         raise CorpusError(f"max tokens must be at least 2, a token and the one after it, got {max_tokens}")
-    tokenizer, texts = _open(spec)
+    try:
+        tokenizer, texts = _open(spec)
+    except OSError as error:  # a folder on the way that may not be entered, a name that is too long
+        raise CorpusError(f"cannot read corpus {spec!r}: {error.strerror or error}") from error
     types: defaultdict[str, int] = defaultdict()
     types.default_factory = types.__len__  # a type's first look-up gives it the next id
     splits = {split: _encode(pieces, tokenizer, types) for split, pieces in texts.items()}
@@ -121,10 +124,11 @@ def _build(
     max_tokens: int | None,
 ) -> Corpus:
     splits = {split: ids for split, ids in splits.items() if len(ids)}
-    if "train" not in splits or len(types) < 2:  # <EOS> alone is no text to learn from
+    eos = types.index(EOS) if types else 0
+    if "train" not in splits or (splits["train"] == eos).all():
         raise CorpusError(f"corpus {name!r} holds no words in its training split: give it a text with words in it")
     if "validation" not in splits:
-        train, validation = _last_tenth(name, splits["train"], types.index(EOS))
+        train, validation = _last_tenth(name, splits["train"], eos)
         splits = {"train": train, "validation": validation} | {k: v for k, v in splits.items() if k != "train"}
 
     counts = {split: np.bincount(ids, minlength=len(types)) for split, ids in splits.items()}
@@ -250,7 +254,7 @@ def _read_text(path: Path) -> Iterator[str]:
                 if not chunk:
                     return
     except OSError as error:
-        raise CorpusError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        raise CorpusError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
 
 # ---------------------------------------------------------------- the dataset hub's layout

@@ -133,7 +133,7 @@ class Vocabulary:
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} words{'' if self.unk is None else f', {UNK} among them'})"
 
-    def encode_prompt(self, text: str, tokenizer: str = "plain") -> tuple[list[int], list[str]]:
+    def encode_prompt(self, text: str) -> tuple[list[int], list[str]]:
         """Ids of a prompt, and the distinct words in it that the vocabulary lacks, in order.
 
         An unknown word becomes `<UNK>` where the vocabulary has it and is dropped where not. A sentence that the
@@ -142,7 +142,7 @@ class Vocabulary:
         """
         ids: list[int] = []
         unknown: dict[str, None] = {}
-        for token in TokenStream(tokenizer).feed(text.rstrip()):
+        for token in TokenStream("plain").feed(text.rstrip()):
             i = self.ids.get(token, self.unk)
             if token not in self.ids:
                 unknown[token] = None

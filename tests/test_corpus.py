@@ -236,6 +236,11 @@ def test_a_file_that_cannot_be_opened(write, monkeypatch: pytest.MonkeyPatch) ->
         load_corpus(path)
 
 
+def test_a_name_too_long_for_a_file() -> None:
+    with pytest.raises(CorpusError, match=r"cannot read corpus 'x{300}.*': File name too long"):
+        load_corpus("x" * 5000)
+
+
 # ---- The demo --------------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +338,7 @@ def test_a_config_that_is_missing_lists_those_there_are(hub_folder) -> None:
         ({"test": ["a b ."]}, "text", "has no train split; it has test"),
         ({"train": ["a b ."]}, "body", "has no text column; it has body"),
         ({"train": ["", "1945 ."]}, "text", "holds no words in its training split"),
+        ({"train": ["1945 ."], "validation": ["a b ."]}, "text", "holds no words in its training split"),
     ],
 )
 def test_a_data_set_of_another_shape(hub_folder, rows: dict, column: str, message: str) -> None:

@@ -304,7 +304,10 @@ def test_trained_vectors_cover_the_training_split(corpus: Corpus) -> None:
     assert np.isfinite(found.vectors).all()
 
 
-def test_training_is_decided_by_the_seed(tmp_path: Path, fresh: Callable[[], None]) -> None:
+def test_training_is_decided_by_the_seed(
+    tmp_path: Path, fresh: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings, "_MAX_EPOCHS", 5)
     # Long enough that gensim deals it out in several jobs, which more than one worker would finish in any order.
     random = np.random.default_rng(0)
     names = [f"{a}{b}" for a in "abcdefghijklmno" for b in "abcdefghijklmno"]
@@ -452,6 +455,11 @@ def test_out_of_reach_is_one_line_at_once(corpus: Corpus, monkeypatch: pytest.Mo
 def test_a_path_that_leads_nowhere(corpus: Corpus, no_network: None, source: str) -> None:
     with pytest.raises(EmbeddingsError, match=r"no vectors file '.*': --embeddings takes a file, a name of"):
         load(source, corpus)
+
+
+def test_a_name_too_long_for_a_file(corpus: Corpus) -> None:
+    with pytest.raises(EmbeddingsError, match=r"cannot read vectors 'x{300}.*': File name too long"):
+        load("x" * 5000, corpus)
 
 
 def test_a_damaged_file_is_named(corpus: Corpus, tmp_path: Path) -> None:

@@ -193,11 +193,6 @@ def test_unknown_words_of_a_prompt_become_unk_where_there_is_one() -> None:
     assert vocabulary.encode_prompt("The <UNK> <EOS> king") == ([1, 3], [])
 
 
-def test_a_prompt_that_is_tokenised_already() -> None:
-    vocabulary = Vocabulary((EOS, "king", "s"))
-    assert vocabulary.encode_prompt("king 's", "wikitext") == ([1], [])
-
-
 def test_decode() -> None:
     vocabulary = Vocabulary((EOS, "The", "king", UNK))
     assert vocabulary.decode([1, 2, 0, 1, 3]) == "The king\nThe <UNK>"
