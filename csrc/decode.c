@@ -1,0 +1,296 @@
+/* decode.c -- streams of tokens: prompts, steps, generations, scores.
+ *
+ * A step reads all of Why for 2HV operations: it is bound by memory, and several streams cost little more than one.
+ * So the streams of a call go through Why in groups. What one stream gets is computed in the same order whoever
+ * else is in its group, bit for bit.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+/* ---- The decoder's memory ------------------------------------------------------------------------------------------ */
+
+static void lay_out(rnn_decoder *d, rnn_arena *arena) {
+    const rnn_model *m = d->model;
+    size_t threads = (size_t)d->threads, samplers = rnn_min(threads, RNN_GROUP), f = sizeof(float);
+    /* rnn_score takes RNN_GROUP tokens at a time, each with a state of its own. */
+    size_t states = rnn_max(d->max_streams, RNN_GROUP);
+    d->state = rnn_arena_take(arena, states * m->stride, f);
+    d->next = rnn_arena_take(arena, states * m->stride, f);
+    d->why = rnn_arena_take(arena, threads * m->H * RNN_BLOCK, f);
+    d->logits = rnn_arena_take(arena, RNN_GROUP * d->row, f);
+    d->cut = rnn_arena_take(arena, samplers * d->row, f);
+    d->exps = rnn_arena_take(arena, samplers * d->row, f);
+    d->sums = rnn_arena_take(arena, samplers * (d->row / RNN_BLOCK), sizeof(double));
+    d->active = rnn_arena_take(arena, d->max_streams, sizeof *d->active);
+    d->tokens = rnn_arena_take(arena, d->max_streams, sizeof *d->tokens);
+}
+
+int32_t rnn_decoder_create(const rnn_model *model, int32_t max_streams, int32_t threads, rnn_decoder **decoder) {
+    if (!model || !decoder) return RNN_E_NULL;
+    if (max_streams < 1 || max_streams > RNN_MAX_STREAMS) return RNN_E_DIM;
+    if (threads < 1 || threads > RNN_MAX_THREADS) return RNN_E_ARG;
+    rnn_decoder d = {.model = model, .max_streams = (size_t)max_streams, .threads = threads};
+    d.row = rnn_round_up(model->V, RNN_BLOCK);
+    rnn_arena arena = {0};
+    rnn_arena_take(&arena, 1, sizeof d);
+    lay_out(&d, &arena);
+    if (arena.overflow) return RNN_E_NOMEM;
+    rnn_decoder *made = rnn_aligned_alloc(arena.used, &d.memory);
+    if (!made) return RNN_E_NOMEM;
+    arena = (rnn_arena){.base = (char *)made};
+    rnn_arena_take(&arena, 1, sizeof d);
+    lay_out(&d, &arena);
+    *made = d;
+    *decoder = made;
+    return RNN_OK;
+}
+
+void rnn_decoder_destroy(rnn_decoder *decoder) {
+    if (decoder) free(decoder->memory);
+}
+
+/* ---- One step -------------------------------------------------------------------------------------------------------- */
+
+static int32_t check_tokens(const rnn_model *m, const int32_t *tokens, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        if ((uint32_t)tokens[i] >= m->V) return RNN_E_TOKEN; /* so is a negative one, once unsigned */
+    }
+    return RNN_OK;
+}
+
+/* to (n, stride) = tanh(input[token] + from Whh); the columns after H stay 0. */
+static void advance(const rnn_model *m, size_t n, const int32_t *tokens, const float *from, float *to) {
+    const rnn_kernels *k = m->kernels;
+    size_t H = m->H, stride = m->stride;
+    for (size_t i = 0; i < n; i++) {
+        memcpy(to + i * stride, m->input + (size_t)tokens[i] * H, H * sizeof *to);
+        memset(to + i * stride + H, 0, (stride - H) * sizeof *to);
+    }
+    k->multiply(n, H, stride / k->panel, from, stride, m->whh, to, stride, k->panel, true);
+    k->tanh(n * stride, to);
+}
+
+/* z (n, row), from column v0 on = hidden rows times one block of Why. */
+static void project_block(rnn_decoder *d, size_t n, const float *hidden, size_t v0, size_t cols, float *z) {
+    const rnn_model *m = d->model;
+    const rnn_kernels *k = m->kernels;
+    size_t H = m->H;
+    if (!m->words) {
+        k->rows_times(n, H, cols, hidden, m->stride, m->why + v0, m->V, z, d->row);
+        return;
+    }
+    float *packed = d->why + rnn_thread() * H * RNN_BLOCK;
+    for (size_t v = 0; v < cols; v += k->wide) {
+        const uint32_t *words = m->words + (v0 + v) / k->wide * m->wide_words;
+        if (n == 1) {
+            k->row_times_words(m->precision, H, hidden, words, z + v);
+        } else {
+            k->expand(m->precision, H, words, packed + v * H);
+        }
+    }
+    if (n > 1) {
+        k->multiply(n, H, rnn_ceil_div(cols, k->panel), hidden, m->stride, packed, z, d->row, k->panel, false);
+    }
+}
+
+/* logits (n, row) of n <= RNN_GROUP hidden rows. */
+static void project(rnn_decoder *d, size_t n, const float *hidden) {
+    const rnn_model *m = d->model;
+    size_t blocks = d->row / RNN_BLOCK;
+    RNN_OMP(parallel for num_threads(d->threads) schedule(static))
+    for (size_t b = 0; b < blocks; b++) {
+        size_t v0 = b * RNN_BLOCK, cols = rnn_min(RNN_BLOCK, m->V - v0);
+        float *z = d->logits + v0;
+        project_block(d, n, hidden, v0, cols, z);
+        for (size_t i = 0; i < n; i++) {
+            m->kernels->finish(cols, m->words ? m->scale + v0 : NULL, m->by + v0, z + i * d->row);
+        }
+    }
+}
+
+static void load_states(const rnn_model *m, size_t n, const float *states, float *rows) {
+    for (size_t i = 0; i < n; i++) {
+        memcpy(rows + i * m->stride, states + i * m->H, m->H * sizeof *rows);
+        memset(rows + i * m->stride + m->H, 0, (m->stride - m->H) * sizeof *rows);
+    }
+}
+
+static void store_states(const rnn_model *m, size_t n, const float *rows, float *states) {
+    for (size_t i = 0; i < n; i++) memcpy(states + i * m->H, rows + i * m->stride, m->H * sizeof *rows);
+}
+
+/* The model is bounded (rnn_model_create), so from finite states all that follows is finite. */
+static bool rows_are_finite(const rnn_model *m, size_t n, const float *rows) {
+    return isfinite(m->kernels->max_abs(n * m->stride, rows));
+}
+
+int32_t rnn_prefill(rnn_decoder *decoder, const int32_t *tokens, int32_t count, float *state) {
+    if (!decoder || !state || (!tokens && count > 0)) return RNN_E_NULL;
+    if (count < 0 || count > RNN_MAX_TOKENS) return RNN_E_DIM;
+    const rnn_model *m = decoder->model;
+    int32_t status = check_tokens(m, tokens, (size_t)count);
+    if (status) return status;
+    float *from = decoder->state, *to = decoder->next;
+    load_states(m, 1, state, from);
+    for (int32_t i = 0; i < count; i++) {
+        advance(m, 1, tokens + i, from, to);
+        float *swap = from;
+        from = to;
+        to = swap;
+    }
+    if (!rows_are_finite(m, 1, from)) return RNN_E_NONFINITE;
+    store_states(m, 1, from, state);
+    return RNN_OK;
+}
+
+/* One group of streams, hidden rows to tokens. Stream i writes to next[i * step] and logp[i * step]. */
+static void draw_group(rnn_decoder *d, size_t n, const float *hidden, const rnn_sampling *sampling, int32_t *next,
+                       float *logp, float *logits) {
+    size_t V = d->model->V;
+    project(d, n, hidden);
+    int samplers = (int)rnn_min((size_t)d->threads, RNN_GROUP);
+    RNN_OMP(parallel for num_threads(samplers) schedule(static))
+    for (size_t i = 0; i < n; i++) {
+        const float *z = d->logits + i * d->row;
+        next[i] = rnn_draw(d, rnn_thread(), z, sampling + i, logp ? logp + i : NULL);
+        if (logits) memcpy(logits + i * V, z, V * sizeof *z);
+    }
+    (void)samplers; /* used by OpenMP only */
+}
+
+int32_t rnn_decode(rnn_decoder *decoder, int32_t n, const int32_t *tokens, const rnn_sampling *sampling, float *states,
+                   int32_t *next, float *logp, float *logits) {
+    if (!decoder || !tokens || !sampling || !states || !next) return RNN_E_NULL;
+    rnn_decoder *d = decoder;
+    const rnn_model *m = d->model;
+    if (n < 1 || (size_t)n > d->max_streams) return RNN_E_DIM;
+    size_t streams = (size_t)n;
+    for (size_t i = 0; i < streams; i++) {
+        int32_t status = rnn_check_sampling(sampling + i);
+        if (status) return status;
+    }
+    int32_t status = check_tokens(m, tokens, streams);
+    if (status) return status;
+    load_states(m, streams, states, d->state);
+    advance(m, streams, tokens, d->state, d->next);
+    if (!rows_are_finite(m, streams, d->next)) return RNN_E_NONFINITE;
+    for (size_t i = 0; i < streams; i += RNN_GROUP) {
+        draw_group(d, rnn_min(RNN_GROUP, streams - i), d->next + i * m->stride, sampling + i, next + i,
+                   logp ? logp + i : NULL, logits ? logits + i * m->V : NULL);
+    }
+    store_states(m, streams, d->next, states);
+    return RNN_OK;
+}
+
+/* ---- Whole sequences --------------------------------------------------------------------------------------------------- */
+
+static int32_t check_generation(const rnn_decoder *d, size_t n, const int32_t *prompts, const int32_t *lengths,
+                                const double *u, const float *temperature, const int32_t *top_k, size_t max_tokens,
+                                int32_t stop) {
+    size_t total = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (lengths[i] < 1 || lengths[i] > RNN_MAX_TOKENS) return RNN_E_DIM;
+        total += (size_t)lengths[i];
+        rnn_sampling s = {.u = 0.0, .temperature = temperature[i], .top_k = top_k[i]};
+        for (size_t t = 0; t < max_tokens; t++) {
+            s.u = u[i * max_tokens + t];
+            int32_t status = rnn_check_sampling(&s);
+            if (status) return status;
+        }
+    }
+    if (stop < -1 || (stop >= 0 && (size_t)stop >= d->model->V)) return RNN_E_TOKEN;
+    return check_tokens(d->model, prompts, total);
+}
+
+/* Every prompt but its last token goes through its stream; that one is left in d->tokens. */
+static void feed_prompts(rnn_decoder *d, size_t n, const int32_t *prompts, const int32_t *lengths) {
+    const rnn_model *m = d->model;
+    for (size_t i = 0; i < n; i++) {
+        float *state = d->state + i * m->stride;
+        memset(state, 0, m->stride * sizeof *state);
+        for (int32_t t = 0; t + 1 < lengths[i]; t++) {
+            advance(m, 1, prompts + t, state, d->next);
+            memcpy(state, d->next, m->stride * sizeof *state);
+        }
+        d->active[i] = (int32_t)i;
+        d->tokens[i] = prompts[lengths[i] - 1];
+        prompts += lengths[i];
+    }
+}
+
+int32_t rnn_generate(rnn_decoder *decoder, int32_t n, const int32_t *prompts, const int32_t *prompt_lengths,
+                     const double *u, const float *temperature, const int32_t *top_k, int32_t max_tokens, int32_t stop,
+                     const volatile int32_t *cancel, int32_t *out, float *logp, int32_t *out_lengths) {
+    if (!decoder || !prompts || !prompt_lengths || !u || !temperature || !top_k || !out || !out_lengths) {
+        return RNN_E_NULL;
+    }
+    rnn_decoder *d = decoder;
+    const rnn_model *m = d->model;
+    if (n < 1 || (size_t)n > d->max_streams || max_tokens < 1 || max_tokens > RNN_MAX_TOKENS) return RNN_E_DIM;
+    size_t length = (size_t)max_tokens, running = (size_t)n;
+    int32_t status = check_generation(d, running, prompts, prompt_lengths, u, temperature, top_k, length, stop);
+    if (status) return status;
+
+    feed_prompts(d, running, prompts, prompt_lengths);
+    for (size_t i = 0; i < running; i++) out_lengths[i] = 0;
+    for (size_t t = 0; t < length && running > 0; t++) {
+        if (cancel && *cancel) return RNN_E_CANCELLED;
+        advance(m, running, d->tokens, d->state, d->next);
+        size_t kept = 0;
+        for (size_t i0 = 0; i0 < running; i0 += RNN_GROUP) {
+            size_t group = rnn_min(RNN_GROUP, running - i0);
+            rnn_sampling sampling[RNN_GROUP];
+            int32_t drawn[RNN_GROUP];
+            float drawn_logp[RNN_GROUP];
+            for (size_t i = 0; i < group; i++) {
+                size_t stream = (size_t)d->active[i0 + i];
+                sampling[i] = (rnn_sampling){u[stream * length + t], temperature[stream], top_k[stream]};
+            }
+            draw_group(d, group, d->next + i0 * m->stride, sampling, drawn, logp ? drawn_logp : NULL, NULL);
+            for (size_t i = 0; i < group; i++) {
+                size_t stream = (size_t)d->active[i0 + i];
+                out[stream * length + t] = drawn[i];
+                if (logp) logp[stream * length + t] = drawn_logp[i];
+                out_lengths[stream]++;
+                if (drawn[i] == stop) continue;
+                /* Those that go on move up: kept <= i0 + i, so nothing that is still needed is overwritten. */
+                memcpy(d->state + kept * m->stride, d->next + (i0 + i) * m->stride, m->stride * sizeof(float));
+                d->active[kept] = (int32_t)stream;
+                d->tokens[kept] = drawn[i];
+                kept++;
+            }
+        }
+        running = kept;
+    }
+    return RNN_OK;
+}
+
+int32_t rnn_score(rnn_decoder *decoder, const int32_t *tokens, int32_t count, float *state, float *logp) {
+    if (!decoder || !tokens || !state || !logp) return RNN_E_NULL;
+    if (count < 2 || count > RNN_MAX_TOKENS) return RNN_E_DIM;
+    rnn_decoder *d = decoder;
+    const rnn_model *m = d->model;
+    int32_t status = check_tokens(m, tokens, (size_t)count);
+    if (status) return status;
+    int samplers = (int)rnn_min((size_t)d->threads, RNN_GROUP);
+    load_states(m, 1, state, d->state);
+    for (size_t i0 = 0; i0 + 1 < (size_t)count; i0 += RNN_GROUP) {
+        size_t group = rnn_min(RNN_GROUP, (size_t)count - 1 - i0);
+        for (size_t i = 0; i < group; i++) {
+            advance(m, 1, tokens + i0 + i, i ? d->next + (i - 1) * m->stride : d->state, d->next + i * m->stride);
+        }
+        if (i0 == 0 && !rows_are_finite(m, group, d->next)) return RNN_E_NONFINITE;
+        project(d, group, d->next);
+        RNN_OMP(parallel for num_threads(samplers) schedule(static))
+        for (size_t i = 0; i < group; i++) {
+            logp[i0 + i] = rnn_log_softmax(d, rnn_thread(), d->logits + i * d->row, tokens[i0 + i + 1]);
+        }
+        memcpy(d->state, d->next + (group - 1) * m->stride, m->stride * sizeof(float));
+    }
+    (void)samplers; /* used by OpenMP only */
+    store_states(m, 1, d->state, state);
+    return RNN_OK;
+}

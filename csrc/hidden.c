@@ -1,0 +1,115 @@
+/* hidden.c -- the recurrence, forward and backward through time.
+ *
+ *     forward   h_t = tanh(x_t Wxh + bh + h_{t-1} Whh)
+ *     backward  a_t = (dh_t + a_{t+1} Whh^T) * (1 - h_t^2)        the gradient before tanh (Werbos 1990)
+ *               dWxh = sum_t x_t^T a_t    dWhh = sum_t h_{t-1}^T a_t    dbh = sum_t a_t
+ *
+ * Only the products with Whh depend on the step before. All x_t Wxh are one matrix product ahead of the sweep, and
+ * the three gradients are one matrix product each after it. Streams are independent, so each thread takes its own
+ * through all of time, without a barrier between steps.
+ */
+#include <string.h>
+
+#include "internal.h"
+
+/* The embeddings of tokens x (rows), columns e0 to e1, one after the other. */
+static void gather(const float *embeddings, size_t E, const int32_t *x, size_t rows, size_t e0, size_t e1, float *out) {
+    size_t width = e1 - e0;
+    for (size_t n = 0; n < rows; n++) {
+        memcpy(out + n * width, embeddings + (size_t)x[n] * E + e0, width * sizeof *out);
+    }
+}
+
+/* hidden (N, stride) = embeddings[x] Wxh + bh, in the place where the sweep finds it. */
+static void project_inputs(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t N,
+                           float *hidden) {
+    const rnn_kernels *k = w->kernels;
+    const float *bh = params + w->at.bh;
+    size_t tiles = rnn_ceil_div(N, RNN_GATHER), E = w->E, H = w->H, stride = w->stride;
+    k->pack(params + w->at.wxh, H, E, H, 0.0f, w->wxh);
+    RNN_OMP(parallel for num_threads(w->threads) schedule(static))
+    for (size_t tile = 0; tile < tiles; tile++) {
+        size_t n0 = tile * RNN_GATHER, rows = rnn_min(RNN_GATHER, N - n0);
+        float *inputs = w->gathered + rnn_thread() * RNN_GATHER * E, *out = hidden + n0 * stride;
+        gather(embeddings, E, x + n0, rows, 0, E, inputs);
+        for (size_t n = 0; n < rows; n++) {
+            memcpy(out + n * stride, bh, H * sizeof *bh);
+            memset(out + n * stride + H, 0, (stride - H) * sizeof *out);
+        }
+        k->multiply(rows, E, rnn_ceil_div(H, k->panel), inputs, E, w->wxh, out, stride, k->panel, true);
+    }
+}
+
+void rnn_hidden_forward(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t T, size_t B,
+                        const float *state) {
+    const rnn_kernels *k = w->kernels;
+    size_t H = w->H, stride = w->stride, panels = rnn_ceil_div(H, k->panel);
+    project_inputs(w, params, embeddings, x, T * B, w->hidden + B * stride);
+    k->pack(params + w->at.whh, H, H, H, 0.0f, w->whh);
+    for (size_t b = 0; b < B; b++) {
+        float *row = w->hidden + b * stride;
+        memcpy(row, state + b * H, H * sizeof *row);
+        memset(row + H, 0, (stride - H) * sizeof *row);
+        row[H] = 1.0f;
+    }
+    size_t shares = rnn_min(B, (size_t)w->threads);
+    RNN_OMP(parallel for num_threads(w->threads) schedule(static))
+    for (size_t share = 0; share < shares; share++) {
+        size_t b0 = B * share / shares, mine = B * (share + 1) / shares - b0;
+        for (size_t t = 0; t < T; t++) {
+            const float *before = w->hidden + (t * B + b0) * stride;
+            float *now = w->hidden + ((t + 1) * B + b0) * stride;
+            k->multiply(mine, H, panels, before, stride, w->whh, now, stride, k->panel, true);
+            k->tanh(mine * stride, now);
+            for (size_t b = 0; b < mine; b++) now[b * stride + H] = 1.0f;
+        }
+    }
+}
+
+/* dhidden: from dL/dh_t of the output layer to the gradient before tanh, for every t. */
+static void sweep_back(rnn_work *w, const float *whh, size_t T, size_t B) {
+    const rnn_kernels *k = w->kernels;
+    size_t H = w->H, stride = w->stride, panels = rnn_ceil_div(H, k->panel);
+    for (size_t i = 0; i < H; i++) {
+        for (size_t j = 0; j < H; j++) w->transposed[j * H + i] = whh[i * H + j];
+    }
+    k->pack(w->transposed, H, H, H, 0.0f, w->whh_t);
+    size_t shares = rnn_min(B, (size_t)w->threads);
+    RNN_OMP(parallel for num_threads(w->threads) schedule(static))
+    for (size_t share = 0; share < shares; share++) {
+        size_t b0 = B * share / shares, mine = B * (share + 1) / shares - b0;
+        for (size_t t = T; t-- > 0;) {
+            float *now = w->dhidden + (t * B + b0) * stride;
+            const float *after = now + B * stride;
+            if (t + 1 < T) k->multiply(mine, H, panels, after, stride, w->whh_t, now, stride, k->panel, true);
+            k->tanh_backward(mine * stride, w->hidden + ((t + 1) * B + b0) * stride, now);
+        }
+    }
+}
+
+void rnn_hidden_backward(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t T,
+                         size_t B, float *grads) {
+    enum { ROWS = 48 }; /* of a gradient, as one piece of work */
+    const rnn_kernels *k = w->kernels;
+    size_t N = T * B, E = w->E, H = w->H, stride = w->stride, panel = k->panel;
+    sweep_back(w, params + w->at.whh, T, B);
+    size_t input_shares = rnn_ceil_div(E, ROWS), shares = input_shares + rnn_ceil_div(H + 1, ROWS);
+    RNN_OMP(parallel for num_threads(w->threads) schedule(dynamic))
+    for (size_t share = 0; share < shares; share++) {
+        bool is_input = share < input_shares;
+        size_t i0 = (is_input ? share : share - input_shares) * ROWS;
+        size_t m = rnn_min(ROWS, (is_input ? E : H + 1) - i0);
+        float *inputs = w->gathered + rnn_thread() * RNN_GATHER * E;
+        float *out = grads + (is_input ? w->at.wxh : w->at.whh) + i0 * H;
+        for (size_t n0 = 0; n0 < N; n0 += RNN_GATHER) {
+            size_t rows = rnn_min(RNN_GATHER, N - n0);
+            const float *a = w->hidden + n0 * stride + i0; /* h_{t-1} stands one step before a_t */
+            if (is_input) {
+                gather(embeddings, E, x + n0, rows, i0, i0 + m, inputs);
+                a = inputs;
+            }
+            k->multiply_at(m, rows, H, a, is_input ? m : stride, w->dhidden + n0 * stride, stride, panel, out, H,
+                           n0 > 0);
+        }
+    }
+}

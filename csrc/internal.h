@@ -1,0 +1,232 @@
+/* internal.h -- what the files of the library share. Nothing here is exported.
+ *
+ * Sizes carry the letters of rnnlib.h: V words, E embedding, H hidden, N = T * B tokens of a chunk.
+ *
+ * Three ideas run through all files:
+ *
+ *   Panels    A right-hand matrix (K, columns) is packed into panels: `panel` columns wide, each stored as K rows of
+ *             `panel` floats one after the other, the last one filled up with zeros. A kernel then reads it from
+ *             front to back (Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication").
+ *   Blocks    The vocabulary is cut into blocks of RNN_BLOCK words. A block is the unit of parallel work, and what
+ *             is summed over blocks is summed in their order: so a result does not depend on the number of threads.
+ *   A row of hidden state is stored as [h, 1, 0 ...], `stride` floats long: the 1 makes the bias one more row of the
+ *             matrix below it. Whh and bh, and Why and by, lie next to each other in the parameters, so each pair
+ *             *is* that taller matrix, and the gradient of a bias is the last row of a matrix product.
+ */
+#ifndef RNN_INTERNAL_H
+#define RNN_INTERNAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "rnnlib.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#define RNN_OMP(...) RNN_PRAGMA(omp __VA_ARGS__)
+#define RNN_PRAGMA(...) _Pragma(#__VA_ARGS__)
+static inline size_t rnn_thread(void) { return (size_t)omp_get_thread_num(); }
+#else
+#define RNN_OMP(...)
+static inline size_t rnn_thread(void) { return 0; }
+#endif
+
+enum {
+    RNN_BLOCK = 512, /* words of a block: panels, logits and gradient of one block fit an L2 cache together */
+    RNN_GROUP = 16,  /* streams that one pass over Why serves at inference */
+    RNN_ALIGN = 64,  /* bytes: a cache line, and the widest vector register */
+    RNN_SKEW = 256,  /* floats between panels of logits, so that they do not all fall on the same cache sets */
+};
+
+static inline size_t rnn_min(size_t a, size_t b) { return a < b ? a : b; }
+static inline size_t rnn_max(size_t a, size_t b) { return a > b ? a : b; }
+static inline size_t rnn_ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+static inline size_t rnn_round_up(size_t a, size_t b) { return rnn_ceil_div(a, b) * b; }
+
+/* ---- Kernels: the inner loops, once per instruction set --------------------------------------------------------- */
+
+/* No two pointers of a call may alias unless the text says "in place". */
+typedef struct rnn_kernels {
+    const char *name;
+    size_t panel; /* columns of a panel; divides RNN_BLOCK */
+
+    /* panels (ceil(cols / panel), K, panel) = w (K, cols), rows ld apart. Columns that fill up the last panel are 0,
+     * in the last row `fill`. Returns the largest magnitude in w, infinity when a value is not finite. */
+    float (*pack)(const float *w, size_t ld, size_t K, size_t cols, float fill, float *panels);
+
+    /* C (m, panels * panel) = A (m, K) times packed panels; += with add. Row i of panel p of C lies at
+     * c + p * c_panel + i * c_row. Every row is summed over k = 0, 1, 2 ... in that order, whatever m is. */
+    void (*multiply)(size_t m, size_t K, size_t panels, const float *a, size_t lda, const float *b, float *c,
+                     size_t c_row, size_t c_panel, bool add);
+
+    /* C (m, cols) = A^T B; += with add.  A (K, m), rows lda apart. Row k of panel p of B lies at
+     * b + p * b_panel + k * b_row. Of C, rows ldc apart, no more than cols columns are touched. */
+    void (*multiply_at)(size_t m, size_t K, size_t cols, const float *a, size_t lda, const float *b, size_t b_row,
+                        size_t b_panel, float *c, size_t ldc, bool add);
+
+    /* C (m, n) = A B^T, summed over all columns of the panels.  A has m rows of panels a_panel apart, B n of b_panel. */
+    void (*multiply_bt)(size_t m, size_t n, size_t panels, const float *a, size_t a_panel, const float *b,
+                        size_t b_panel, float *c, size_t ldc);
+
+    /* In place, z = exp(z - max): m rows of panels z_panel apart, with each row's max (m), and the sum (m) of its
+     * exponentials. */
+    void (*softmax)(size_t m, size_t panels, float *z, size_t z_panel, float *max, double *sum);
+
+    void (*tanh)(size_t count, float *x);                          /* in place */
+    void (*tanh_backward)(size_t count, const float *h, float *d); /* in place, d *= 1 - h * h */
+
+    /* out (count) = sum over terms b of weights[b * weight_step] * x[b * x_step ...] */
+    void (*weighted_sum)(size_t terms, size_t count, const float *weights, size_t weight_step, const float *x,
+                         size_t x_step, float *out);
+
+    float (*max_abs)(size_t count, const float *x); /* infinity when a value is not finite */
+    float (*max)(size_t count, const float *x);     /* NaNs are passed over */
+
+    size_t (*count_at_least)(size_t count, const float *x, float least);
+    void (*cut_below)(size_t count, const float *x, float least, float *cut); /* -inf where x < least */
+
+    /* e = exp((z - max) * beta), and their sums: sums[b] of the b-th RNN_BLOCK of them. */
+    void (*exp_sums)(size_t count, const float *z, float max, float beta, float *e, double *sums);
+
+    /* C (m, cols) = A (m, K) times B (K, cols) as it lies, rows ldb apart: for so few rows of A that packing B would cost
+     * more than it saves. Summed as in multiply, to the same bits. C's rows take cols rounded up to RNN_BLOCK. */
+    void (*rows_times)(size_t m, size_t K, size_t cols, const float *a, size_t lda, const float *b, size_t ldb,
+                       float *c, size_t ldc);
+
+    /* A copy of w (K, cols <= wide) with fewer bytes, precision as in rnnlib.h: words of K rows, and a scale for each
+     * column. expand makes panels of it for multiply, without the scales; row_times_words multiplies one row h (K). */
+    size_t wide; /* columns of a copy; divides RNN_BLOCK, a multiple of panel */
+    void (*compress)(int32_t precision, const float *w, size_t ld, size_t K, size_t cols, uint32_t *words,
+                     float *scale);
+    void (*expand)(int32_t precision, size_t K, const uint32_t *words, float *panels);
+    void (*row_times_words)(int32_t precision, size_t K, const float *h, const uint32_t *words, float *z);
+    void (*finish)(size_t count, const float *scale, const float *bias,
+                   float *z); /* z = z * scale + bias; scale NULL: 1 */
+
+    double (*sum_squares)(size_t count, const float *x);
+    void (*sgd)(size_t count, float *p, const float *g, float *v, float grad_scale, float lr, float momentum);
+    void (*adamw)(size_t count, float *p, const float *g, float *m, float *v, float grad_scale,
+                  const rnn_adamw *options);
+} rnn_kernels;
+
+/* The best kernels that this processor runs, or those that the environment variable RNN_ISA asks for. */
+const rnn_kernels *rnn_kernels_choose(void);
+
+extern const rnn_kernels rnn_kernels_avx512, rnn_kernels_avx2; /* x86 only */
+extern const rnn_kernels rnn_kernels_baseline, rnn_kernels_reference;
+
+/* ---- Memory: one allocation per handle --------------------------------------------------------------------------- */
+
+/* Hands out the pieces of one allocation. With base NULL it only counts, so the function that lays a handle out runs
+ * twice: to learn the size, then to set the pointers. */
+typedef struct rnn_arena {
+    char *base;
+    size_t used;
+    bool overflow; /* the pieces together are more than a size_t counts */
+} rnn_arena;
+
+void *rnn_arena_take(rnn_arena *arena, size_t count, size_t size);
+
+/* Allocates RNN_ALIGNed zeros. memory is what free() takes. */
+void *rnn_aligned_alloc(size_t size, void **memory);
+
+/* ---- Training ------------------------------------------------------------------------------------------------------ */
+
+/* Where the parts of the flat parameter buffer begin. */
+typedef struct rnn_offsets {
+    size_t wxh, whh, bh, why, by, count;
+} rnn_offsets;
+
+rnn_offsets rnn_param_offsets(size_t V, size_t E, size_t H);
+
+int32_t rnn_check_dims(const rnn_dims *dims);
+
+struct rnn_work {
+    void *memory;
+    const rnn_kernels *kernels;
+    size_t V, E, H;
+    rnn_offsets at;
+    size_t max_steps, max_batch;
+    int threads;
+    size_t stride;       /* of a row [h, 1, 0 ...]: H + 1 rounded up to whole panels */
+    size_t blocks;       /* of the vocabulary */
+    size_t rows;         /* tokens whose logits are held at a time: a tile */
+    float *hidden;       /* (T + 1, B, stride): row 0 is the initial state */
+    float *dhidden;      /* (T, B, stride): dL/dh, then the gradient before tanh */
+    float *wxh, *whh;    /* packed (E, stride), (H, stride) */
+    float *whh_t;        /* packed (H, stride): the transpose of Whh */
+    float *transposed;   /* (H, H) */
+    float *gathered;     /* (threads, RNN_GATHER, E): embeddings of a run of tokens */
+    float *why;          /* (threads, H + 1, RNN_BLOCK): a packed block of [Why; by] */
+    size_t slot;         /* floats for the logits of one block and tile */
+    float *logits;       /* (blocks, slot): of one tile, then their exponentials */
+    float *dhidden_part; /* (blocks, rows, stride): what each block adds to dhidden */
+    float *scaled;       /* (threads, rows, stride): hidden rows times their factor */
+    float *block_max;    /* (blocks, rows) */
+    double *block_sum;   /* (blocks, rows); of exp(logit - block_max) */
+    float *factor;       /* (blocks, rows): exp(block_max - lse) */
+    double *lse;         /* (rows): log-sum-exp */
+    float *target;       /* (rows): the logit of y */
+    float *target_why;   /* (rows, stride): the column of Why that belongs to y */
+    float *block_bound;  /* (blocks): the largest magnitude in a block of [Why; by] */
+    double *logp;        /* (N): log p of each y */
+};
+
+enum { RNN_GATHER = 128 }; /* tokens gathered at a time */
+
+void rnn_hidden_forward(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t T, size_t B,
+                        const float *state);
+void rnn_hidden_backward(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t T,
+                         size_t B, float *grads);
+
+/* log p of each y into w->logp; the sum of -log p, not finite when any is not. */
+double rnn_output_loss(rnn_work *w, const float *params, const int32_t *y, size_t B, size_t N);
+
+/* The same, and the gradient: of Why and by into grads, of the hidden rows into w->dhidden. When the loss is not
+ * finite, grads is as it was. */
+double rnn_output_loss_grad(rnn_work *w, const float *params, const int32_t *y, size_t B, size_t N, float scale,
+                            float *grads);
+
+/* ---- Inference ------------------------------------------------------------------------------------------------------ */
+
+struct rnn_model {
+    void *memory;
+    const rnn_kernels *kernels;
+    size_t V, H;
+    size_t stride; /* of a hidden row: H rounded up to whole panels */
+    float *input;  /* (V, H): embeddings Wxh + bh */
+    float *whh;    /* packed (H, stride) */
+    int32_t precision;
+    uint32_t *words; /* (V / wide, wide_words): the copy of Why; NULL in float32 */
+    size_t wide_words;
+    float *scale; /* (V): of its columns */
+    const float *why, *by;
+};
+
+struct rnn_decoder {
+    void *memory;
+    const rnn_model *model;
+    size_t max_streams;
+    int threads;
+    size_t row;      /* of logits: V rounded up to whole blocks */
+    float *state;    /* (max_streams, stride): before a step */
+    float *next;     /* (max_streams, stride): after it */
+    float *why;      /* (threads, H, RNN_BLOCK): a packed block */
+    float *logits;   /* (RNN_GROUP, row) */
+    float *cut;      /* (threads, row): logits after top_k */
+    float *exps;     /* (threads, row) */
+    double *sums;    /* (threads, blocks) */
+    int32_t *active; /* (max_streams): the streams of a generation that go on */
+    int32_t *tokens; /* (max_streams) */
+};
+
+int32_t rnn_check_sampling(const rnn_sampling *sampling);
+
+/* Draws from logits z (V), which are finite or -inf and not all -inf. `thread` says whose scratch is used. */
+int32_t rnn_draw(rnn_decoder *d, size_t thread, const float *z, const rnn_sampling *sampling, float *logp);
+
+/* log softmax(z)[token] */
+float rnn_log_softmax(rnn_decoder *d, size_t thread, const float *z, int32_t token);
+
+#endif

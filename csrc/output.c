@@ -1,0 +1,166 @@
+/* output.c -- the output layer and its loss, forward and backward, without the (N,V) logits.
+ *
+ *     z_n = [h_n, 1] [Why; by]      lse_n = log sum_v exp(z_nv)      loss = sum_n lse_n - z_n[y_n]
+ *     p_nv = exp(z_nv - lse_n)      d_nv = scale * (p_nv - [v = y_n])
+ *     dh_n = sum_v d_nv Why[:,v]    d[Why; by] = sum_n [h_n, 1]^T d_n
+ *
+ * The gradient needs lse_n, which needs all of the vocabulary: so the obvious program goes over the vocabulary twice
+ * and computes each logit twice (Cut Cross-Entropy, Wijmans et al. 2024), for 8NHV operations. This one takes 6NHV:
+ *
+ *   Tiles     It takes `rows` tokens at a time and keeps the exponentials of that tile: a buffer as large as Why, that
+ *             lives in the last-level cache, whatever the length of the sequence.
+ *   Blocks    Each block of the vocabulary shifts by its own maximum m_nb (the "split" form of the online softmax,
+ *             Milakov & Gimelshein 2018): e_nv = exp(z_nv - m_nb), s_nb = sum of them, u_nb = sum_v e_nv Why[:,v].
+ *             No block waits for another. Once all are done, lse_n = log sum_b s_nb exp(m_nb), and the factor
+ *             f_nb = exp(m_nb - lse_n) makes good what each had left out: p_nv = f_nb e_nv, so
+ *                 dh_n = scale * (sum_b f_nb u_nb - Why[:,y_n])
+ *                 d[Why; by] of block b = sum_n (scale f_nb [h_n, 1])^T (e_n - [v = y_n] / f_nb)
+ */
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "internal.h"
+
+/* One tile: tokens n0 to n0 + rows of a chunk. */
+typedef struct tile {
+    const float *hidden; /* (rows, stride) */
+    const int32_t *y;    /* (rows) */
+    size_t rows;
+} tile;
+
+/* From panel to panel of the logits of a block. */
+static size_t panel_step(const rnn_work *w, size_t rows) { return rows * w->kernels->panel + RNN_SKEW; }
+
+/* Where logit v of a block's row n lies among its panels. */
+static size_t logit_at(const rnn_work *w, size_t rows, size_t n, size_t v) {
+    size_t panel = w->kernels->panel;
+    return v / panel * panel_step(w, rows) + n * panel + v % panel;
+}
+
+/* The logits of one block, each row's maximum and the sum of its exponentials, which take the place of the logits.
+ * With a gradient, also what the block adds to dh. */
+static void block_forward(rnn_work *w, const float *why, const tile *t, size_t block, bool gradient) {
+    const rnn_kernels *k = w->kernels;
+    size_t v0 = block * RNN_BLOCK, cols = rnn_min(RNN_BLOCK, w->V - v0), K = w->H + 1, rows = t->rows;
+    size_t panel = k->panel, panels = rnn_ceil_div(cols, panel);
+    float *packed = w->why + rnn_thread() * K * RNN_BLOCK;
+    size_t step = panel_step(w, rows);
+    float *z = w->logits + (gradient ? block : rnn_thread()) * w->slot;
+    /* A word that is not there has a bias of -inf, so its exponential is 0. */
+    w->block_bound[block] = k->pack(why + v0, w->V, K, cols, -INFINITY, packed);
+    k->multiply(rows, K, panels, t->hidden, w->stride, packed, z, panel, step, false);
+    for (size_t n = 0; n < rows; n++) {
+        size_t v = (size_t)t->y[n] - v0;
+        if (v >= cols) continue; /* also when y lies before the block: the difference has wrapped around */
+        w->target[n] = z[logit_at(w, rows, n, v)];
+        for (size_t i = 0; gradient && i < w->H; i++) {
+            w->target_why[n * w->stride + i] = packed[(v / panel * K + i) * panel + v % panel];
+        }
+    }
+    k->softmax(rows, panels, z, step, w->block_max + block * w->rows, w->block_sum + block * w->rows);
+    if (gradient) {
+        float *part = w->dhidden_part + block * w->rows * w->stride;
+        k->multiply_bt(rows, w->H, panels, z, step, packed, K * panel, part, w->stride);
+    }
+}
+
+/* No block counts for less than this: 1 / f_nb must stay a float, and no gradient shows e^-60. */
+#define LEAST_FACTOR 8.75651076269652e-27 /* exp(-60) */
+
+/* Row n once all blocks are done: its log-sum-exp and log p, and with dh (stride) also the factors and dL/dh. */
+static void row_forward(rnn_work *w, size_t n, float scale, double *logp, float *dh) {
+    double max = w->block_max[n], sum = 0.0;
+    for (size_t b = 1; b < w->blocks; b++) max = fmax(max, w->block_max[b * w->rows + n]);
+    for (size_t b = 0; b < w->blocks; b++) {
+        double share = exp(w->block_max[b * w->rows + n] - max);
+        sum += w->block_sum[b * w->rows + n] * share;
+        w->factor[b * w->rows + n] = (float)share;
+    }
+    w->lse[n] = max + log(sum);
+    *logp = w->target[n] - w->lse[n];
+    if (!dh) return;
+    size_t H = w->H, stride = w->stride;
+    for (size_t b = 0; b < w->blocks; b++) {
+        float *factor = w->factor + b * w->rows + n;
+        *factor = (float)fmax(*factor / sum, LEAST_FACTOR);
+    }
+    w->kernels->weighted_sum(w->blocks, H, w->factor + n, w->rows, w->dhidden_part + n * stride, w->rows * stride, dh);
+    for (size_t i = 0; i < H; i++) dh[i] = scale * (dh[i] - w->target_why[n * stride + i]);
+    memset(dh + H, 0, (stride - H) * sizeof *dh);
+}
+
+/* d[Why; by] of one block: = of the first tile, += of the others. */
+static void block_backward(rnn_work *w, const tile *t, size_t block, float scale, bool add, float *dwhy) {
+    const rnn_kernels *k = w->kernels;
+    size_t v0 = block * RNN_BLOCK, cols = rnn_min(RNN_BLOCK, w->V - v0), K = w->H + 1, stride = w->stride;
+    float *scaled = w->scaled + rnn_thread() * w->rows * stride;
+    float *e = w->logits + block * w->slot;
+    for (size_t n = 0; n < t->rows; n++) {
+        float factor = scale * w->factor[block * w->rows + n];
+        for (size_t i = 0; i < K; i++) scaled[n * stride + i] = factor * t->hidden[n * stride + i];
+        size_t v = (size_t)t->y[n] - v0;
+        if (v < cols) {
+            float *target = e + logit_at(w, t->rows, n, v);
+            double shortfall = w->lse[n] - w->block_max[block * w->rows + n];
+            *target = (float)(*target - fmin(exp(shortfall), 1.0 / LEAST_FACTOR));
+        }
+    }
+    k->multiply_at(K, t->rows, cols, scaled, stride, e, k->panel, panel_step(w, t->rows), dwhy + v0, w->V, add);
+}
+
+/* All blocks of one tile, then all of its rows. Returns the tile's sum of -log p. */
+static double tile_forward(rnn_work *w, const float *params, const tile *t, size_t n0, float scale, bool gradient) {
+    RNN_OMP(parallel for num_threads(w->threads) schedule(dynamic))
+    for (size_t b = 0; b < w->blocks; b++) block_forward(w, params + w->at.why, t, b, gradient);
+    RNN_OMP(parallel for num_threads(w->threads) schedule(static))
+    for (size_t n = 0; n < t->rows; n++) {
+        row_forward(w, n, scale, w->logp + n0 + n, gradient ? w->dhidden + (n0 + n) * w->stride : NULL);
+    }
+    double loss = 0.0;
+    for (size_t n = 0; n < t->rows; n++) loss -= w->logp[n0 + n];
+    return loss;
+}
+
+/* The tile that begins at token n0. Tiles are about equal, and whole numbers of register tiles (6 and 4 rows). */
+static tile tile_at(const rnn_work *w, const int32_t *y, size_t B, size_t N, size_t n0) {
+    size_t tiles = rnn_ceil_div(N, w->rows), rows = rnn_min(rnn_round_up(rnn_ceil_div(N, tiles), 12), w->rows);
+    return (tile){w->hidden + (B + n0) * w->stride, y + n0, rnn_min(rows, N - n0)};
+}
+
+double rnn_output_loss(rnn_work *w, const float *params, const int32_t *y, size_t B, size_t N) {
+    double loss = 0.0;
+    for (size_t n0 = 0; n0 < N;) {
+        tile t = tile_at(w, y, B, N, n0);
+        loss += tile_forward(w, params, &t, n0, 0.0f, false);
+        n0 += t.rows;
+    }
+    return loss;
+}
+
+/* Whether every logit is finite whatever the hidden state: |h| <= 1, so |z| is at most the sum of a column's weights. */
+static bool logits_are_bounded(const rnn_work *w) {
+    double bound = 0.0;
+    for (size_t b = 0; b < w->blocks; b++) bound = fmax(bound, w->block_bound[b]);
+    return bound * (double)(w->H + 1) < (double)FLT_MAX;
+}
+
+double rnn_output_loss_grad(rnn_work *w, const float *params, const int32_t *y, size_t B, size_t N, float scale,
+                            float *grads) {
+    double loss = 0.0;
+    for (size_t n0 = 0; n0 < N;) {
+        tile t = tile_at(w, y, B, N, n0);
+        loss += tile_forward(w, params, &t, n0, scale, true);
+        if (!isfinite(loss)) return loss;
+        if (n0 == 0 && N > t.rows && !logits_are_bounded(w)) {
+            /* A later tile may turn out not finite, and then grads must not have been written. */
+            double all = rnn_output_loss(w, params, y, B, N);
+            if (!isfinite(all)) return all;
+            tile_forward(w, params, &t, n0, scale, true);
+        }
+        RNN_OMP(parallel for num_threads(w->threads) schedule(dynamic))
+        for (size_t b = 0; b < w->blocks; b++) block_backward(w, &t, b, scale, n0 > 0, grads + w->at.why);
+        n0 += t.rows;
+    }
+    return loss;
+}

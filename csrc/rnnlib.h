@@ -1,0 +1,201 @@
+/* rnnlib.h -- an Elman recurrent language model: training, scoring and generation on the CPU.
+ *
+ *     h_t = tanh(x_t Wxh + h_{t-1} Whh + bh)      x_t = embeddings[token_t]
+ *     p_t = softmax(h_t Why + by)
+ *     loss = sum_t -log p_t[y_t]                  y_t is the token after token_t: shifted by the caller, once
+ *
+ * This header is the manual and the contract. What holds everywhere:
+ *
+ *   Layout    Matrices are row-major, (in, out): Wxh (E,H)  Whh (H,H)  bh (H)  Why (H,V)  by (V).
+ *             V words, E embedding size, H hidden units, T time steps, B parallel streams.
+ *             Sequences are time-major: x[t * B + b] is step t of stream b.
+ *   Parameters and gradients are one flat float buffer each, in the order Wxh, Whh, bh, Why, by.
+ *             The embeddings (V,E) are frozen: they are an input, never a parameter.
+ *   Memory    The caller owns every buffer that it passes. Handles come from rnn_*_create and go with rnn_*_destroy.
+ *             No function but the *_create ones allocates.
+ *   Errors    Every int32_t function returns a status: RNN_OK (0) or a negative RNN_E_*. Arguments are checked first;
+ *             a refusal (any status but RNN_OK and RNN_E_CANCELLED) leaves the caller's output buffers untouched.
+ *             Nothing prints, exits or keeps global state.
+ *   Random    numbers are arguments: uniforms in [0,1). The library owns no generator.
+ *   Threads   A handle that is not const belongs to one caller at a time. An rnn_model is read-only once created and
+ *             may be shared by any number of threads. `threads` is how many OpenMP threads one call may use.
+ */
+#ifndef RNNLIB_H
+#define RNNLIB_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if !defined(_WIN32)
+#define RNN_API __attribute__((visibility("default"))) /* the rest is built with -fvisibility=hidden */
+#elif defined(RNN_BUILD)
+#define RNN_API __declspec(dllexport)
+#else
+#define RNN_API __declspec(dllimport)
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Version, status codes, limits ---------------------------------------------------------------------------- */
+
+#define RNN_ABI_VERSION 1 /* +1 on any change that code built against the old header would notice */
+
+/* One table makes the codes and the messages. Append only: a released number keeps its meaning. */
+#define RNN_STATUS_MAP(X)                                                                                              \
+    X(OK, 0, "success")                                                                                                \
+    X(E_NULL, -1, "a required pointer is NULL")                                                                        \
+    X(E_DIM, -2, "a size is out of range")                                                                             \
+    X(E_TOKEN, -3, "a token id is outside the vocabulary")                                                             \
+    X(E_NOMEM, -4, "out of memory")                                                                                    \
+    X(E_NONFINITE, -5, "a value is not finite (NaN or inf)")                                                           \
+    X(E_ARG, -6, "an option is out of range")                                                                          \
+    X(E_CANCELLED, -7, "stopped by the caller")
+
+#define RNN_STATUS_ENUM(name, value, text) RNN_##name = (value),
+enum { RNN_STATUS_MAP(RNN_STATUS_ENUM) };
+#undef RNN_STATUS_ENUM
+
+#define RNN_MAX_VOCAB (1 << 24)   /* words */
+#define RNN_MAX_EMBED (1 << 14)   /* embedding size */
+#define RNN_MAX_HIDDEN (1 << 14)  /* hidden units */
+#define RNN_MAX_TOKENS (1 << 24)  /* steps * batch of one call, tokens of one generation */
+#define RNN_MAX_STREAMS (1 << 12) /* sequences that one decoder advances together */
+#define RNN_MAX_THREADS 1024
+
+/* Mirrored by rnn.py, which compares rnn_sizeof_* at load. */
+typedef struct rnn_dims {
+    int32_t vocab, embed, hidden; /* V, E, H; each at least 1 */
+} rnn_dims;
+
+RNN_API int32_t rnn_abi_version(void);
+RNN_API size_t rnn_sizeof_dims(void);
+RNN_API size_t rnn_sizeof_sampling(void);
+RNN_API size_t rnn_sizeof_adamw(void);
+
+/* The message of a status: a static string, never NULL. */
+RNN_API const char *rnn_strerror(int32_t status);
+
+/* The length of the flat parameter buffer: E*H + H*H + H + H*V + V. */
+RNN_API int32_t rnn_param_count(const rnn_dims *dims, int64_t *count);
+
+/* ---- Training ------------------------------------------------------------------------------------------------- */
+
+typedef struct rnn_work rnn_work; /* the activations of one chunk; holds no parameters */
+
+/* A workspace for chunks of up to max_steps * max_batch tokens; its size does not grow with max_steps * V. */
+RNN_API int32_t rnn_work_create(const rnn_dims *dims, int32_t max_steps, int32_t max_batch, int32_t threads,
+                                rnn_work **work);
+RNN_API void rnn_work_destroy(rnn_work *work); /* accepts NULL */
+
+/* rnn_loss -- the loss of one chunk, nothing learned.
+ *   in      params (P)  embeddings (V,E)  x, y (steps,batch) token ids
+ *   in/out  state (batch,H): the hidden state before the first step; on return, after the last
+ *   out     loss: the sum over the chunk of -log p, in nats
+ *           token_logp (steps,batch): log p of each y; may be NULL
+ *   RNN_E_NONFINITE when the loss is not finite; state and outputs are then untouched. */
+RNN_API int32_t rnn_loss(rnn_work *work, const float *params, const float *embeddings, const int32_t *x,
+                         const int32_t *y, int32_t steps, int32_t batch, float *state, double *loss, float *token_logp);
+
+/* rnn_loss_grad -- the loss of one chunk and its gradient, by back-propagation through all of its steps (Werbos 1990).
+ *   Truncated BPTT is a loop over chunks with the state carried: the gradient stops at the chunk's first step.
+ *   in      as rnn_loss; scale: what the gradient of the *sum* is multiplied by (1: sum, 1 / (steps * batch): mean)
+ *   in/out  state, as rnn_loss
+ *   out     loss: the sum, unscaled;  grads (P): overwritten with scale * dloss/dparams
+ *   RNN_E_NONFINITE when the loss is not finite; state and outputs are then untouched. */
+RNN_API int32_t rnn_loss_grad(rnn_work *work, const float *params, const float *embeddings, const int32_t *x,
+                              const int32_t *y, int32_t steps, int32_t batch, float scale, float *state, double *loss,
+                              float *grads);
+
+/* ---- Optimisers: each one pass over memory --------------------------------------------------------------------- */
+
+/* The Euclidean norm of count values, summed in double, the same for any number of threads.
+ * RNN_E_NONFINITE when a value is not finite. */
+RNN_API int32_t rnn_grad_norm(const float *grads, int64_t count, int32_t threads, double *norm);
+
+/* Stochastic gradient descent with momentum, as torch.optim.SGD (dampening 0):
+ *   g = grad_scale * grad;   v = momentum * v + g;   p -= lr * v
+ * grad_scale carries the clipping factor. velocity (count) is zero before the first step; NULL when momentum is 0. */
+RNN_API int32_t rnn_sgd_update(float *params, const float *grads, float *velocity, int64_t count, float grad_scale,
+                               float lr, float momentum, int32_t threads);
+
+/* Adam with decoupled weight decay (Loshchilov & Hutter 2019), as torch.optim.AdamW. Decay 0 gives Adam. */
+typedef struct rnn_adamw {
+    float lr, beta1, beta2, epsilon, weight_decay;
+    int32_t step; /* 1 for the first update */
+} rnn_adamw;
+
+/* m, v (count): the first and second moments, zero before the first step. */
+RNN_API int32_t rnn_adamw_update(float *params, const float *grads, float *m, float *v, int64_t count, float grad_scale,
+                                 const rnn_adamw *options, int32_t threads);
+
+/* ---- Inference ------------------------------------------------------------------------------------------------- */
+
+typedef struct rnn_model rnn_model;     /* weights made ready for inference: read-only, shared */
+typedef struct rnn_decoder rnn_decoder; /* scratch to advance streams with: one per caller */
+
+/* How the model keeps Why: as given, or as a smaller copy that a step reads faster. */
+enum { RNN_PRECISION_F32 = 0, RNN_PRECISION_BF16 = 1, RNN_PRECISION_INT8 = 2 };
+
+/* Checks that every weight is finite and computes embeddings Wxh + bh once, (V,H), so that a step needs neither.
+ * The model keeps the pointers whh, why and by (no copy: they may be memory-mapped); the caller keeps those arrays
+ * alive and unchanged until rnn_model_destroy. embeddings, wxh and bh are not needed after the call. */
+RNN_API int32_t rnn_model_create(const rnn_dims *dims, const float *embeddings, const float *wxh, const float *whh,
+                                 const float *bh, const float *why, const float *by, int32_t precision, int32_t threads,
+                                 rnn_model **model);
+RNN_API void rnn_model_destroy(rnn_model *model); /* accepts NULL */
+
+/* Scratch for up to max_streams sequences at a time. The model outlives its decoders. */
+RNN_API int32_t rnn_decoder_create(const rnn_model *model, int32_t max_streams, int32_t threads, rnn_decoder **decoder);
+RNN_API void rnn_decoder_destroy(rnn_decoder *decoder); /* accepts NULL */
+
+/* How the next token is drawn from logits z. The distribution is softmax(z / temperature), cut to the top_k most
+ * probable tokens (of equal ones, the lowest ids). The token is the first, in order of id, at which the cumulative
+ * sum of the probabilities, in double, exceeds u. */
+typedef struct rnn_sampling {
+    double u;          /* in [0,1) */
+    float temperature; /* 0: the most probable token, the lowest id of equal ones; u and top_k are then not used */
+    int32_t top_k;     /* 0: all tokens */
+} rnn_sampling;
+
+/* rnn_sample -- one draw from logits (V). logp: log softmax(logits)[token], before temperature and top_k; may be NULL.*/
+RNN_API int32_t rnn_sample(rnn_decoder *decoder, const float *logits, const rnn_sampling *sampling, int32_t *token,
+                           float *logp);
+
+/* rnn_prefill -- lets tokens (count) pass through the hidden layer of one stream, without the output layer.
+ *   in/out  state (H): zeros for a new stream. count may be 0. */
+RNN_API int32_t rnn_prefill(rnn_decoder *decoder, const int32_t *tokens, int32_t count, float *state);
+
+/* rnn_decode -- one step of n streams that share one pass over Why: feed each its token, draw each its next.
+ *   in      tokens (n)  sampling (n)
+ *   in/out  states (n,H)
+ *   out     next (n): the token drawn;  logp (n): its log-probability, may be NULL
+ *           logits (n,V): of the distribution that was drawn from, before temperature and top_k; may be NULL
+ *   A stream's result does not depend on its company. */
+RNN_API int32_t rnn_decode(rnn_decoder *decoder, int32_t n, const int32_t *tokens, const rnn_sampling *sampling,
+                           float *states, int32_t *next, float *logp, float *logits);
+
+/* rnn_generate -- n whole generations in one call: every prompt conditions its stream, then the streams advance
+ * together, and leave when they are done.
+ *   in      prompts: the n prompts one after the other;  prompt_lengths (n), each at least 1
+ *           u (n,max_tokens): the uniforms of each stream;  temperature (n)  top_k (n)
+ *           stop: a token that ends a stream and is its last output (such as <EOS>); -1 for none
+ *           cancel: looked at between tokens; when *cancel is not 0 the call returns RNN_E_CANCELLED with what
+ *           there is so far; may be NULL
+ *   out     out (n,max_tokens): the tokens;  logp (n,max_tokens): theirs, may be NULL;  out_lengths (n)
+ *   n is at most the decoder's max_streams. */
+RNN_API int32_t rnn_generate(rnn_decoder *decoder, int32_t n, const int32_t *prompts, const int32_t *prompt_lengths,
+                             const double *u, const float *temperature, const int32_t *top_k, int32_t max_tokens,
+                             int32_t stop, const volatile int32_t *cancel, int32_t *out, float *logp,
+                             int32_t *out_lengths);
+
+/* rnn_score -- log p(tokens[i+1] | tokens[0..i]) for i = 0 .. count-2.
+ *   in/out  state (H): before the first token; on return, after tokens[count-2]. count is at least 2.
+ *   out     logp (count-1) */
+RNN_API int32_t rnn_score(rnn_decoder *decoder, const int32_t *tokens, int32_t count, float *state, float *logp);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,162 @@
+/* vector.h -- short vectors of floats, and exp and tanh of them. Included by kernels.c alone.
+ *
+ * The vectors are the compiler's own (GCC and clang "vector extensions"): one source for every processor. LANES follows
+ * from the instruction set that the file is being compiled for, and a * b + c becomes one fused multiply-add where
+ * there is one (-ffp-contract=fast; nothing else of fast-math).
+ */
+#ifndef RNN_VECTOR_H
+#define RNN_VECTOR_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* LANES floats fill a register. A tile of TILE_ROWS by TILE_VECS vectors fills the registers (kernels_matrix.h). */
+#if defined(__AVX512F__) /* 32 registers of 16 */
+#define LANES 16
+#define TILE_ROWS 6
+#define TILE_VECS 4
+#elif defined(__AVX2__) /* 16 registers of 8 */
+#define LANES 8
+#define TILE_ROWS 6
+#define TILE_VECS 2
+#elif defined(__aarch64__) /* 32 registers of 4 */
+#define LANES 4
+#define TILE_ROWS 6
+#define TILE_VECS 4
+#else /* 16 registers of 4, as x86-64 has without extensions */
+#define LANES 4
+#define TILE_ROWS 4
+#define TILE_VECS 2
+#endif
+#define PANEL (TILE_VECS * LANES)
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+/* The same in memory: at any address, and whatever the memory's declared type. */
+typedef float vec_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t uvec_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+/* Half as many doubles fill a register: sums in double take a pair. */
+typedef float half_vec __attribute__((vector_size(2 * LANES)));
+typedef double dvec __attribute__((vector_size(4 * LANES)));
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
+INLINE vec load(const float *p) { return *(const vec_at *)p; }
+INLINE void store(float *p, vec x) { *(vec_at *)p = x; }
+/* x (count <= LANES), filled up. */
+INLINE vec load_part(const float *x, size_t count, float fill) {
+    float part[LANES];
+    for (size_t i = 0; i < LANES; i++) part[i] = fill;
+    for (size_t i = 0; i < count; i++) part[i] = x[i];
+    return load(part);
+}
+
+INLINE vec splat(float x) { return x - (vec){0}; } /* x - 0 is x, -0 included: the compiler just broadcasts */
+INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); }
+
+/* The two halves of x as doubles. */
+INLINE void widen(vec x, dvec *low, dvec *high) {
+    half_vec half[2];
+    memcpy(half, &x, sizeof x);
+    *low = __builtin_convertvector(half[0], dvec);
+    *high = __builtin_convertvector(half[1], dvec);
+}
+
+/* The bits of floats without their signs order as the floats do, with infinity and then NaNs above all. */
+INLINE ivec larger_int(ivec a, ivec b) {
+    ivec mask = a > b;
+    return (mask & a) | (~mask & b);
+}
+
+INLINE int32_t magnitude_bits(float x) {
+    int32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits & INT32_MAX;
+}
+
+/* The largest of the magnitudes whose bits are given, infinity for a NaN. */
+INLINE float magnitude_of(ivec bits) {
+    int32_t most = 0;
+    for (int i = 0; i < LANES; i++) most = bits[i] > most ? bits[i] : most;
+    float x;
+    memcpy(&x, &most, sizeof x);
+    return isnan(x) ? INFINITY : x;
+}
+
+/* The sums of neighbouring lanes: those of a, then those of b. */
+INLINE vec fold(vec a, vec b) {
+#if LANES == 16
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif LANES == 8
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15
+#else
+#define EVEN 0, 2, 4, 6
+#define ODD 1, 3, 5, 7
+#endif
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, EVEN) + __builtin_shufflevector(a, b, ODD);
+#else
+    return __builtin_shuffle(a, b, (ivec){EVEN}) + __builtin_shuffle(a, b, (ivec){ODD});
+#endif
+}
+
+INLINE double sum_of_doubles(dvec x) {
+    double sum = 0.0;
+    for (int i = 0; i < LANES / 2; i++) sum += x[i];
+    return sum;
+}
+
+INLINE float max_of_lanes(vec x) {
+    float max = x[0];
+    for (int i = 1; i < LANES; i++) max = x[i] > max ? x[i] : max;
+    return max;
+}
+
+/* exp(x) for x <= 88, with a relative error below 2e-7; 0 where the result would be smaller than any normal float
+ * (x < -87.33); NaN for NaN.
+ *     x = n ln 2 + r,  |r| <= ln 2 / 2:  exp(x) = 2^n exp(r)
+ * with the polynomial of Cephes (Moshier) for exp(r) and ln 2 in two pieces (Cody & Waite 1980). Adding 1.5 * 2^23
+ * rounds to an integer and leaves it in the low bits, from where it moves into the exponent. */
+INLINE vec exp_of(vec x) {
+    const float round = 0x1.8p23f;
+    vec shifted = x * 1.44269504088896341f + round;
+    vec n = shifted - round;
+    vec r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    vec power = (vec)(((uvec)shifted << 23) + 0x3f800000u); /* 2^n */
+    return (vec)(~(ivec)(x < -87.33f) & (ivec)(p * power));
+}
+
+/* tanh(x), with an absolute error below 1e-7; NaN for NaN. A polynomial (Cephes) where 1 - 2 / (exp(2x) + 1) would
+ * cancel. */
+INLINE vec tanh_of(vec x) {
+    vec size = (vec)((ivec)x & INT32_MAX);
+    vec sign = (vec)((ivec)x & INT32_MIN);
+    size = choose(size > 10.0f, splat(10.0f), size); /* tanh is 1 from 9.1 on */
+    vec large = 1.0f - 2.0f / (exp_of(2.0f * size) + 1.0f);
+    vec z = x * x;
+    vec p = z * -5.70498872745e-3f + 2.06390887954e-2f;
+    p = p * z - 5.37397155531e-2f;
+    p = p * z + 1.33314422036e-1f;
+    p = p * z - 3.33332819422e-1f;
+    vec small = p * z * x + x;
+    return choose(size < 0.625f, small, (vec)((ivec)large | (ivec)sign));
+}
+
+#endif
