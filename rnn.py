@@ -1,0 +1,143 @@
+"""The C model as a Python class.
+
+    model = rnn.RNN.load("weights/demo.safetensors")
+    print(model.generate("The prime minister", seed=7).text)
+
+    python rnn.py weights/demo.safetensors "The prime minister"            generates
+    python rnn.py weights/demo.safetensors "The prime minister" --score    scores
+
+The work is done by the C library, through rnnlib.py. Training is in main.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+import checkpoint
+from checkpoint import Checkpoint
+from errors import UserError
+from language_model import LanguageModel, Sampling, StepStream
+from rnnlib import (
+    F32,
+    I32,
+    PRECISIONS,
+    SAMPLING,
+    Decoder,
+    Model,
+    RNNError,
+    RNNInputError,
+    RNNLibraryError,
+    RNNMemoryError,
+    RNNNonFiniteError,
+)
+from text import Vocabulary
+
+__all__ = ["RNN", "RNNError", "RNNInputError", "RNNLibraryError", "RNNMemoryError", "RNNNonFiniteError"]
+
+
+class RNN(LanguageModel):
+    """The C model, ready to generate and score. Read-only, and safe to share between threads.
+
+    precision: how Why is kept, one of rnnlib.PRECISIONS.  threads: how many one call may use.
+    vocabulary: the checkpoint's, where it has been made already.
+    """
+
+    default_temperature = 1.0
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        *,
+        precision: str = "float32",
+        threads: int = 1,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        self.vocabulary = vocabulary or Vocabulary(source.vocabulary)
+        self.threads = threads
+        self.model = Model(source.weights, precision=precision, threads=threads)
+
+    @classmethod
+    def load(cls, path: str | Path, *, precision: str = "float32", threads: int = 1) -> Self:
+        """The model of a weights file. Raises CheckpointError (missing, damaged), RNNNonFiniteError."""
+        return cls(checkpoint.load(path), precision=precision, threads=threads)
+
+    def open_stream(self, prefix: list[int], sampling: Sampling) -> StepStream:
+        return _Stream(Decoder(self.model, threads=self.threads), prefix, sampling)
+
+    def log_probabilities(self, ids: I32) -> F32:
+        return Decoder(self.model, max_streams=16, threads=self.threads).score(ids)
+
+
+class _Stream(StepStream):
+    """One sequence on a decoder of its own."""
+
+    def __init__(self, decoder: Decoder, prefix: list[int], sampling: Sampling) -> None:
+        self._decoder = decoder
+        self._state = np.zeros((1, decoder.model.hidden), dtype=np.float32)
+        self._sampling = np.array([(0.0, sampling.temperature, sampling.top_k)], dtype=SAMPLING)
+        self._token = np.empty(1, dtype=np.int32)
+        self._following = np.empty(1, dtype=np.int32)
+        self._logprob = np.empty(1, dtype=np.float32)
+        decoder.prefill(prefix, self._state[0])
+
+    def step(self, token: int, u: float) -> tuple[int, float]:
+        self._token[0], self._sampling["u"] = token, u
+        self._decoder.decode(self._token, self._sampling, self._state, self._following, self._logprob)
+        return int(self._following[0]), float(self._logprob[0])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: generate from a prompt, or score a text. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="rnn.py", description="Generate from, or score with, the C model.")
+    parser.add_argument("weights", help="a weights file, such as weights/demo.safetensors")
+    parser.add_argument("prompt", help="the words to continue, or with --score the text to score")
+    parser.add_argument("--score", action="store_true", help="print the log-probability of each word, and perplexity")
+    parser.add_argument("--max-tokens", type=int, default=50, help="tokens to make at most (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (%(default)s)")
+    parser.add_argument("--top-k", type=int, default=0, help="draw from the k most probable tokens; 0: all")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same text; default: a fresh one")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on after the end of the sentence")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="how Why is kept (%(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        model = RNN.load(options.weights, precision=options.precision)
+        unknown = _score(model, options) if options.score else _generate(model, options)
+    except UserError as error:
+        print(f"rnn.py: {error}", file=sys.stderr)
+        return error.exit_code
+    if unknown:
+        print(f"not in the vocabulary: {', '.join(unknown)}", file=sys.stderr)
+    return 0
+
+
+def _generate(model: RNN, options: argparse.Namespace) -> tuple[str, ...]:
+    generation = model.generate(
+        options.prompt,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        seed=options.seed,
+        ignore_eos=options.ignore_eos,
+    )
+    print(options.prompt, generation.text)
+    print(f"{len(generation.tokens)} tokens, {generation.finish_reason}, seed {generation.seed}", file=sys.stderr)
+    return generation.unknown
+
+
+def _score(model: RNN, options: argparse.Namespace) -> tuple[str, ...]:
+    score = model.score(options.prompt)
+    width = max(len(token.word) for token in score.tokens)
+    for token in score.tokens:
+        print(f"{token.word:<{width}}  {token.logprob:9.4f}")
+    print(f"perplexity {score.perplexity:.2f} over {len(score.tokens)} tokens")
+    return score.unknown
+
+
+if __name__ == "__main__":
+    sys.exit(main())
