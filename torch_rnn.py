@@ -1,0 +1,268 @@
+"""The same model in PyTorch: an nn.Module with autograd, its training, and greedy generation.
+
+    model = torch_rnn.RNN.load("weights/demo-torch.safetensors")
+    print(model.generate("The prime minister").text)
+
+    python torch_rnn.py --preset demo           trains
+    python torch_rnn.py --help                  lists the options
+
+It reads and writes the same weights file as the C model, and never needs the C library.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+import checkpoint
+from checkpoint import Weights
+from config import ConfigError, TrainConfig
+from language_model import LanguageModel, Sampling, StepStream
+from text import Vocabulary
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+
+EVALUATION_STEPS = 512  # tokens of one forward pass; the result does not depend on it
+
+_MATRICES = {  # our name of each parameter: (where torch keeps it, whether it is transposed)
+    "embeddings": ("embedding.weight", False),
+    "Wxh": ("rnn.weight_ih_l0", True),
+    "Whh": ("rnn.weight_hh_l0", True),
+    "bh": ("rnn.bias_ih_l0", False),
+    "Why": ("output.weight", True),
+    "by": ("output.bias", False),
+}
+
+
+class RNN(nn.Module, LanguageModel):
+    """The Elman network.
+
+    nn.RNN and nn.Linear keep their matrices as (out, in); `load_weights` and `weights` turn the (in, out) of the
+    weights file to that and back, here alone. nn.RNN has two biases where the model has one: `bias_hh_l0` is frozen at
+    zero, or plain SGD would move their sum twice as fast.
+
+    vocabulary: needed to read prompts and to write words, not to train.
+    """
+
+    default_temperature = 0.0  # greedy
+
+    def __init__(self, weights: Weights, vocabulary: Vocabulary | None = None) -> None:
+        super().__init__()
+        if vocabulary is not None:
+            self.vocabulary = vocabulary
+        self.embedding = nn.Embedding(weights.vocab_size, weights.embed_size, _freeze=True)
+        self.rnn = nn.RNN(weights.embed_size, weights.hidden_size, nonlinearity="tanh")
+        self.rnn.bias_hh_l0.requires_grad_(False)
+        self.output = nn.Linear(weights.hidden_size, weights.vocab_size)
+        self.load_weights(weights)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> Self:
+        """The model of a weights file. Raises CheckpointError (missing, damaged, NaN or infinity in the weights)."""
+        source = checkpoint.load(path)
+        checkpoint.check_finite(source.weights, path)
+        return cls(source.weights, Vocabulary(source.vocabulary)).to(device).eval()
+
+    @classmethod
+    def mapped(cls, weights: Weights, vocabulary: Vocabulary) -> Self:
+        """A model to serve whose parameters *are* `weights`, which may be a read-only map: they cannot be trained.
+
+        So one copy of a weights file serves both back ends, and all processes.
+        """
+        with torch.device("meta"):  # parameters without memory, to be put in place
+            model = cls(weights, vocabulary)
+        for name, (path, transposed) in _MATRICES.items():
+            array = torch.from_dlpack(getattr(weights, name))  # torch.from_numpy warns of what is read-only
+            model._put(path, array.T if transposed else array)
+        model._put("rnn.bias_hh_l0", torch.zeros(weights.hidden_size))
+        return model.eval()
+
+    def _put(self, path: str, tensor: torch.Tensor) -> None:
+        owner, _, name = path.rpartition(".")
+        setattr(self.get_submodule(owner), name, nn.Parameter(tensor, requires_grad=False))
+
+    def _matrices(self) -> dict[str, tuple[torch.Tensor, bool]]:
+        """Our name of each parameter: (torch's, whether it is transposed)."""
+        return {name: (self.get_parameter(path), transposed) for name, (path, transposed) in _MATRICES.items()}
+
+    @torch.no_grad()
+    def load_weights(self, weights: Weights) -> None:
+        """Copy `weights` in."""
+        self.rnn.bias_hh_l0.zero_()
+        for name, (tensor, transposed) in self._matrices().items():
+            array = torch.tensor(getattr(weights, name))  # a copy: the array may be a read-only map
+            tensor.copy_(array.T if transposed else array)
+
+    def weights(self) -> Weights:
+        """Copy the weights out, in the layout of the weights file."""
+        return Weights(
+            **{
+                name: (tensor.T if transposed else tensor).detach().cpu().contiguous().numpy().copy()
+                for name, (tensor, transposed) in self._matrices().items()
+            }
+        )
+
+    def forward(self, x: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (T, B, V) and the last hidden state (1, B, H) for ids x (T, B) and hidden (1, B, H)."""
+        states, hidden = self.rnn(self.embedding(x), hidden)
+        return self.output(states), hidden
+
+    @property
+    def device(self) -> torch.device:
+        return self.output.weight.device
+
+    def zero_state(self, batch: int = 1) -> torch.Tensor:
+        return torch.zeros(1, batch, self.rnn.hidden_size, device=self.device)
+
+    def open_stream(self, prefix: list[int], sampling: Sampling) -> StepStream:
+        return _Stream(self, prefix, sampling)
+
+    @torch.inference_mode()
+    def log_probabilities(self, ids: I32) -> F32:
+        parts, hidden = [], self.zero_state()
+        for start in range(0, ids.size - 1, EVALUATION_STEPS):
+            x, y = _chunk(ids, start, self.device)
+            logits, hidden = self(x, hidden)
+            parts.append(-nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none"))
+        return torch.cat(parts).cpu().numpy()
+
+
+class _Stream(StepStream):
+    """One sequence being written."""
+
+    @torch.inference_mode()
+    def __init__(self, model: RNN, prefix: list[int], sampling: Sampling) -> None:
+        self._model, self._sampling = model, sampling
+        self._hidden = model.zero_state()
+        if prefix:
+            x = torch.tensor(prefix, device=model.device).unsqueeze(1)
+            _, self._hidden = model.rnn(model.embedding(x), self._hidden)
+
+    @torch.inference_mode()
+    def step(self, token: int, u: float) -> tuple[int, float]:
+        logits, self._hidden = self._model(torch.tensor([[token]], device=self._model.device), self._hidden)
+        logits = logits.flatten().double()
+        drawn = draw(logits, self._sampling, u)
+        return drawn, float(torch.log_softmax(logits, 0)[drawn])
+
+
+def draw(logits: torch.Tensor, sampling: Sampling, u: float) -> int:
+    """A token id from logits (V,) float64, by the rule that csrc/rnnlib.h gives for `rnn_sampling`."""
+    if sampling.temperature == 0.0:
+        return int(torch.argmax(logits))
+    probabilities = torch.softmax(logits / sampling.temperature, 0)
+    if 0 < sampling.top_k < len(logits):  # a stable sort: of equal probabilities, the lowest ids stay
+        cut = torch.sort(logits, descending=True, stable=True).indices[sampling.top_k :]
+        probabilities[cut] = 0.0
+    cumulative = torch.cumsum(probabilities, 0)
+    drawn = int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
+    # Where rounding lifts u * total to the total itself, the last token that has a probability is meant.
+    return drawn if drawn < len(logits) else int(probabilities.nonzero()[-1])
+
+
+def _chunk(ids: I32, start: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """x, y (T, 1) of the evaluation chunk at `start`."""
+    end = min(start + EVALUATION_STEPS, ids.size - 1)
+    both = torch.tensor(ids[start : end + 1], dtype=torch.long, device=device).unsqueeze(1)
+    return both[:-1], both[1:]
+
+
+class Trainer:
+    """The torch model in training: plugs into the loop of training.py, as main.py's Trainer does for C."""
+
+    backend = "torch"
+
+    def __init__(self, weights: Weights, config: TrainConfig) -> None:
+        self.config = config
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.device = _device(config.device)
+        self.model = RNN(weights).to(self.device)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if config.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(parameters, config.learning_rate, momentum=config.momentum)
+        else:
+            self.optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
+        self.parameters = parameters
+        self.hidden = self.model.zero_state(config.batch_size)
+
+    def train_step(self, x: I32, y: I32, learning_rate: float) -> tuple[float, float]:
+        logits, hidden = self.model(self._ids(x), self.hidden)
+        loss = nn.functional.cross_entropy(
+            logits.flatten(0, 1), self._ids(y).flatten(), reduction=self.config.reduction
+        )
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
+        value = loss.item() / (1 if self.config.reduction == "mean" else x.size)
+        if not np.isfinite([value, norm.item()]).all():
+            raise FloatingPointError(f"loss {value}, gradient norm {norm.item()}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.hidden = hidden.detach()  # truncated BPTT: the state is carried over, the gradient is not
+        return value, norm.item()
+
+    @torch.inference_mode()
+    def evaluate(self, ids: I32) -> float:
+        total, hidden = 0.0, self.model.zero_state()
+        for start in range(0, ids.size - 1, EVALUATION_STEPS):
+            x, y = _chunk(ids, start, self.device)
+            logits, hidden = self.model(x, hidden)
+            total += nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum").item()
+        if not np.isfinite(total):
+            raise FloatingPointError(f"loss {total}")
+        return total / (ids.size - 1)
+
+    def reset_state(self) -> None:
+        self.hidden = torch.zeros_like(self.hidden)
+
+    def weights(self) -> Weights:
+        return self.model.weights()
+
+    def load_weights(self, weights: Weights) -> None:
+        self.model.load_weights(weights)
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        tensors: dict[str, torch.Tensor] = {"hidden": self.hidden}
+        for index, parameter in enumerate(self.parameters):
+            tensors[f"parameter.{index}"] = parameter
+            for name, value in self.optimizer.state[parameter].items():
+                if value is not None:
+                    tensors[f"{name}.{index}"] = value
+        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
+        for name, array in state.items():
+            kind, _, index = name.partition(".")
+            value = torch.tensor(array)
+            if kind == "hidden":
+                self.hidden = value.to(self.device)
+            elif kind == "parameter":
+                self.parameters[int(index)].copy_(value)
+            else:  # torch keeps AdamW's step count on the processor
+                device = "cpu" if kind == "step" else self.device
+                self.optimizer.state[self.parameters[int(index)]][kind] = value.to(device)
+
+    def _ids(self, ids: I32) -> torch.Tensor:
+        return torch.tensor(ids, dtype=torch.long, device=self.device)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu, or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+if __name__ == "__main__":
+    import training  # here, for who serves this model needs nothing that training does
+
+    sys.exit(training.main(Trainer, RNN))
