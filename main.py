@@ -1,0 +1,110 @@
+"""Train the C model: `python main.py --preset demo`. The options: `python main.py --help`.
+
+This file plugs the C library into the loop of training.py; torch_rnn.py does the same for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import rnnlib
+import training
+from checkpoint import Weights
+from config import ConfigError, TrainConfig
+from rnn import RNN
+from rnnlib import F32, I32, AdamWOptions, Workspace
+
+EVALUATION_STEPS = 512  # tokens of one call; the result does not depend on it
+
+
+class Trainer:
+    """The C model in training. Parameters, gradient and moments are flat buffers (P,), as the library takes them."""
+
+    backend = "c"
+
+    def __init__(self, weights: Weights, config: TrainConfig) -> None:
+        if config.device == "cuda":
+            raise ConfigError("--device cuda is for torch_rnn.py: the C model runs on the processor")
+        self.config = config
+        self.threads = config.threads or rnnlib.default_threads()
+        self.embeddings = weights.embeddings
+        self.dims = weights.vocab_size, weights.embed_size, weights.hidden_size
+        self.params = weights.flat_parameters()
+        self.grads = np.empty_like(self.params)
+        moments = {"sgd": ["velocity"] if config.momentum else [], "adamw": ["m", "v"]}[config.optimizer]
+        self.moments = {name: np.zeros_like(self.params) for name in moments}
+        self.updates = 0
+        self.hidden = np.zeros((config.batch_size, weights.hidden_size), dtype=np.float32)
+        self.work: Workspace | None = None  # made for the first, which is the largest, chunk
+        self.evaluation = Workspace(*self.dims, max_steps=EVALUATION_STEPS, max_batch=1, threads=self.threads)
+
+    def train_step(self, x: I32, y: I32, learning_rate: float) -> tuple[float, float]:
+        config = self.config
+        if self.work is None:
+            self.work = Workspace(*self.dims, max_steps=x.shape[0], max_batch=x.shape[1], threads=self.threads)
+        scale = 1.0 / x.size if config.reduction == "mean" else 1.0
+        loss = self.work.loss_grad(self.params, self.embeddings, x, y, self.hidden, self.grads, scale)
+        norm = rnnlib.grad_norm(self.grads, self.threads)
+        # As torch.nn.utils.clip_grad_norm_, with its 1e-6.
+        clip = min(1.0, config.clip / (norm + 1e-6)) if config.clip else 1.0
+        self.update(learning_rate, clip)
+        return loss / x.size, norm
+
+    def update(self, learning_rate: float, grad_scale: float) -> None:
+        """One step of the optimiser along the gradient."""
+        config = self.config
+        self.updates += 1
+        if config.optimizer == "sgd":
+            rnnlib.sgd_update(
+                self.params,
+                self.grads,
+                self.moments.get("velocity"),
+                lr=learning_rate,
+                momentum=config.momentum,
+                grad_scale=grad_scale,
+                threads=self.threads,
+            )
+        else:
+            options = AdamWOptions(learning_rate, 0.9, 0.999, 1e-8, config.weight_decay, self.updates)
+            m, v = self.moments["m"], self.moments["v"]
+            rnnlib.adamw_update(self.params, self.grads, m, v, options, grad_scale=grad_scale, threads=self.threads)
+
+    def evaluate(self, ids: I32) -> float:
+        hidden = np.zeros((1, self.hidden.shape[1]), dtype=np.float32)
+        total = 0.0
+        for start in range(0, ids.size - 1, EVALUATION_STEPS):
+            x = ids[start : min(start + EVALUATION_STEPS, ids.size - 1), None]
+            y = ids[start + 1 : start + 1 + x.size, None]
+            total += self.evaluation.loss(self.params, self.embeddings, x, y, hidden)
+        return total / (ids.size - 1)
+
+    def reset_state(self) -> None:
+        self.hidden[:] = 0.0
+
+    def weights(self) -> Weights:
+        return Weights.from_flat(self.embeddings, self.params.copy(), self.hidden.shape[1])
+
+    def load_weights(self, weights: Weights) -> None:
+        self.params[:] = weights.flat_parameters()
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        return {
+            "params": self.params,
+            "hidden": self.hidden,
+            "updates": np.array([self.updates], dtype=np.int64),
+            **self.moments,
+        }
+
+    def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
+        targets: dict[str, F32] = {"params": self.params, "hidden": self.hidden, **self.moments}
+        for name, target in targets.items():
+            target[:] = state[name]
+        self.updates = int(state["updates"][0])
+
+
+if __name__ == "__main__":
+    sys.exit(training.main(Trainer, RNN))

@@ -1,0 +1,393 @@
+"""The loop and its command line, as a user meets them: small runs of the real programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, WIKITEXT, needs_wikitext
+
+import checkpoint
+import training
+from config import PRESETS, ConfigError, TrainConfig, parse
+
+BACKENDS = {"c": "main.py", "torch": "torch_rnn.py"}
+WORDS = "the a king queen sat stood walked here there with was old young and then".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small text with something to learn: 600 sentences of a tiny grammar."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("text") / "grammar.txt"
+    path.write_text("\n".join(" ".join(rng.choice(WORDS, rng.integers(3, 9))) + "." for _ in range(600)))
+    return path
+
+
+def options(text: Path, out: Path, **changed: object) -> list[str]:
+    """A run of well under a second on `text`, with `changed` options."""
+    chosen = {
+        "preset": "demo",
+        "corpus": text,
+        "vocab_size": 14,
+        "embedding_size": 8,
+        "hidden_size": 10,
+        "epochs": 2,
+        "batch_size": 4,
+        "bptt": 16,
+        "threads": 1,
+        "out": out,
+    } | changed
+    given = ((f"--{name.replace('_', '-')}", str(value)) for name, value in chosen.items() if value is not None)
+    return [word for pair in given for word in pair]
+
+
+def command(backend: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / BACKENDS[backend]), *arguments]
+
+
+def run(backend: str, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(backend, *arguments),
+        cwd=cwd or ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """One clear line, the exit code, no traceback."""
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    for word in words:
+        assert word in last, last
+
+
+# ---- A whole run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_leaves_weights_metrics_and_a_curve_and_learns(backend: str, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new folder" / "model.safetensors"
+    result = run(backend, *options(text, out, epochs=3))
+    assert result.returncode == 0, result.stderr
+    saved = checkpoint.load(out)
+    assert saved.backend == backend and saved.config["hidden_size"] == 10 and len(saved.vocabulary) == 14
+    rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    perplexities = [row["validation_perplexity"] for row in rows]
+    assert perplexities[-1] < perplexities[0]
+    assert rows[1]["validation_perplexity"] == pytest.approx(math.exp(rows[1]["validation_loss"]))
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "sample: The" in result.stdout or "no sample" in result.stderr
+    assert f"{min(perplexities):.1f}" in result.stdout
+    assert "epoch 3/3" in result.stderr and "tokens/s" in result.stderr
+
+
+def test_the_reported_perplexity_is_that_of_the_saved_weights(text: Path, tmp_path: Path) -> None:
+    """The metrics' figure, computed again from the file alone, by the other back end's plain forward pass."""
+    import torch_rnn
+    from corpus import load_corpus
+
+    out = tmp_path / "model.safetensors"
+    assert run("c", *options(text, out)).returncode == 0
+    best = min(row["validation_loss"] for row in checkpoint.load(out).history)
+    ids = load_corpus(str(text), vocab_size=14).validation
+    assert -torch_rnn.RNN.load(out).log_probabilities(ids).mean() == pytest.approx(best, abs=1e-5)
+
+
+def test_both_back_ends_train_alike(text: Path, tmp_path: Path) -> None:
+    for backend in BACKENDS:
+        assert run(backend, *options(text, tmp_path / f"{backend}.safetensors")).returncode == 0
+    ours, theirs = (checkpoint.load(tmp_path / f"{backend}.safetensors").history for backend in BACKENDS)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["validation_loss"] == pytest.approx(b["validation_loss"], abs=1e-4)
+
+
+@needs_wikitext
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_real_text(backend: str, tmp_path: Path) -> None:
+    result = run(
+        backend,
+        *("--corpus", f"{WIKITEXT}:wikitext-2-v1", "--embeddings", "train", "--embedding-size", "16"),
+        *("--max-tokens", "2000", "--epochs", "1", "--out", str(tmp_path / "real")),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "1,696,744" in result.stderr and "31,266" in result.stderr
+
+
+# ---- Stopping and going on -------------------------------------------------------------------------------------------
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = checkpoint.load(first), checkpoint.load(second)
+    return all(
+        np.array_equal(a.weights.parameters()[name], b.weights.parameters()[name]) for name in checkpoint.PARAMETERS
+    )
+
+
+@pytest.mark.parametrize(
+    "backend,number,epochs", [("c", signal.SIGINT, 40), ("c", signal.SIGTERM, 40), ("torch", signal.SIGINT, 12)]
+)
+def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_never_stopped(
+    backend: str, number: signal.Signals, epochs: int, text: Path, tmp_path: Path
+) -> None:
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    long = {"epochs": epochs, "patience": 0}
+    assert run(backend, *options(text, whole, **long)).returncode == 0
+    arguments = command(backend, *options(text, stopped, **long))
+    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if "epoch 2/" in line:
+                process.send_signal(number)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest and "--resume" in rest.splitlines()[-1]
+    result = run(backend, *options(text, stopped, **long), "--resume")
+    assert result.returncode == 0, result.stderr
+    assert same_weights(whole, stopped)
+    losses = [[row["validation_loss"] for row in checkpoint.load(path).history] for path in (whole, stopped)]
+    assert losses[0] == losses[1]
+
+
+def test_a_killed_run_goes_on_from_its_last_epoch(text: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    long = {"epochs": 40, "patience": 0}
+    assert run("c", *options(text, whole, **long)).returncode == 0
+    process = subprocess.Popen(command("c", *options(text, killed, **long)), cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not killed.with_suffix(".resume").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert run("c", *options(text, killed, **long), "--resume").returncode == 0
+    assert same_weights(whole, killed)
+
+
+def test_resume_refuses_another_run(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    refused(run("c", *options(text, out), "--resume"), 2, "nothing to resume", "model.resume")
+    assert run("c", *options(text, out)).returncode == 0
+    refused(run("c", *options(text, out, learning_rate=0.5), "--resume"), 2, "learning_rate", "0.5", "0.003")
+    refused(run("torch", *options(text, out), "--resume"), 2, "back end")
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text() + "\nthe king sat.")
+    refused(run("c", *options(other, out), "--resume"), 2, "corpus")
+    out.with_suffix(".resume").write_bytes(b"damaged")
+    refused(run("c", *options(text, out), "--resume"), 2, "model.resume")
+
+
+def test_patience_stops_early(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    arguments = options(text, out, epochs=500, patience=2, learning_rate=0.2, schedule="constant", optimizer="adamw")
+    assert run("c", *arguments).returncode == 0
+    assert len(checkpoint.load(out).history) < 100
+
+
+# ---- What goes wrong -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_diverging_run_names_the_step_and_keeps_the_last_good_weights(
+    backend: str, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model.safetensors"
+    assert run(backend, *options(text, out)).returncode == 0
+    before = out.read_bytes()
+    wild = {"optimizer": "sgd", "clip": 0, "schedule": "constant", "learning_rate": 1e38}
+    refused(run(backend, *options(text, out, **wild)), 1, "not finite", "step", "epoch 1", "--learning-rate")
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "changed,words",
+    [
+        ({"epochs": 0}, ["--epochs", "0"]),
+        ({"learning_rate": 0}, ["--learning-rate", "0"]),
+        ({"learning_rate": "nan"}, ["--learning-rate", "nan"]),
+        ({"learning_rate": "-1"}, ["--learning-rate", "-1"]),
+        ({"hidden_size": 0}, ["--hidden-size", "0"]),
+        ({"batch_size": 1000000}, ["--batch-size", "1000000"]),
+        ({"vocab_size": 1000}, ["1000", "16"]),
+        ({"corpus": "no-such-corpus"}, ["no-such-corpus"]),
+        ({"embeddings": "no-such-vectors"}, ["no-such-vectors"]),
+        ({"optimizer": "magic"}, ["magic"]),
+        ({"bptt": "many"}, ["many"]),
+    ],
+)
+def test_bad_options(backend: str, changed: dict[str, object], words: list[str], text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    out.write_bytes(b"precious")
+    refused(run(backend, *options(text, out, **changed)), 2, *words)
+    assert out.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("content", ["", "\n\n  \n", "1 2 3 4.\n5 6"])
+def test_a_text_without_words(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "empty.txt"
+    path.write_text(content)
+    refused(run("c", *options(path, tmp_path / "model")), 2, "empty.txt")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_default_corpus_without_a_network(backend: str, tmp_path: Path) -> None:
+    """The hub is asked at an address where nothing listens: one line at once, and no stand-in."""
+    result = run(
+        backend,
+        *("--out", str(tmp_path / "model")),
+        HF_ENDPOINT="http://127.0.0.1:9",
+        HF_HOME=str(tmp_path / "hub"),
+    )
+    refused(result, 2, "wikitext", "demo")
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_an_output_folder_that_cannot_be_made(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    refused(run("c", *options(text, tmp_path / "file" / "model.safetensors")), 1, "file")
+
+
+def test_a_full_disk_is_said_and_harms_nothing(text: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: every save fails, and the old file stays."""
+    import resource
+
+    out = tmp_path / "model.safetensors"
+    assert run("c", *options(text, out)).returncode == 0
+    before = out.read_bytes()
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+
+    result = subprocess.run(
+        command("c", *options(text, out, epochs=1)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+    )
+    refused(result, 1, "model")
+    assert out.read_bytes() == before and not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".saving*"))
+
+
+def test_cuda_where_there_is_none(text: Path, tmp_path: Path) -> None:
+    refused(run("c", *options(text, tmp_path / "model", device="cuda")), 2, "cuda")
+    result = run("torch", *options(text, tmp_path / "model", device="cuda"), CUDA_VISIBLE_DEVICES="")
+    refused(result, 2, "cuda")
+
+
+# ---- rnn.py's command line -------------------------------------------------------------------------------------------
+
+
+def rnn_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(ROOT / "rnn.py"), *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_generate_and_score_from_the_command_line(weights_file: Path) -> None:
+    first = rnn_command(str(weights_file), "waa nonsense wab", "--seed", "3")
+    assert (
+        first.returncode == 0
+        and first.stdout == rnn_command(str(weights_file), "waa nonsense wab", "--seed", "3").stdout
+    )
+    assert first.stdout.startswith("waa nonsense wab ") and "nonsense" in first.stderr and "seed 3" in first.stderr
+    score = rnn_command(str(weights_file), "waa wab.", "--score")
+    assert score.returncode == 0
+    assert re.search(
+        r"^waa +-\d+\.\d+\nwab +-\d+\.\d+\n<EOS> +-\d+\.\d+\nperplexity \d+\.\d+ over 3 tokens\n$", score.stdout
+    )
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "1 2 3", "nonsense entirely"])
+def test_prompts_that_cannot_be_used(prompt: str, weights_file: Path) -> None:
+    refused(rnn_command(str(weights_file), prompt), 2, "prompt")
+
+
+@pytest.mark.parametrize(
+    "extra,word",
+    [
+        (["--max-tokens", "0"], "max_tokens"),
+        (["--temperature", "-1"], "temperature"),
+        (["--temperature", "nan"], "temperature"),
+        (["--top-k", "-1"], "top_k"),
+        (["--seed", "-1"], "seed"),
+    ],
+)
+def test_generation_options_out_of_range(extra: list[str], word: str, weights_file: Path) -> None:
+    refused(rnn_command(str(weights_file), "waa", *extra), 2, word)
+
+
+def test_missing_and_damaged_weights(weights_file: Path, tmp_path: Path) -> None:
+    refused(rnn_command(str(tmp_path / "none.safetensors"), "waa"), 2, "none.safetensors")
+    weights_file.write_bytes(weights_file.read_bytes()[:-10])
+    refused(rnn_command(str(weights_file), "waa"), 2, "tiny.safetensors")
+
+
+# ---- Parts -----------------------------------------------------------------------------------------------------------
+
+
+def test_streams_are_the_text_shifted_by_one() -> None:
+    x, y = training.streams(np.arange(11, dtype=np.int32), 3)
+    assert x.tolist() == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
+    assert y.tolist() == [[1, 4, 7], [2, 5, 8], [3, 6, 9]]
+    x, y = training.streams(np.arange(11, dtype=np.int32), 1)
+    assert x.shape == (10, 1) and y[-1, 0] == 10
+
+
+def test_learning_rates() -> None:
+    cosine = TrainConfig(learning_rate=1.0, schedule="cosine", warmup_steps=10)
+    rates = [training.learning_rate(cosine, step, 110, 1.0) for step in range(110)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.505) and rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] > 0.01
+    assert training.learning_rate(TrainConfig(learning_rate=1.0), 5, 10, 0.25) == 0.25
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_reference_preset_is_the_documented_recipe(backend: str) -> None:
+    config, resume = parse(backend, [])
+    assert not resume and config.preset == "reference"
+    assert (config.hidden_size, config.learning_rate, config.epochs, config.max_tokens) == (100, 1e-5, 600, 5000)
+    assert (config.batch_size, config.bptt, config.clip, config.optimizer, config.reduction) == (
+        1,
+        None,
+        0,
+        "sgd",
+        "sum",
+    )
+    assert config.embeddings == "word2vec-google-news-300"
+    assert config.corpus == {"c": "wikitext-103-v1", "torch": "wikitext-2-v1"}[backend]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_command_line_wins_over_the_preset(preset: str) -> None:
+    config, _ = parse("c", ["--preset", preset, "--hidden-size", "7"])
+    assert config.hidden_size == 7 and config.as_dict() == TrainConfig(**config.as_dict()).as_dict()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"momentum": 1.0},
+        {"momentum": 0.5, "optimizer": "adamw"},
+        {"weight_decay": 0.1},
+        {"clip": math.inf},
+        {"threads": 0},
+    ],
+)
+def test_options_that_do_not_fit(changed: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changed)).replace("_", "-")):
+        TrainConfig(**changed)
