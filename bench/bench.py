@@ -1,0 +1,215 @@
+"""C against PyTorch: training, generation, loading. `make bench` runs it.
+
+    python bench/bench.py [--quick] [--only NAME] [--rounds 5] [--threads 2]
+
+For each case every engine runs in a process of its own (PyTorch's idle threads spin and would slow the other), and the
+processes take turns, sample by sample, so that a machine whose speed drifts is slow for all of them alike. A figure is
+the median of the rounds; a ratio is the median of the rounds' ratios. First the machine itself is measured (peak.c).
+Prints one table; writes bench/results/bench.jsonl, which plots.py draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from worker import random_weights
+
+import checkpoint
+from text import EOS
+
+RESULTS = HERE / "results" / "bench.jsonl"
+WIKITEXT2 = {"vocab": 31_266, "embed": 300, "hidden": 100}
+FREE_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class Case(NamedTuple):
+    group: str
+    name: str
+    spec: dict[str, Any]
+    engines: tuple[str, ...]
+
+
+def cases(threads: int, quick: bool, folder: Path) -> Iterator[Case]:
+    """Every comparison, in the order of the table."""
+    both, three = ("c", "torch"), ("c", "torch", "compile")
+
+    def training(
+        group: str, name: str, batch: int, steps: int, engines: tuple[str, ...] = both, **changed: Any
+    ) -> Case:
+        spec = {"task": "train", "batch": batch, "steps": steps, "threads": threads, **WIKITEXT2, **changed}
+        # PyTorch keeps logits, their softmax and their gradient: 4 bytes each per token and word.
+        fits = 16 * spec["vocab"] * batch * steps < 0.7 * FREE_BYTES
+        return Case(group, name, spec, engines if fits else ("c",))
+
+    def generation(group: str, name: str, streams: int, engines: tuple[str, ...] = both, **changed: Any) -> Case:
+        spec = {"task": "generate", "streams": streams, "threads": threads, **WIKITEXT2, **changed}
+        return Case(group, name, spec, engines)
+
+    shapes = [(1, 250), (20, 35), (32, 35), (64, 35), (1, 5000), (1, 20)]
+    for batch, steps in shapes:
+        yield training("train", f"{batch} x {steps}", batch, steps, both if quick else three)
+    for batch, steps in [(1, 250), (32, 35)] if quick else shapes:
+        yield training("train V=200k", f"{batch} x {steps}", batch, steps, vocab=200_000)
+    for streams in (1, 16) if quick else (1, 2, 4, 8, 16, 32):
+        yield generation("generate", f"{streams} streams", streams, both if quick or streams > 1 else three)
+    for precision in ("bfloat16", "int8"):
+        yield generation("generate", f"1 stream, {precision}", 1, precision=precision)
+    yield generation("generate", "1 stream, 1 thread", 1, threads=1)
+    for precision in ("bfloat16", "int8"):
+        yield generation("generate", f"1 stream, 1 thread, {precision}", 1, precision=precision, threads=1)
+    for vocab in (31_266,) if quick else (10_000, 31_266, 100_000, 200_000):
+        spec = {
+            "task": "load",
+            "vocab": vocab,
+            "embed": 300,
+            "hidden": 100,
+            "path": str(folder / f"{vocab}.safetensors"),
+        }
+        yield Case("load", f"V={vocab:,}", spec, both)
+    if not quick:
+        for vocab in (10_000, 31_266, 100_000, 200_000):
+            yield training("by V", f"32 x 35, V={vocab:,}", 32, 35, vocab=vocab)
+        for hidden in (50, 100, 200, 500, 1000):
+            yield training("by H", f"32 x 35, H={hidden}", 32, 35, hidden=hidden)
+        for count in sorted({1, 2, threads}):
+            yield training("by threads", f"32 x 35, {count} threads", 32, 35, threads=count)
+
+
+def flops(spec: dict[str, Any]) -> float:
+    """Multiply-adds times two, per token, that the mathematics needs; recomputation does not count."""
+    v, e, h = spec["vocab"], spec["embed"], spec["hidden"]
+    if spec["task"] == "train":  # the output layer and its two gradients; Wxh and its gradient; Whh and its two
+        return 6.0 * h * v + 4.0 * e * h + 6.0 * h * h
+    return 2.0 * h * v + 2.0 * h * h  # embeddings Wxh is computed once, at load
+
+
+class Worker:
+    """A process that runs samples when told."""
+
+    def __init__(self, engine: str, spec: dict[str, Any]) -> None:
+        self.engine = engine
+        command = [sys.executable, str(HERE / "worker.py"), json.dumps({"engine": engine} | spec)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._line("ready")
+
+    def _line(self, expected: str) -> str:
+        line = self.process.stdout.readline()
+        if expected not in line:
+            raise RuntimeError(f"the {self.engine} worker ended with {self.process.wait()}")
+        return line
+
+    def sample(self) -> dict[str, float]:
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return json.loads(self._line("seconds"))
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def measure(case: Case, rounds: int) -> dict[str, Any]:
+    """One row: tokens/s and peak memory of each engine, and C's ratio to each other."""
+    workers = []
+    try:
+        for engine in case.engines:
+            workers.append(Worker(engine, case.spec))
+        samples = [{worker.engine: worker.sample() for worker in workers} for _ in range(rounds)]
+    finally:
+        for worker in workers:
+            worker.close()
+    rates = {engine: [s[engine]["tokens"] / s[engine]["seconds"] for s in samples] for engine in case.engines}
+    row: dict[str, Any] = {"group": case.group, "case": case.name, **case.spec}
+    row.pop("path", None)
+    for engine in case.engines:
+        row[f"{engine}_tokens_per_second"] = statistics.median(rates[engine])
+        row[f"{engine}_megabytes"] = max(s[engine]["megabytes"] for s in samples)
+        if engine != "c":
+            row[f"ratio_to_{engine}"] = statistics.median(a / b for a, b in zip(rates["c"], rates[engine], strict=True))
+    if case.spec["task"] != "load":
+        row["c_gflops"] = row["c_tokens_per_second"] * flops(case.spec) / 1e9
+    return row
+
+
+def peak(threads: int) -> tuple[float, float]:
+    """(GFLOP/s of multiply-adds, GB/s of copying) of this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "peak"
+        flags = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp"]
+        subprocess.run(["gcc", *flags, str(HERE / "peak.c"), "-o", str(program)], check=True)
+        out = subprocess.run([str(program), str(threads)], check=True, capture_output=True, text=True).stdout
+    gflops, gigabytes = map(float, out.split())
+    return gflops, gigabytes
+
+
+def write_weights(folder: Path, vocab: int) -> None:
+    """A weights file to load, with words that the prompt of worker.py finds."""
+    words = (EOS, "first", *(f"word{number}" for number in range(2, vocab)))
+    source = checkpoint.Checkpoint(random_weights(vocab, 300, 100), words, "plain", "c", {}, [])
+    checkpoint.save(folder / f"{vocab}.safetensors", source)
+
+
+# What a line of the table shows: heading, width.
+COLUMNS = (
+    *(("", 38), ("C", 11), ("PyTorch", 11), ("compiled", 11), ("eager", 9), ("compiled", 9)),
+    *(("GFLOP/s", 9), ("of peak", 8), ("C", 8), ("PyTorch", 8)),
+)
+
+
+def cells(row: dict[str, Any], peak_threads: int) -> Iterator[str]:
+    """A line of the table; "-" for what was not measured."""
+    shown = (
+        *((f"{engine}_tokens_per_second", 11, ",.0f") for engine in ("c", "torch", "compile")),
+        *((f"ratio_to_{engine}", 9, ".2f") for engine in ("torch", "compile")),
+        *(("c_gflops", 9, ".0f"), ("of_peak", 8, ".0%")),
+        *((f"{engine}_megabytes", 8, ",.0f") for engine in ("c", "torch")),
+    )
+    if "c_gflops" in row and row["threads"] == peak_threads:
+        row = row | {"of_peak": row["c_gflops"] / row["peak_gflops"]}
+    for key, width, form in shown:
+        yield f"{format(row[key], form) if key in row else '-':>{width}}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer cases, eager PyTorch alone")
+    parser.add_argument("--only", default="", help="only the groups whose name starts with this")
+    parser.add_argument("--rounds", type=int, default=5, help="samples of each engine and case (%(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=min(2, os.cpu_count() or 1), help="for every engine (%(default)s)"
+    )
+    options = parser.parse_args()
+
+    gflops, gigabytes = peak(options.threads)
+    print(f"{options.threads} threads: {gflops:.0f} GFLOP/s of multiply-adds, {gigabytes:.1f} GB/s of copying at best")
+    print(f"{'':38}{'tokens per second':^33}{'C is faster by':^18}{'C':^17}{'peak memory, MB':^16}")
+    print("".join(f"{name:>{width}}" for name, width in COLUMNS))
+    RESULTS.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, RESULTS.open("w") as results:
+        for case in cases(options.threads, options.quick, Path(folder)):
+            if not case.group.startswith(options.only):
+                continue
+            if case.spec["task"] == "load":
+                write_weights(Path(folder), case.spec["vocab"])
+            row = measure(case, options.rounds)
+            row |= {"peak_gflops": gflops, "copy_gigabytes_per_second": gigabytes}
+            results.write(json.dumps(row) + "\n")
+            results.flush()
+            print(f"{case.group:<12} {case.name:<25}" + "".join(cells(row, options.threads)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

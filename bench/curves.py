@@ -1,0 +1,42 @@
+"""Draw the validation perplexity of several runs in one picture.
+
+python bench/curves.py docs/reference.png --x epoch weights/ref-1e-5.jsonl weights/ref-1e-4.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("picture", type=Path, help="the PNG to write")
+    parser.add_argument("metrics", type=Path, nargs="+", help="metrics files (NAME.jsonl) of runs")
+    parser.add_argument("--x", choices=("epoch", "tokens", "seconds"), default="epoch", help="the horizontal axis")
+    options = parser.parse_args()
+
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    axes = FigureCanvasAgg(figure).figure.subplots()
+    for path in options.metrics:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        x, y = [row[options.x] for row in rows], [row["validation_perplexity"] for row in rows]
+        axes.plot(x, y, linewidth=1.5, label=path.stem)
+        best = min(rows, key=lambda row: row["validation_loss"])
+        print(
+            f"{path.stem:<16} start {y[0]:>10.1f}  best {best['validation_perplexity']:>10.1f} at epoch"
+            f" {best['epoch']:>4}  last {y[-1]:>10.1f} at epoch {rows[-1]['epoch']:>4}  {rows[-1]['seconds']:>8.1f} s"
+        )
+    axes.set(xlabel=options.x, ylabel="validation perplexity", yscale="log")
+    axes.grid(alpha=0.3, which="both", linewidth=0.5)
+    axes.legend(frameon=False)
+    options.picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(options.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""One side of a comparison, in a process of its own: `bench.py` starts it and tells it when to run.
+
+    python bench/worker.py '{"engine": "c", "task": "train", "vocab": 31266, ...}'
+
+It prints "ready" once everything is warm. Then, for each line that it reads, it runs one sample and prints a line of
+JSON: seconds, tokens, and the process's peak memory. Between samples it waits in a read, and takes nothing from others.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+SAMPLE_SECONDS = 0.7  # a sample is as many repetitions as take this long
+LEARNING_RATE = 1e-3
+
+
+def random_weights(vocab: int, embed: int, hidden: int) -> Any:
+    from training import initial_weights
+
+    embeddings = np.random.default_rng(0).standard_normal((vocab, embed), dtype=np.float32)
+    return initial_weights(embeddings, hidden, seed=0)
+
+
+def train(spec: dict[str, Any]) -> Callable[[], int]:
+    """One whole training step: forward, BPTT, clipping, update. As the trainers themselves take it."""
+    from config import TrainConfig
+
+    config = TrainConfig(
+        batch_size=spec["batch"],
+        threads=spec["threads"],
+        optimizer=spec.get("optimizer", "sgd"),
+        reduction="mean",
+        clip=1.0,
+        learning_rate=LEARNING_RATE,
+        device="cpu",
+    )
+    if spec["engine"] == "c":
+        from main import Trainer
+    else:
+        from torch_rnn import Trainer
+    trainer = Trainer(random_weights(spec["vocab"], spec["embed"], spec["hidden"]), config)
+    if spec["engine"] == "compile":
+        import torch
+
+        trainer.model.forward = torch.compile(trainer.model.forward)
+    shape = (2, spec["steps"], spec["batch"])
+    x, y = np.random.default_rng(1).integers(0, spec["vocab"], shape, dtype=np.int32)
+
+    def step() -> int:
+        trainer.train_step(x, y, LEARNING_RATE)
+        return x.size
+
+    return step
+
+
+def generate(spec: dict[str, Any]) -> Callable[[], int]:
+    """One token for each of n streams that advance together, sampled at temperature 1."""
+    weights = random_weights(spec["vocab"], spec["embed"], spec["hidden"])
+    streams = spec["streams"]
+    rng = np.random.default_rng(2)
+    if spec["engine"] == "c":
+        from rnnlib import SAMPLING, Decoder, Model
+
+        model = Model(weights, precision=spec.get("precision", "float32"), threads=spec["threads"])
+        decoder = Decoder(model, max_streams=streams, threads=spec["threads"])
+        tokens = np.zeros(streams, dtype=np.int32)
+        states = np.zeros((streams, spec["hidden"]), dtype=np.float32)
+        logprobs = np.empty(streams, dtype=np.float32)
+        sampling = np.zeros(streams, dtype=SAMPLING)
+        sampling["temperature"] = 1.0
+
+        def step() -> int:
+            sampling["u"] = rng.random(streams)
+            decoder.decode(tokens, sampling, states, tokens, logprobs)
+            return streams
+
+        return step
+
+    import torch
+
+    from torch_rnn import RNN
+
+    torch.set_num_threads(spec["threads"])
+    network = RNN(weights).eval()
+    if spec["engine"] == "compile":
+        network.forward = torch.compile(network.forward)
+    x, hidden = torch.zeros(1, streams, dtype=torch.long), network.zero_state(streams)
+
+    @torch.inference_mode()
+    def torch_step() -> int:
+        nonlocal x, hidden
+        logits, hidden = network(x, hidden)
+        x = torch.multinomial(torch.softmax(logits[0], -1), 1).T
+        return streams
+
+    return torch_step
+
+
+def load(spec: dict[str, Any]) -> Callable[[], int]:
+    """A weights file loaded, and its first token made; the file is in the page cache, the libraries are imported."""
+    from config import TrainConfig  # noqa: F401  (what both sides import is imported before the clock starts)
+
+    if spec["engine"] == "c":
+        from rnn import RNN
+    else:
+        from torch_rnn import RNN
+
+    def step() -> int:
+        RNN.load(spec["path"]).generate("first", max_tokens=1)
+        return 1
+
+    return step
+
+
+def peak_megabytes() -> float:
+    """The process's peak resident memory (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    step = {"train": train, "generate": generate, "load": load}[spec["task"]](spec)
+    for _ in range(2):
+        step()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start, tokens = time.perf_counter(), 0
+        while time.perf_counter() - start < SAMPLE_SECONDS:
+            tokens += step()
+        seconds = time.perf_counter() - start
+        print(json.dumps({"seconds": seconds, "tokens": tokens, "megabytes": peak_megabytes()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
