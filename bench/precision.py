@@ -1,0 +1,44 @@
+"""What a smaller copy of Why costs in perplexity, and what it brings in speed.
+
+python bench/precision.py weights/best.safetensors ../shared/wikitext:wikitext-2-v1
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from corpus import load_corpus
+from rnn import RNN
+from rnnlib import PRECISIONS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("weights", help="a weights file that was trained on the corpus")
+    parser.add_argument("corpus", help="a corpus with a test split, as main.py's --corpus takes it")
+    options = parser.parse_args()
+
+    corpus = load_corpus(options.corpus)
+    exact = math.nan
+    print(f"{'precision':<10} {'test perplexity':>16} {'change':>9} {'tokens/s of one stream':>24}")
+    for precision in PRECISIONS:
+        model = RNN.load(options.weights, precision=precision)
+        if model.vocabulary.words != corpus.vocabulary.words or corpus.test is None:
+            sys.exit(f"{options.weights} was not trained on {options.corpus}, or that has no test split")
+        perplexity = math.exp(-model.log_probabilities(corpus.test).mean(dtype=float))
+        exact = perplexity if precision == "float32" else exact
+        start, tokens = time.perf_counter(), 0
+        for token in model.stream("The", max_tokens=2000, seed=1, ignore_eos=True):
+            tokens += token.id >= 0
+        rate = tokens / (time.perf_counter() - start)
+        print(f"{precision:<10} {perplexity:>16.3f} {perplexity / exact - 1:>9.3%} {rate:>24,.0f}")
+
+
+if __name__ == "__main__":
+    main()
