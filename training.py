@@ -160,6 +160,7 @@ class Run:
 
     def __init__(self, config: TrainConfig, corpus: Corpus, trainer: Trainer) -> None:
         self.config, self.corpus, self.trainer = config, corpus, trainer
+        self.data = fingerprint(corpus, trainer.weights().embeddings)
         self.path = config.weights_path(trainer.backend)
         self.x, self.y = streams(corpus.train, config.batch_size)
         self.bptt = min(config.bptt or len(self.x), len(self.x))
@@ -293,7 +294,7 @@ class Run:
 
     def save_state(self) -> None:
         """Write what --resume needs, beside the weights."""
-        metadata = {"config": self.config.as_dict(), "data": fingerprint(self.corpus)}
+        metadata = {"config": self.config.as_dict(), "data": self.data}
         metadata |= {"backend": self.trainer.backend, "progress": asdict(self.progress)}
         self.attempt(lambda: checkpoint.save_state(self.resume_path, self.trainer.state(), metadata))
         self.attempt(lambda: reporting.write_metrics(self.path, self.progress.history))
@@ -318,8 +319,8 @@ class Run:
         if not self.resume_path.exists():
             raise ConfigError(f"there is nothing to resume: {self.resume_path} does not exist; leave out --resume")
         state, metadata = checkpoint.load_state(self.resume_path)
-        mine = {**self.config.as_dict(), "back end": self.trainer.backend, "corpus text": fingerprint(self.corpus)}
-        theirs = {**metadata["config"], "back end": metadata["backend"], "corpus text": metadata["data"]}
+        mine = {**self.config.as_dict(), "back end": self.trainer.backend, "text or vectors": self.data}
+        theirs = {**metadata["config"], "back end": metadata["backend"], "text or vectors": metadata["data"]}
         free = ("epochs", "threads", "device", "out", "prompt", "patience")  # may change from one sitting to the next
         for name in mine:
             if name not in free and mine[name] != theirs.get(name):
@@ -331,11 +332,11 @@ class Run:
         self.progress = Progress(**metadata["progress"])
 
 
-def fingerprint(corpus: Corpus) -> str:
-    """What tells one corpus and vocabulary from another, in a few characters."""
+def fingerprint(corpus: Corpus, vectors: npt.NDArray[np.float32]) -> str:
+    """What tells one text, vocabulary and set of frozen vectors from another, in a few characters."""
     digest = hashlib.sha256("\n".join(corpus.vocabulary.words).encode())
-    for split in (corpus.train, corpus.validation):
-        digest.update(np.ascontiguousarray(split).tobytes())
+    for array in (corpus.train, corpus.validation, vectors):
+        digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()[:16]
 
 

@@ -179,16 +179,18 @@ def test_a_killed_run_goes_on_from_its_last_epoch(text: Path, tmp_path: Path) ->
 
 
 def test_resume_refuses_another_run(text: Path, tmp_path: Path) -> None:
-    out = tmp_path / "model.safetensors"
-    refused(run("c", *options(text, out), "--resume"), 2, "nothing to resume", "model.resume")
-    assert run("c", *options(text, out)).returncode == 0
-    refused(run("c", *options(text, out, learning_rate=0.5), "--resume"), 2, "learning_rate", "0.5", "0.003")
-    refused(run("torch", *options(text, out), "--resume"), 2, "back end")
-    other = tmp_path / "other.txt"
-    other.write_text(text.read_text() + "\nthe king sat.")
-    refused(run("c", *options(other, out), "--resume"), 2, "corpus")
+    out, mine = tmp_path / "model.safetensors", tmp_path / "mine.txt"
+    mine.write_text(text.read_text())
+    refused(run("c", *options(mine, out), "--resume"), 2, "nothing to resume", "model.resume")
+    assert run("c", *options(mine, out)).returncode == 0
+    refused(run("c", *options(mine, out, learning_rate=0.5), "--resume"), 2, "learning_rate", "0.5", "0.003")
+    refused(run("torch", *options(mine, out), "--resume"), 2, "back end")
+    refused(run("c", *options(text, out), "--resume"), 2, "corpus", "mine.txt")
+    mine.write_text(text.read_text() + "\nthe king sat.")
+    refused(run("c", *options(mine, out), "--resume"), 2, "text or vectors")
+    mine.write_text(text.read_text())
     out.with_suffix(".resume").write_bytes(b"damaged")
-    refused(run("c", *options(text, out), "--resume"), 2, "model.resume")
+    refused(run("c", *options(mine, out), "--resume"), 2, "model.resume")
 
 
 def test_patience_stops_early(text: Path, tmp_path: Path) -> None:
