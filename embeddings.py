@@ -31,8 +31,8 @@ from vector_files import F32, EmbeddingsError, Mask, quiet_gensim, read_vectors
 log = logging.getLogger(__name__)
 
 # Judged by the validation perplexity of an RNN on top, demo / WikiText-2 cut to 3,000 words: CBOW with a window of 5
-# gives 437 / 87.5, with a window of 2 gives 430 / 86.4. Pass for pass skip-gram is a little better (433 against 443 at 40
-# passes over demo), but takes three times as long.
+# gives 437 / 87.5, with a window of 2 gives 430 / 86.4. Pass for pass skip-gram is a little better (433 against 443 at
+# 40 passes over demo), but takes three times as long.
 _WORD2VEC = {"sg": 0, "window": 2, "min_count": 1}
 # A short text is read more often: on demo, 5, 20, 40 and 100 times over give 1049, 579, 462 and 437 (window 5).
 _TRAINED_TOKENS, _MIN_EPOCHS, _MAX_EPOCHS = 8_000_000, 5, 100
