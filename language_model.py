@@ -27,7 +27,7 @@ class PromptError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn; the fields mean what csrc/rnnlib.h says of `rnn_sampling`.
+    """How the next token is drawn; the fields mean what csrc/rnnlib.h says of `rnn_sampling`. <UNK> is never drawn.
 
     temperature: 0 takes the most probable token; 1 samples from the model's own distribution.
     top_k: only the k most probable tokens can be drawn; 0 for all of them.

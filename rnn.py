@@ -27,7 +27,6 @@ from rnnlib import (
     F32,
     I32,
     PRECISIONS,
-    SAMPLING,
     Decoder,
     Model,
     RNNError,
@@ -35,6 +34,7 @@ from rnnlib import (
     RNNLibraryError,
     RNNMemoryError,
     RNNNonFiniteError,
+    sampling_rows,
 )
 from text import Vocabulary
 
@@ -68,7 +68,7 @@ class RNN(LanguageModel):
         return cls(checkpoint.load(path), precision=precision, threads=threads)
 
     def open_stream(self, prefix: list[int], sampling: Sampling) -> StepStream:
-        return _Stream(Decoder(self.model, threads=self.threads), prefix, sampling)
+        return _Stream(Decoder(self.model, threads=self.threads), prefix, sampling, self.vocabulary.unk)
 
     def log_probabilities(self, ids: I32) -> F32:
         return Decoder(self.model, max_streams=16, threads=self.threads).score(ids)
@@ -77,10 +77,10 @@ class RNN(LanguageModel):
 class _Stream(StepStream):
     """One sequence on a decoder of its own."""
 
-    def __init__(self, decoder: Decoder, prefix: list[int], sampling: Sampling) -> None:
+    def __init__(self, decoder: Decoder, prefix: list[int], sampling: Sampling, banned: int | None) -> None:
         self._decoder = decoder
         self._state = np.zeros((1, decoder.model.hidden), dtype=np.float32)
-        self._sampling = np.array([(0.0, sampling.temperature, sampling.top_k)], dtype=SAMPLING)
+        self._sampling = sampling_rows(1, temperature=sampling.temperature, top_k=sampling.top_k, banned=banned)
         self._token = np.empty(1, dtype=np.int32)
         self._following = np.empty(1, dtype=np.int32)
         self._logprob = np.empty(1, dtype=np.float32)

@@ -83,7 +83,9 @@ class AdamWOptions(ctypes.Structure):
     ]
 
 
-SAMPLING = np.dtype([("u", np.float64), ("temperature", np.float32), ("top_k", np.int32)], align=True)  # rnn_sampling
+SAMPLING = np.dtype(  # rnn_sampling
+    [("u", "f8"), ("temperature", "f4"), ("top_k", "i4"), ("banned", "i4"), ("reserved", "i4")]
+)
 
 
 def _or_null(pointer: Any) -> Any:
@@ -142,7 +144,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib
     ),
     "rnn_generate": (
         [
-            *(c_void_p, c_int32, _I32, _I32, _F64, _F32, _I32, c_int32, c_int32, POINTER(c_int32)),
+            *(c_void_p, c_int32, _I32, _I32, _F64, _SAMPLING, c_int32, c_int32, POINTER(c_int32)),
             *(_I32_OUT, _or_null(_F32_OUT), _I32_OUT),
         ],
         c_int32,
@@ -336,6 +338,13 @@ class Model:
             *(PRECISIONS[precision], threads),
             context=f"model of V={self.vocab}, E={self.embed}, H={self.hidden} in {precision}",
         )
+
+
+def sampling_rows(n: int, *, temperature: float = 1.0, top_k: int = 0, banned: int | None = None) -> npt.NDArray[Any]:
+    """n rows of `rnn_sampling`, (n,) of dtype SAMPLING, alike; `u` is 0. banned: a token id that is never drawn."""
+    rows = np.zeros(n, dtype=SAMPLING)
+    rows["temperature"], rows["top_k"], rows["banned"] = temperature, top_k, -1 if banned is None else banned
+    return rows
 
 
 class Decoder:

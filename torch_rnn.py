@@ -149,12 +149,14 @@ class _Stream(StepStream):
     def step(self, token: int, u: float) -> tuple[int, float]:
         logits, self._hidden = self._model(torch.tensor([[token]], device=self._model.device), self._hidden)
         logits = logits.flatten().double()
-        drawn = draw(logits, self._sampling, u)
+        drawn = draw(logits, self._sampling, u, self._model.vocabulary.unk)
         return drawn, float(torch.log_softmax(logits, 0)[drawn])
 
 
-def draw(logits: torch.Tensor, sampling: Sampling, u: float) -> int:
+def draw(logits: torch.Tensor, sampling: Sampling, u: float, banned: int | None = None) -> int:
     """A token id from logits (V,) float64, by the rule that csrc/rnnlib.h gives for `rnn_sampling`."""
+    if banned is not None:
+        logits = logits.index_fill(0, torch.tensor(banned, device=logits.device), -torch.inf)
     if sampling.temperature == 0.0:
         return int(torch.argmax(logits))
     probabilities = torch.softmax(logits / sampling.temperature, 0)

@@ -68,15 +68,14 @@ def generate(spec: dict[str, Any]) -> Callable[[], int]:
     streams = spec["streams"]
     rng = np.random.default_rng(2)
     if spec["engine"] == "c":
-        from rnnlib import SAMPLING, Decoder, Model
+        from rnnlib import Decoder, Model, sampling_rows
 
         model = Model(weights, precision=spec.get("precision", "float32"), threads=spec["threads"])
         decoder = Decoder(model, max_streams=streams, threads=spec["threads"])
         tokens = np.zeros(streams, dtype=np.int32)
         states = np.zeros((streams, spec["hidden"]), dtype=np.float32)
         logprobs = np.empty(streams, dtype=np.float32)
-        sampling = np.zeros(streams, dtype=SAMPLING)
-        sampling["temperature"] = 1.0
+        sampling = sampling_rows(streams)
 
         def step() -> int:
             sampling["u"] = rng.random(streams)

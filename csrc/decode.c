@@ -169,7 +169,7 @@ int32_t rnn_decode(rnn_decoder *decoder, int32_t n, const int32_t *tokens, const
     if (n < 1 || (size_t)n > d->max_streams) return RNN_E_DIM;
     size_t streams = (size_t)n;
     for (size_t i = 0; i < streams; i++) {
-        int32_t status = rnn_check_sampling(sampling + i);
+        int32_t status = rnn_check_sampling(m, sampling + i);
         if (status) return status;
     }
     int32_t status = check_tokens(m, tokens, streams);
@@ -188,16 +188,15 @@ int32_t rnn_decode(rnn_decoder *decoder, int32_t n, const int32_t *tokens, const
 /* ---- Whole sequences --------------------------------------------------------------------------------------------------- */
 
 static int32_t check_generation(const rnn_decoder *d, size_t n, const int32_t *prompts, const int32_t *lengths,
-                                const double *u, const float *temperature, const int32_t *top_k, size_t max_tokens,
-                                int32_t stop) {
+                                const double *u, const rnn_sampling *sampling, size_t max_tokens, int32_t stop) {
     size_t total = 0;
     for (size_t i = 0; i < n; i++) {
         if (lengths[i] < 1 || lengths[i] > RNN_MAX_TOKENS) return RNN_E_DIM;
         total += (size_t)lengths[i];
-        rnn_sampling s = {.u = 0.0, .temperature = temperature[i], .top_k = top_k[i]};
+        rnn_sampling s = sampling[i];
         for (size_t t = 0; t < max_tokens; t++) {
             s.u = u[i * max_tokens + t];
-            int32_t status = rnn_check_sampling(&s);
+            int32_t status = rnn_check_sampling(d->model, &s);
             if (status) return status;
         }
     }
@@ -222,16 +221,16 @@ static void feed_prompts(rnn_decoder *d, size_t n, const int32_t *prompts, const
 }
 
 int32_t rnn_generate(rnn_decoder *decoder, int32_t n, const int32_t *prompts, const int32_t *prompt_lengths,
-                     const double *u, const float *temperature, const int32_t *top_k, int32_t max_tokens, int32_t stop,
+                     const double *u, const rnn_sampling *sampling, int32_t max_tokens, int32_t stop,
                      const volatile int32_t *cancel, int32_t *out, float *logp, int32_t *out_lengths) {
-    if (!decoder || !prompts || !prompt_lengths || !u || !temperature || !top_k || !out || !out_lengths) {
+    if (!decoder || !prompts || !prompt_lengths || !u || !sampling || !out || !out_lengths) {
         return RNN_E_NULL;
     }
     rnn_decoder *d = decoder;
     const rnn_model *m = d->model;
     if (n < 1 || (size_t)n > d->max_streams || max_tokens < 1 || max_tokens > RNN_MAX_TOKENS) return RNN_E_DIM;
     size_t length = (size_t)max_tokens, running = (size_t)n;
-    int32_t status = check_generation(d, running, prompts, prompt_lengths, u, temperature, top_k, length, stop);
+    int32_t status = check_generation(d, running, prompts, prompt_lengths, u, sampling, length, stop);
     if (status) return status;
 
     feed_prompts(d, running, prompts, prompt_lengths);
@@ -242,14 +241,15 @@ int32_t rnn_generate(rnn_decoder *decoder, int32_t n, const int32_t *prompts, co
         size_t kept = 0;
         for (size_t i0 = 0; i0 < running; i0 += RNN_GROUP) {
             size_t group = rnn_min(RNN_GROUP, running - i0);
-            rnn_sampling sampling[RNN_GROUP];
+            rnn_sampling draws[RNN_GROUP];
             int32_t drawn[RNN_GROUP];
             float drawn_logp[RNN_GROUP];
             for (size_t i = 0; i < group; i++) {
                 size_t stream = (size_t)d->active[i0 + i];
-                sampling[i] = (rnn_sampling){u[stream * length + t], temperature[stream], top_k[stream]};
+                draws[i] = sampling[stream];
+                draws[i].u = u[stream * length + t];
             }
-            draw_group(d, group, d->next + i0 * m->stride, sampling, drawn, logp ? drawn_logp : NULL, NULL);
+            draw_group(d, group, d->next + i0 * m->stride, draws, drawn, logp ? drawn_logp : NULL, NULL);
             for (size_t i = 0; i < group; i++) {
                 size_t stream = (size_t)d->active[i0 + i];
                 out[stream * length + t] = drawn[i];

@@ -8,6 +8,7 @@
  * the three gradients are one matrix product each after it. Streams are independent, so each thread takes its own
  * through all of time, without a barrier between steps.
  */
+#include <math.h>
 #include <string.h>
 
 #include "internal.h"
@@ -20,32 +21,39 @@ static void gather(const float *embeddings, size_t E, const int32_t *x, size_t r
     }
 }
 
-/* hidden (N, stride) = embeddings[x] Wxh + bh, in the place where the sweep finds it. */
-static void project_inputs(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t N,
-                           float *hidden) {
+/* hidden (N, stride) = embeddings[x] Wxh + bh, in the place where the sweep finds it. Returns the largest magnitude of
+ * what it has read. */
+static float project_inputs(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t N,
+                            float *hidden) {
     const rnn_kernels *k = w->kernels;
     const float *bh = params + w->at.bh;
     size_t tiles = rnn_ceil_div(N, RNN_GATHER), E = w->E, H = w->H, stride = w->stride;
-    k->pack(params + w->at.wxh, H, E, H, 0.0f, w->wxh);
-    RNN_OMP(parallel for num_threads(w->threads) schedule(static))
+    float largest = k->pack(params + w->at.wxh, H, E, H, 0.0f, w->wxh);
+    largest = fmaxf(largest, k->max_abs(H, bh));
+    RNN_OMP(parallel for num_threads(w->threads) schedule(static) reduction(max : largest))
     for (size_t tile = 0; tile < tiles; tile++) {
         size_t n0 = tile * RNN_GATHER, rows = rnn_min(RNN_GATHER, N - n0);
         float *inputs = w->gathered + rnn_thread() * RNN_GATHER * E, *out = hidden + n0 * stride;
         gather(embeddings, E, x + n0, rows, 0, E, inputs);
+        largest = fmaxf(largest, k->max_abs(rows * E, inputs));
         for (size_t n = 0; n < rows; n++) {
             memcpy(out + n * stride, bh, H * sizeof *bh);
             memset(out + n * stride + H, 0, (stride - H) * sizeof *out);
         }
         k->multiply(rows, E, rnn_ceil_div(H, k->panel), inputs, E, w->wxh, out, stride, k->panel, true);
     }
+    return largest;
 }
 
-void rnn_hidden_forward(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t T, size_t B,
+bool rnn_hidden_forward(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t T, size_t B,
                         const float *state) {
     const rnn_kernels *k = w->kernels;
     size_t H = w->H, stride = w->stride, panels = rnn_ceil_div(H, k->panel);
-    project_inputs(w, params, embeddings, x, T * B, w->hidden + B * stride);
-    k->pack(params + w->at.whh, H, H, H, 0.0f, w->whh);
+    float largest = project_inputs(w, params, embeddings, x, T * B, w->hidden + B * stride);
+    largest = fmaxf(largest, k->pack(params + w->at.whh, H, H, H, 0.0f, w->whh));
+    largest = fmaxf(largest, k->max_abs(B * H, state));
+    /* tanh would hide an infinity, and the loss with it. */
+    if (!isfinite(largest)) return false;
     for (size_t b = 0; b < B; b++) {
         float *row = w->hidden + b * stride;
         memcpy(row, state + b * H, H * sizeof *row);
@@ -64,6 +72,8 @@ void rnn_hidden_forward(rnn_work *w, const float *params, const float *embedding
             for (size_t b = 0; b < mine; b++) now[b * stride + H] = 1.0f;
         }
     }
+    /* The sums of finite numbers may still have been inf - inf. A NaN stays in its stream: the last step tells for all. */
+    return isfinite(k->max_abs(B * stride, w->hidden + T * B * stride));
 }
 
 /* dhidden: from dL/dh_t of the output layer to the gradient before tanh, for every t. */

@@ -84,7 +84,7 @@ typedef struct rnn_kernels {
     float (*max)(size_t count, const float *x);     /* NaNs are passed over */
 
     size_t (*count_at_least)(size_t count, const float *x, float least);
-    void (*cut_below)(size_t count, const float *x, float least, float *cut); /* -inf where x < least */
+    void (*cut_below)(size_t count, float *x, float least); /* in place, -inf where x < least */
 
     /* e = exp((z - max) * beta), and their sums: sums[b] of the b-th RNN_BLOCK of them. */
     void (*exp_sums)(size_t count, const float *z, float max, float beta, float *e, double *sums);
@@ -149,38 +149,39 @@ struct rnn_work {
     rnn_offsets at;
     size_t max_steps, max_batch;
     int threads;
-    size_t stride;       /* of a row [h, 1, 0 ...]: H + 1 rounded up to whole panels */
-    size_t blocks;       /* of the vocabulary */
-    size_t rows;         /* tokens whose logits are held at a time: a tile */
-    float *hidden;       /* (T + 1, B, stride): row 0 is the initial state */
-    float *dhidden;      /* (T, B, stride): dL/dh, then the gradient before tanh */
-    float *wxh, *whh;    /* packed (E, stride), (H, stride) */
-    float *whh_t;        /* packed (H, stride): the transpose of Whh */
-    float *transposed;   /* (H, H) */
-    float *gathered;     /* (threads, RNN_GATHER, E): embeddings of a run of tokens */
-    float *why;          /* (threads, H + 1, RNN_BLOCK): a packed block of [Why; by] */
-    size_t slot;         /* floats for the logits of one block and tile */
-    float *logits;       /* (blocks, slot): of one tile, then their exponentials */
-    float *dhidden_part; /* (blocks, rows, stride): what each block adds to dhidden */
-    float *scaled;       /* (threads, rows, stride): hidden rows times their factor */
-    float *block_max;    /* (blocks, rows) */
-    double *block_sum;   /* (blocks, rows); of exp(logit - block_max) */
-    float *factor;       /* (blocks, rows): exp(block_max - lse) */
-    double *lse;         /* (rows): log-sum-exp */
-    float *target;       /* (rows): the logit of y */
-    float *target_why;   /* (rows, stride): the column of Why that belongs to y */
-    float *block_bound;  /* (blocks): the largest magnitude in a block of [Why; by] */
-    double *logp;        /* (N): log p of each y */
+    size_t stride;        /* of a row [h, 1, 0 ...]: H + 1 rounded up to whole panels */
+    size_t blocks;        /* of the vocabulary */
+    size_t rows;          /* tokens whose logits are held at a time: a tile */
+    float *hidden;        /* (T + 1, B, stride): row 0 is the initial state */
+    float *dhidden;       /* (T, B, stride): dL/dh, then the gradient before tanh */
+    float *wxh, *whh;     /* packed (E, stride), (H, stride) */
+    float *whh_t;         /* packed (H, stride): the transpose of Whh */
+    float *transposed;    /* (H, H) */
+    float *gathered;      /* (threads, RNN_GATHER, E): embeddings of a run of tokens */
+    float *why;           /* (threads, H + 1, RNN_BLOCK): a packed block of [Why; by] */
+    size_t slot;          /* floats for the logits of one block and tile */
+    float *logits;        /* (blocks, slot): of one tile, then their exponentials */
+    float *dhidden_part;  /* (blocks, rows, stride): what each block adds to dhidden */
+    float *scaled;        /* (threads, rows, stride): hidden rows times their factor */
+    float *block_max;     /* (blocks, rows) */
+    double *block_sum;    /* (blocks, rows); of exp(logit - block_max) */
+    float *factor;        /* (blocks, rows): exp(block_max - lse) */
+    double *lse;          /* (rows): log-sum-exp */
+    float *target;        /* (rows): the logit of y */
+    float *target_why;    /* (rows, stride): the column of Why that belongs to y */
+    float *block_largest; /* (blocks): the largest magnitude in a block of [Why; by] */
+    double *logp;         /* (N): log p of each y */
 };
 
 enum { RNN_GATHER = 128 }; /* tokens gathered at a time */
 
-void rnn_hidden_forward(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t T, size_t B,
+/* Whether all that it has read, and the hidden states, are finite. */
+bool rnn_hidden_forward(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t T, size_t B,
                         const float *state);
 void rnn_hidden_backward(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t T,
                          size_t B, float *grads);
 
-/* log p of each y into w->logp; the sum of -log p, not finite when any is not. */
+/* log p of each y into w->logp; the sum of -log p, not finite when any of them, or of Why and by, is not. */
 double rnn_output_loss(rnn_work *w, const float *params, const int32_t *y, size_t B, size_t N);
 
 /* The same, and the gradient: of Why and by into grads, of the hidden rows into w->dhidden. When the loss is not
@@ -221,7 +222,7 @@ struct rnn_decoder {
     int32_t *tokens; /* (max_streams) */
 };
 
-int32_t rnn_check_sampling(const rnn_sampling *sampling);
+int32_t rnn_check_sampling(const rnn_model *model, const rnn_sampling *sampling);
 
 /* Draws from logits z (V), which are finite or -inf and not all -inf. `thread` says whose scratch is used. */
 int32_t rnn_draw(rnn_decoder *d, size_t thread, const float *z, const rnn_sampling *sampling, float *logp);

@@ -82,8 +82,8 @@ static size_t count_at_least(size_t count, const float *x, float least) {
     return found;
 }
 
-static void cut_below(size_t count, const float *restrict x, float least, float *restrict cut) {
-    for (size_t i = 0; i < count; i++) cut[i] = x[i] >= least ? x[i] : -INFINITY;
+static void cut_below(size_t count, float *x, float least) {
+    for (size_t i = 0; i < count; i++) x[i] = x[i] >= least ? x[i] : -INFINITY;
 }
 
 static void exp_sums(size_t count, const float *z, float max, float beta, float *e, double *sums) {

@@ -48,7 +48,7 @@ static void block_forward(rnn_work *w, const float *why, const tile *t, size_t b
     size_t step = panel_step(w, rows);
     float *z = w->logits + (gradient ? block : rnn_thread()) * w->slot;
     /* A word that is not there has a bias of -inf, so its exponential is 0. */
-    w->block_bound[block] = k->pack(why + v0, w->V, K, cols, -INFINITY, packed);
+    w->block_largest[block] = k->pack(why + v0, w->V, K, cols, -INFINITY, packed);
     k->multiply(rows, K, panels, t->hidden, w->stride, packed, z, panel, step, false);
     for (size_t n = 0; n < rows; n++) {
         size_t v = (size_t)t->y[n] - v0;
@@ -128,6 +128,13 @@ static tile tile_at(const rnn_work *w, const int32_t *y, size_t B, size_t N, siz
     return (tile){w->hidden + (B + n0) * w->stride, y + n0, rnn_min(rows, N - n0)};
 }
 
+/* The largest magnitude in Why and by, infinity when one is not finite; known once a tile has gone forward. */
+static double largest_weight(const rnn_work *w) {
+    double largest = 0.0;
+    for (size_t b = 0; b < w->blocks; b++) largest = fmax(largest, w->block_largest[b]);
+    return largest;
+}
+
 double rnn_output_loss(rnn_work *w, const float *params, const int32_t *y, size_t B, size_t N) {
     double loss = 0.0;
     for (size_t n0 = 0; n0 < N;) {
@@ -135,14 +142,7 @@ double rnn_output_loss(rnn_work *w, const float *params, const int32_t *y, size_
         loss += tile_forward(w, params, &t, n0, 0.0f, false);
         n0 += t.rows;
     }
-    return loss;
-}
-
-/* Whether every logit is finite whatever the hidden state: |h| <= 1, so |z| is at most the sum of a column's weights. */
-static bool logits_are_bounded(const rnn_work *w) {
-    double bound = 0.0;
-    for (size_t b = 0; b < w->blocks; b++) bound = fmax(bound, w->block_bound[b]);
-    return bound * (double)(w->H + 1) < (double)FLT_MAX;
+    return isfinite(largest_weight(w)) ? loss : NAN; /* a bias of -inf is a probability of 0, and no weight */
 }
 
 double rnn_output_loss_grad(rnn_work *w, const float *params, const int32_t *y, size_t B, size_t N, float scale,
@@ -151,11 +151,12 @@ double rnn_output_loss_grad(rnn_work *w, const float *params, const int32_t *y, 
     for (size_t n0 = 0; n0 < N;) {
         tile t = tile_at(w, y, B, N, n0);
         loss += tile_forward(w, params, &t, n0, scale, true);
-        if (!isfinite(loss)) return loss;
-        if (n0 == 0 && N > t.rows && !logits_are_bounded(w)) {
-            /* A later tile may turn out not finite, and then grads must not have been written. */
-            double all = rnn_output_loss(w, params, y, B, N);
-            if (!isfinite(all)) return all;
+        double largest = largest_weight(w);
+        if (!isfinite(loss) || !isfinite(largest)) return NAN;
+        /* |h| <= 1, so no logit exceeds the sum of a column's weights. If that sum may overflow, the loss of a later tile
+         * may turn out not finite, and then grads must not have been written. */
+        if (n0 == 0 && N > t.rows && largest * (double)(w->H + 1) > (double)FLT_MAX) {
+            if (!isfinite(rnn_output_loss(w, params, y, B, N))) return NAN;
             tile_forward(w, params, &t, n0, scale, true);
         }
         RNN_OMP(parallel for num_threads(w->threads) schedule(dynamic))

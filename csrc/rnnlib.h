@@ -17,6 +17,9 @@
  *             a refusal (any status but RNN_OK and RNN_E_CANCELLED) leaves the caller's output buffers untouched.
  *             Nothing prints, exits or keeps global state.
  *   Random    numbers are arguments: uniforms in [0,1). The library owns no generator.
+ *   Kernels   The inner loops exist for several instruction sets; each handle takes the best that the processor has, or
+ *             what the environment variable RNN_ISA names: avx512, avx2, baseline, or reference (plain loops, slow).
+ *             Results differ between them by rounding, and for each are the same from run to run.
  *   Threads   A handle that is not const belongs to one caller at a time. An rnn_model is read-only once created and
  *             may be shared by any number of threads. `threads` is how many OpenMP threads one call may use.
  */
@@ -94,7 +97,8 @@ RNN_API void rnn_work_destroy(rnn_work *work); /* accepts NULL */
  *   in/out  state (batch,H): the hidden state before the first step; on return, after the last
  *   out     loss: the sum over the chunk of -log p, in nats
  *           token_logp (steps,batch): log p of each y; may be NULL
- *   RNN_E_NONFINITE when the loss is not finite; state and outputs are then untouched. */
+ *   RNN_E_NONFINITE when the loss, the state or a weight or embedding that it depends on is not finite; state and
+ *   outputs are then untouched. */
 RNN_API int32_t rnn_loss(rnn_work *work, const float *params, const float *embeddings, const int32_t *x,
                          const int32_t *y, int32_t steps, int32_t batch, float *state, double *loss, float *token_logp);
 
@@ -103,7 +107,8 @@ RNN_API int32_t rnn_loss(rnn_work *work, const float *params, const float *embed
  *   in      as rnn_loss; scale: what the gradient of the *sum* is multiplied by (1: sum, 1 / (steps * batch): mean)
  *   in/out  state, as rnn_loss
  *   out     loss: the sum, unscaled;  grads (P): overwritten with scale * dloss/dparams
- *   RNN_E_NONFINITE when the loss is not finite; state and outputs are then untouched. */
+ *   RNN_E_NONFINITE when the loss, the state or a weight or embedding that it depends on is not finite; state and
+ *   outputs are then untouched. */
 RNN_API int32_t rnn_loss_grad(rnn_work *work, const float *params, const float *embeddings, const int32_t *x,
                               const int32_t *y, int32_t steps, int32_t batch, float scale, float *state, double *loss,
                               float *grads);
@@ -138,7 +143,8 @@ typedef struct rnn_decoder rnn_decoder; /* scratch to advance streams with: one 
 /* How the model keeps Why: as given, or as a smaller copy that a step reads faster. */
 enum { RNN_PRECISION_F32 = 0, RNN_PRECISION_BF16 = 1, RNN_PRECISION_INT8 = 2 };
 
-/* Checks that every weight is finite and computes embeddings Wxh + bh once, (V,H), so that a step needs neither.
+/* Checks that every weight is finite, and none so large that a logit could overflow (else RNN_E_NONFINITE), and computes
+ * embeddings Wxh + bh once, (V,H), so that a step needs neither.
  * The model keeps the pointers whh, why and by (no copy: they may be memory-mapped); the caller keeps those arrays
  * alive and unchanged until rnn_model_destroy. embeddings, wxh and bh are not needed after the call. */
 RNN_API int32_t rnn_model_create(const rnn_dims *dims, const float *embeddings, const float *wxh, const float *whh,
@@ -150,16 +156,21 @@ RNN_API void rnn_model_destroy(rnn_model *model); /* accepts NULL */
 RNN_API int32_t rnn_decoder_create(const rnn_model *model, int32_t max_streams, int32_t threads, rnn_decoder **decoder);
 RNN_API void rnn_decoder_destroy(rnn_decoder *decoder); /* accepts NULL */
 
-/* How the next token is drawn from logits z. The distribution is softmax(z / temperature), cut to the top_k most
- * probable tokens (of equal ones, the lowest ids). The token is the first, in order of id, at which the cumulative
- * sum of the probabilities, in double, exceeds u. */
+/* How the next token is drawn from logits z. The distribution is softmax(z / temperature) over all tokens but the banned
+ * one, cut to the top_k most probable of them (of equal ones, the lowest ids). The token is the first, in order of id,
+ * at which the cumulative sum of the probabilities, in double, exceeds u.
+ * RNN_E_TOKEN when banned is neither -1 nor a token; RNN_E_ARG when it is the only one (V = 1). */
 typedef struct rnn_sampling {
     double u;          /* in [0,1) */
     float temperature; /* 0: the most probable token, the lowest id of equal ones; u and top_k are then not used */
-    int32_t top_k;     /* 0: all tokens */
+    int32_t top_k;     /* 0, or V and more: all tokens */
+    int32_t banned;    /* a token that is never drawn, such as <UNK>; -1: none */
+    int32_t reserved;  /* fills the struct up to 24 bytes on every system; not looked at */
 } rnn_sampling;
 
-/* rnn_sample -- one draw from logits (V). logp: log softmax(logits)[token], before temperature and top_k; may be NULL.*/
+/* rnn_sample -- one draw from logits (V); -inf is a token that cannot be drawn.
+ *   out     token;  logp: log softmax(logits)[token], before temperature, top_k and ban; may be NULL
+ *   RNN_E_NONFINITE when a logit is NaN or +inf, or all but the banned one are -inf. */
 RNN_API int32_t rnn_sample(rnn_decoder *decoder, const float *logits, const rnn_sampling *sampling, int32_t *token,
                            float *logp);
 
@@ -171,7 +182,7 @@ RNN_API int32_t rnn_prefill(rnn_decoder *decoder, const int32_t *tokens, int32_t
  *   in      tokens (n)  sampling (n)
  *   in/out  states (n,H)
  *   out     next (n): the token drawn;  logp (n): its log-probability, may be NULL
- *           logits (n,V): of the distribution that was drawn from, before temperature and top_k; may be NULL
+ *           logits (n,V): of the distribution that was drawn from, before temperature, top_k and ban; may be NULL
  *   A stream's result does not depend on its company. */
 RNN_API int32_t rnn_decode(rnn_decoder *decoder, int32_t n, const int32_t *tokens, const rnn_sampling *sampling,
                            float *states, int32_t *next, float *logp, float *logits);
@@ -179,16 +190,15 @@ RNN_API int32_t rnn_decode(rnn_decoder *decoder, int32_t n, const int32_t *token
 /* rnn_generate -- n whole generations in one call: every prompt conditions its stream, then the streams advance
  * together, and leave when they are done.
  *   in      prompts: the n prompts one after the other;  prompt_lengths (n), each at least 1
- *           u (n,max_tokens): the uniforms of each stream;  temperature (n)  top_k (n)
+ *           u (n,max_tokens): the uniforms of each stream;  sampling (n): the rest, its own u is not used
  *           stop: a token that ends a stream and is its last output (such as <EOS>); -1 for none
  *           cancel: looked at between tokens; when *cancel is not 0 the call returns RNN_E_CANCELLED with what
  *           there is so far; may be NULL
  *   out     out (n,max_tokens): the tokens;  logp (n,max_tokens): theirs, may be NULL;  out_lengths (n)
  *   n is at most the decoder's max_streams. */
 RNN_API int32_t rnn_generate(rnn_decoder *decoder, int32_t n, const int32_t *prompts, const int32_t *prompt_lengths,
-                             const double *u, const float *temperature, const int32_t *top_k, int32_t max_tokens,
-                             int32_t stop, const volatile int32_t *cancel, int32_t *out, float *logp,
-                             int32_t *out_lengths);
+                             const double *u, const rnn_sampling *sampling, int32_t max_tokens, int32_t stop,
+                             const volatile int32_t *cancel, int32_t *out, float *logp, int32_t *out_lengths);
 
 /* rnn_score -- log p(tokens[i+1] | tokens[0..i]) for i = 0 .. count-2.
  *   in/out  state (H): before the first token; on return, after tokens[count-2]. count is at least 2.

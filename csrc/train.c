@@ -14,11 +14,6 @@ static int32_t check_chunk(const rnn_work *w, const int32_t *x, const int32_t *y
     return RNN_OK;
 }
 
-/* A hidden state that is not finite stays so to the end of its stream: the last step tells for all. */
-static bool hidden_is_finite(const rnn_work *w, size_t T, size_t B) {
-    return isfinite(w->kernels->max_abs(B * w->stride, w->hidden + T * B * w->stride));
-}
-
 static void copy_state(const rnn_work *w, size_t T, size_t B, float *state) {
     for (size_t b = 0; b < B; b++) {
         memcpy(state + b * w->H, w->hidden + (T * B + b) * w->stride, w->H * sizeof *state);
@@ -31,8 +26,7 @@ int32_t rnn_loss(rnn_work *work, const float *params, const float *embeddings, c
     int32_t status = check_chunk(work, x, y, steps, batch);
     if (status) return status;
     size_t T = (size_t)steps, B = (size_t)batch;
-    rnn_hidden_forward(work, params, embeddings, x, T, B, state);
-    if (!hidden_is_finite(work, T, B)) return RNN_E_NONFINITE;
+    if (!rnn_hidden_forward(work, params, embeddings, x, T, B, state)) return RNN_E_NONFINITE;
     double sum = rnn_output_loss(work, params, y, B, T * B);
     if (!isfinite(sum)) return RNN_E_NONFINITE;
     *loss = sum;
@@ -48,8 +42,7 @@ int32_t rnn_loss_grad(rnn_work *work, const float *params, const float *embeddin
     if (status) return status;
     if (!isfinite(scale)) return RNN_E_ARG;
     size_t T = (size_t)steps, B = (size_t)batch;
-    rnn_hidden_forward(work, params, embeddings, x, T, B, state);
-    if (!hidden_is_finite(work, T, B)) return RNN_E_NONFINITE;
+    if (!rnn_hidden_forward(work, params, embeddings, x, T, B, state)) return RNN_E_NONFINITE;
     double sum = rnn_output_loss_grad(work, params, y, B, T * B, scale, grads);
     if (!isfinite(sum)) return RNN_E_NONFINITE;
     rnn_hidden_backward(work, params, embeddings, x, T, B, grads);

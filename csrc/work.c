@@ -50,7 +50,7 @@ static void lay_out(rnn_work *w, rnn_arena *arena) {
     w->lse = rnn_arena_take(arena, w->rows, sizeof(double));
     w->target = rnn_arena_take(arena, w->rows, f);
     w->target_why = rnn_arena_take(arena, w->rows * w->stride, f);
-    w->block_bound = rnn_arena_take(arena, w->blocks, f);
+    w->block_largest = rnn_arena_take(arena, w->blocks, f);
     w->logp = rnn_arena_take(arena, tokens, sizeof(double));
 }
 

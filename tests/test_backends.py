@@ -15,7 +15,8 @@ import main as c_trainer
 import rnn
 import torch_rnn
 from config import TrainConfig
-from rnnlib import SAMPLING, Decoder
+from rnnlib import Decoder, sampling_rows
+from text import UNK
 
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd", "learning_rate": 0.5},
@@ -32,8 +33,7 @@ def c_log_distribution(model: rnn.RNN, ids: list[int]) -> np.ndarray:
     decoder.prefill(ids[:-1], state[0])
     logits = np.empty((1, model.model.vocab), dtype=np.float32)
     drawn, logprob = np.empty(1, dtype=np.int32), np.empty(1, dtype=np.float32)
-    sampling = np.array([(0.5, 1.0, 0)], dtype=SAMPLING)
-    decoder.decode(np.array(ids[-1:], dtype=np.int32), sampling, state, drawn, logprob, logits)
+    decoder.decode(np.array(ids[-1:], dtype=np.int32), sampling_rows(1), state, drawn, logprob, logits)
     return torch.log_softmax(torch.tensor(logits[0]).double(), 0).numpy()
 
 
@@ -73,6 +73,21 @@ def test_same_sampling_and_seed_give_the_same_tokens(both, temperature: float, t
     assert [token.id for token in ours.tokens] == [token.id for token in theirs.tokens]
     assert np.allclose([token.logprob for token in ours.tokens], [token.logprob for token in theirs.tokens], atol=1e-5)
     assert ours.text == theirs.text and len(ours.tokens) == 40
+
+
+def test_unknown_is_never_drawn(tmp_path: Path) -> None:
+    """Not by sampling, not greedily, not where it is by far the most probable word; its probability stays what it is."""
+    source = make_checkpoint(vocab=20, embed=9, hidden=12)
+    by = source.weights.by.copy()
+    by[7] = 30.0
+    words = (*source.vocabulary[:7], UNK, *source.vocabulary[8:])
+    weights = replace(source.weights, by=by)
+    checkpoint.save(tmp_path / "unk.safetensors", replace(source, weights=weights, vocabulary=words))
+    for model in (rnn.RNN.load(tmp_path / "unk.safetensors"), torch_rnn.RNN.load(tmp_path / "unk.safetensors")):
+        for temperature in (0.0, 1.0):
+            tokens = model.generate("waa", temperature=temperature, max_tokens=60, ignore_eos=True, seed=1).tokens
+            assert all(token.word != UNK and token.logprob < -20 for token in tokens)
+        assert model.score("waa nonsense").tokens[1].logprob > -1e-3
 
 
 def test_each_back_end_has_its_own_default(both) -> None:

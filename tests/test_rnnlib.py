@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, make_weights
 
 import rnnlib
-from rnnlib import SAMPLING, Decoder, Model, Workspace
+from rnnlib import Decoder, Model, Workspace, sampling_rows
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -108,7 +108,8 @@ def test_token_ids_out_of_range(name: str, value: int) -> None:
     assert chunk.untouched()
 
 
-@pytest.mark.parametrize("bad,index", [(np.nan, 0), (np.nan, 20), (np.nan, -1), (np.inf, -1), (-np.inf, -1)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("index", [0, 20, -1])
 def test_parameters_that_are_not_finite(bad: float, index: int) -> None:
     chunk = Chunk()
     chunk.params[index] = bad
@@ -157,7 +158,8 @@ def decode(target: Decoder, n: int, **spoiled: object) -> tuple[np.ndarray, np.n
     vocab, hidden = target.model.vocab, target.model.hidden
     rng = np.random.default_rng(3)
     tokens = rng.integers(0, vocab, n, dtype=np.int32)
-    sampling = np.array([(rng.random(), 1.0, 0) for _ in range(n)], dtype=SAMPLING)
+    sampling = sampling_rows(n)
+    sampling["u"] = rng.random(n)
     states = rng.uniform(-1, 1, (n, hidden)).astype(np.float32)
     for name, value in spoiled.items():
         if name == "token":
@@ -186,6 +188,8 @@ def decode(target: Decoder, n: int, **spoiled: object) -> tuple[np.ndarray, np.n
         {"temperature": np.nan},
         {"temperature": np.inf},
         {"top_k": -1},
+        {"banned": 11},
+        {"banned": -2},
     ],
 )
 def test_a_step_refuses_what_is_out_of_range(spoiled: dict[str, float]) -> None:
@@ -202,7 +206,9 @@ def test_a_stream_does_not_depend_on_its_company() -> None:
     target = decoder(vocab=1031, hidden=33, max_streams=20)
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 1031, 20, dtype=np.int32)
-    sampling = np.array([(rng.random(), [1.0, 0.5, 0.0][i % 3], i % 7) for i in range(20)], dtype=SAMPLING)
+    sampling = sampling_rows(20)
+    sampling["u"], sampling["top_k"], sampling["banned"] = rng.random(20), np.arange(20) % 7, np.arange(20) - 1
+    sampling["temperature"] = np.resize([1.0, 0.5, 0.0], 20)
     states = rng.uniform(-1, 1, (20, 33)).astype(np.float32)
 
     def step(rows: slice) -> list[np.ndarray]:
@@ -243,14 +249,15 @@ def test_generate_in_one_call_equals_step_by_step() -> None:
     target = decoder(vocab=23, hidden=7, max_streams=3)
     prompts, lengths = np.array([1, 2, 3, 4, 5, 6], dtype=np.int32), np.array([3, 1, 2], dtype=np.int32)
     uniforms = np.random.default_rng(0).random((3, 12))
-    temperature, top_k = np.array([1.0, 0.0, 0.7], dtype=np.float32), np.array([0, 0, 4], dtype=np.int32)
+    sampling = sampling_rows(3)
+    sampling["temperature"], sampling["top_k"], sampling["banned"] = [1.0, 0.0, 0.7], [0, 0, 4], [-1, 3, 2]
     out, logprobs = np.full((3, 12), -1, dtype=np.int32), np.zeros((3, 12), dtype=np.float32)
     out_lengths = np.zeros(3, dtype=np.int32)
     stop = 9
 
     def generate(cancel: int) -> int:
         return rnnlib.library().rnn_generate(
-            *(target._handle, 3, prompts, lengths, uniforms, temperature, top_k, 12, stop, byref(c_int32(cancel))),
+            *(target._handle, 3, prompts, lengths, uniforms, sampling, 12, stop, byref(c_int32(cancel))),
             *(out, logprobs, out_lengths),
         )
 
@@ -260,9 +267,10 @@ def test_generate_in_one_call_equals_step_by_step() -> None:
         target.prefill(prompt[:-1], state[0])
         token, tokens = prompt[-1], []
         while len(tokens) < 12 and (not tokens or tokens[-1] != stop):
-            sampling = np.array([(uniforms[i, len(tokens)], temperature[i], top_k[i])], dtype=SAMPLING)
+            own = sampling[i : i + 1].copy()
+            own["u"] = uniforms[i, len(tokens)]
             following, logprob = np.empty(1, dtype=np.int32), np.empty(1, dtype=np.float32)
-            target.decode(np.array([token], dtype=np.int32), sampling, state, following, logprob)
+            target.decode(np.array([token], dtype=np.int32), own, state, following, logprob)
             token = int(following[0])
             assert logprobs[i, len(tokens)] == logprob[0]
             tokens.append(token)

@@ -365,7 +365,8 @@ static void test_passes(void) {
         CHECK(k->max(count, x) == max && k->max_abs(count, x) == max_abs);
         CHECK_BELOW(fabs(k->sum_squares(count, x) / squares - 1.0), 1e-12);
         CHECK(k->count_at_least(count, x, x[count / 2]) == least);
-        k->cut_below(count, x, x[count / 2], cut);
+        memcpy(cut, x, count * sizeof *x);
+        k->cut_below(count, cut, x[count / 2]);
         for (size_t i = 0; i < count; i++) CHECK(cut[i] == (x[i] >= x[count / 2] ? x[i] : -INFINITY));
         k->weighted_sum(2, count, weights, 2, terms, count, out);
         CHECK_BELOW(rel_err(out, want, count), 1e-6);
@@ -525,7 +526,7 @@ static void test_carried_state(void) {
 }
 
 static void test_training_refusals(void) {
-    problem p = make_problem(40, 5, 8, 150, 1); /* more than one tile, so the last tile's loss comes late */
+    problem p = make_problem(40, 5, 8, 600, 1); /* more than one tile, so the last tile's loss comes late */
     size_t P = p.at.count, S = p.B * p.H;
     rnn_work *work = work_for(&p, 2);
     float *grads = random_floats(P, 1.0), *grads0 = copy_floats(grads, P), *state = copy_floats(p.state, S);
@@ -534,37 +535,48 @@ static void test_training_refusals(void) {
 #define GRAD(params_, x_, y_, T_, B_, scale_)                                                                          \
     rnn_loss_grad(work, params_, p.embeddings, x_, y_, T_, B_, scale_, state, &loss, grads)
 #define LOSS(params_, x_, y_, T_, B_) rnn_loss(work, params_, p.embeddings, x_, y_, T_, B_, state, &loss, logp)
-    CHECK(GRAD(NULL, p.x, p.y, 150, 1, 1.0f) == RNN_E_NULL);
-    CHECK(LOSS(p.params, NULL, p.y, 150, 1) == RNN_E_NULL);
-    CHECK(GRAD(p.params, p.x, p.y, 151, 1, 1.0f) == RNN_E_DIM);
+    CHECK(GRAD(NULL, p.x, p.y, 600, 1, 1.0f) == RNN_E_NULL);
+    CHECK(LOSS(p.params, NULL, p.y, 600, 1) == RNN_E_NULL);
+    CHECK(GRAD(p.params, p.x, p.y, 601, 1, 1.0f) == RNN_E_DIM);
     CHECK(GRAD(p.params, p.x, p.y, 0, 1, 1.0f) == RNN_E_DIM);
-    CHECK(GRAD(p.params, p.x, p.y, 75, 2, 1.0f) == RNN_E_DIM);
+    CHECK(GRAD(p.params, p.x, p.y, 300, 2, 1.0f) == RNN_E_DIM);
     CHECK(LOSS(p.params, p.x, p.y, -1, 1) == RNN_E_DIM);
-    CHECK(GRAD(p.params, p.x, p.y, 150, 1, NAN) == RNN_E_ARG);
-    CHECK(GRAD(p.params, p.x, p.y, 150, 1, INFINITY) == RNN_E_ARG);
+    CHECK(GRAD(p.params, p.x, p.y, 600, 1, NAN) == RNN_E_ARG);
+    CHECK(GRAD(p.params, p.x, p.y, 600, 1, INFINITY) == RNN_E_ARG);
     for (int which = 0; which < 2; which++) {
-        int32_t *tokens = which ? p.x : p.y, kept = tokens[149];
-        tokens[149] = 40;
-        CHECK(GRAD(p.params, p.x, p.y, 150, 1, 1.0f) == RNN_E_TOKEN);
-        tokens[149] = -1;
-        CHECK(LOSS(p.params, p.x, p.y, 150, 1) == RNN_E_TOKEN);
-        tokens[149] = kept;
+        int32_t *tokens = which ? p.x : p.y, kept = tokens[599];
+        tokens[599] = 40;
+        CHECK(GRAD(p.params, p.x, p.y, 600, 1, 1.0f) == RNN_E_TOKEN);
+        tokens[599] = -1;
+        CHECK(LOSS(p.params, p.x, p.y, 600, 1) == RNN_E_TOKEN);
+        tokens[599] = kept;
     }
     size_t poisoned[] = {p.at.wxh, p.at.whh + 3, p.at.bh, p.at.why + 77, p.at.by + 39};
     for (size_t i = 0; i < 5; i++) {
         float kept = p.params[poisoned[i]];
-        p.params[poisoned[i]] = NAN;
-        CHECK(GRAD(p.params, p.x, p.y, 150, 1, 1.0f) == RNN_E_NONFINITE);
-        CHECK(LOSS(p.params, p.x, p.y, 150, 1) == RNN_E_NONFINITE);
+        float poisons[] = {NAN, INFINITY, -INFINITY}; /* of an infinity, tanh and softmax may leave no trace */
+        for (size_t k = 0; k < 3; k++) {
+            p.params[poisoned[i]] = poisons[k];
+            CHECK(GRAD(p.params, p.x, p.y, 600, 1, 1.0f) == RNN_E_NONFINITE);
+            CHECK(LOSS(p.params, p.x, p.y, 600, 1) == RNN_E_NONFINITE);
+            CHECK(GRAD(p.params, p.x, p.y, 10, 1, 1.0f) == RNN_E_NONFINITE); /* one tile */
+        }
         p.params[poisoned[i]] = kept;
     }
+    float *seen = p.embeddings + p.x[300] * 5 + 4, kept_seen = *seen;
+    *seen = -INFINITY;
+    CHECK(GRAD(p.params, p.x, p.y, 600, 1, 1.0f) == RNN_E_NONFINITE);
+    *seen = kept_seen;
+    state[7] = INFINITY;
+    CHECK(LOSS(p.params, p.x, p.y, 600, 1) == RNN_E_NONFINITE);
+    state[7] = p.state[7];
     /* A loss that is finite in the first tile, and in a later one is not: finite weights, and an overflow. */
     float kept[8];
     for (size_t i = 0; i < 8; i++) {
         kept[i] = p.params[p.at.why + i * 40];
         p.params[p.at.why + i * 40] = 1e38f;
     }
-    for (size_t t = 0; t < 150; t++) p.x[t] = t < 140 ? 1 : 2;
+    for (size_t t = 0; t < 600; t++) p.x[t] = t < 590 ? 1 : 2;
     for (size_t j = 0; j < 5; j++) {
         p.embeddings[5 + j] = 0.0f;
         p.embeddings[10 + j] = 0.0f;
@@ -572,15 +584,15 @@ static void test_training_refusals(void) {
     p.embeddings[10] = 1e6f; /* drives every unit to +1 or -1 */
     for (size_t j = 0; j < 8; j++) p.params[p.at.wxh + j] = fabsf(p.params[p.at.wxh + j]);
     memset(p.params + p.at.whh, 0, (64 + 8) * sizeof(float));
-    int32_t status = GRAD(p.params, p.x, p.y, 150, 1, 1.0f);
+    int32_t status = GRAD(p.params, p.x, p.y, 600, 1, 1.0f);
     CHECK(status == RNN_E_NONFINITE);
-    CHECK(LOSS(p.params, p.x, p.y, 150, 1) == RNN_E_NONFINITE);
+    CHECK(LOSS(p.params, p.x, p.y, 600, 1) == RNN_E_NONFINITE);
     CHECK(loss == 42.0);
     CHECK(same(grads, grads0, P * sizeof *grads));
     CHECK(same(state, p.state, S * sizeof *state));
     CHECK(same(logp, logp0, p.T * sizeof *logp));
     for (size_t i = 0; i < 8; i++) p.params[p.at.why + i * 40] = kept[i];
-    CHECK(GRAD(p.params, p.x, p.y, 150, 1, 1.0f) == RNN_OK); /* a refusal does no lasting harm */
+    CHECK(GRAD(p.params, p.x, p.y, 600, 1, 1.0f) == RNN_OK); /* a refusal does no lasting harm */
 
     rnn_dims bad[] = {{0, 1, 1}, {1, 0, 1}, {1, 1, 0}, {-1, 1, 1}, {RNN_MAX_VOCAB + 1, 1, 1}, {1, 1 << 15, 1}};
     rnn_work *none = NULL;
@@ -725,7 +737,7 @@ static void test_decode_matches_loss(void) {
         CHECK_BELOW(rel_err(state, want_state, p.H), 1e-5);
 
         /* The same token by token: prefill all but the last, then one step. */
-        rnn_sampling greedy = {NAN, 0.0f, -5}; /* at temperature 0 the rest is not looked at */
+        rnn_sampling greedy = {NAN, 0.0f, -5, -1, 0}; /* at temperature 0 the rest is not looked at */
         float last = 0.0f;
         CHECK(rnn_prefill(decoder, tokens, (int32_t)p.T - 1, stepped) == RNN_OK);
         CHECK(rnn_decode(decoder, 1, &tokens[p.T - 1], &greedy, stepped, &next, &last, logits) == RNN_OK);
@@ -753,6 +765,11 @@ static void test_decode_matches_loss(void) {
     }
 }
 
+/* No token banned. */
+static rnn_sampling sampling_of(double u, float temperature, int32_t top_k) {
+    return (rnn_sampling){u, temperature, top_k, -1, 0};
+}
+
 /* 37 streams at once, and each alone: the same bits. Then whole generations against the loop of steps. */
 static void compare_company(int32_t precision) {
     enum { STREAMS = 37, STEPS = 12 };
@@ -764,24 +781,22 @@ static void compare_company(int32_t precision) {
     int32_t tokens[STREAMS], tokens_alone[STREAMS], prompts[STREAMS * 3], lengths[STREAMS], prompt_size = 0;
     int32_t out[STREAMS * STEPS], out_lengths[STREAMS], want[STREAMS][STEPS];
     float logp[STREAMS], logp_alone[STREAMS], out_logp[STREAMS * STEPS], want_logp[STREAMS][STEPS];
-    float temperature[STREAMS];
-    int32_t top_k[STREAMS];
+    rnn_sampling sampling[STREAMS];
     double u[STREAMS * STEPS];
     for (size_t i = 0; i < STREAMS; i++) {
         lengths[i] = 1 + (int32_t)i % 3;
         int32_t *prompt = prompts + prompt_size;
         for (int32_t t = 0; t < lengths[i]; t++) prompt[t] = (int32_t)(uniform() * 1111);
         prompt_size += lengths[i];
-        temperature[i] = i % 4 == 0 ? 0.0f : 0.5f * (float)(i % 4);
-        top_k[i] = i % 5 == 0 ? 10 : 0;
+        sampling[i] = sampling_of(NAN, i % 4 == 0 ? 0.0f : 0.5f * (float)(i % 4), i % 5 == 0 ? 10 : 0);
+        sampling[i].banned = i % 3 == 0 ? (int32_t)i : -1;
         for (size_t t = 0; t < STEPS; t++) u[i * STEPS + t] = uniform();
         CHECK(rnn_prefill(one, prompt, lengths[i] - 1, states + i * p.H) == RNN_OK);
         tokens[i] = tokens_alone[i] = prompt[lengths[i] - 1];
     }
     memcpy(alone, states, STREAMS * p.H * sizeof *states);
     for (size_t t = 0; t < STEPS; t++) {
-        rnn_sampling sampling[STREAMS];
-        for (size_t i = 0; i < STREAMS; i++) sampling[i] = (rnn_sampling){u[i * STEPS + t], temperature[i], top_k[i]};
+        for (size_t i = 0; i < STREAMS; i++) sampling[i].u = u[i * STEPS + t];
         CHECK(rnn_decode(many, STREAMS, tokens, sampling, states, tokens, logp, logits) == RNN_OK);
         for (size_t i = 0; i < STREAMS; i++) {
             CHECK(rnn_decode(one, 1, tokens_alone + i, sampling + i, alone + i * p.H, tokens_alone + i, logp_alone + i,
@@ -794,9 +809,10 @@ static void compare_company(int32_t precision) {
         CHECK(same(states, alone, STREAMS * p.H * sizeof *states));
         CHECK(same(logits, logits_alone, STREAMS * p.V * sizeof *logits));
     }
+    for (size_t i = 0; i < STREAMS; i++) sampling[i].u = NAN; /* generate takes u's place */
     int32_t stop = want[1][4];
-    CHECK(rnn_generate(many, STREAMS, prompts, lengths, u, temperature, top_k, STEPS, stop, NULL, out, out_logp,
-                       out_lengths) == RNN_OK);
+    CHECK(rnn_generate(many, STREAMS, prompts, lengths, u, sampling, STEPS, stop, NULL, out, out_logp, out_lengths) ==
+          RNN_OK);
     for (size_t i = 0; i < STREAMS; i++) {
         int32_t length = 0;
         while (length < STEPS && want[i][length++] != stop) continue;
@@ -805,8 +821,8 @@ static void compare_company(int32_t precision) {
         CHECK(same(out_logp + i * STEPS, want_logp[i], (size_t)length * sizeof *out_logp));
     }
     int32_t now = 1;
-    CHECK(rnn_generate(many, STREAMS, prompts, lengths, u, temperature, top_k, STEPS, -1, &now, out, NULL,
-                       out_lengths) == RNN_E_CANCELLED);
+    CHECK(rnn_generate(many, STREAMS, prompts, lengths, u, sampling, STEPS, -1, &now, out, NULL, out_lengths) ==
+          RNN_E_CANCELLED);
     CHECK(out_lengths[0] == 0);
     rnn_decoder_destroy(many);
     rnn_decoder_destroy(one);
@@ -838,13 +854,13 @@ static void test_precisions(void) {
         float *state = floats(p.H), *logp = floats(p.T);
         int32_t one = 1;
         double u[120];
-        float temperature = 1.0f;
-        int32_t top_k = 0, length = 0;
+        rnn_sampling plain = sampling_of(0.0, 1.0f, 0);
+        int32_t length = 0;
         for (size_t t = 0; t < p.T; t++) u[t] = uniform();
         /* Text that the float32 model itself has drawn. */
         if (precision == RNN_PRECISION_F32) {
-            CHECK(rnn_generate(decoder, 1, &one, &one, u, &temperature, &top_k, (int32_t)p.T, -1, NULL, tokens, NULL,
-                               &length) == RNN_OK);
+            CHECK(rnn_generate(decoder, 1, &one, &one, u, &plain, (int32_t)p.T, -1, NULL, tokens, NULL, &length) ==
+                  RNN_OK);
         }
         CHECK(rnn_score(decoder, tokens, (int32_t)p.T, state, logp) == RNN_OK);
         for (size_t t = 0; t + 1 < p.T; t++) mean[precision] -= logp[t] / (double)(p.T - 1);
@@ -865,7 +881,7 @@ static void test_history_matters(void) {
     rnn_decoder *d = decoder_for(model, 1, 1);
     int32_t prompt[2][4] = {{1, 5, 6, 7}, {2, 5, 6, 7}}, next = 0;
     float *logits[2] = {floats(p.V), floats(p.V)};
-    rnn_sampling greedy = {0.0, 0.0f, 0};
+    rnn_sampling greedy = {0.0, 0.0f, 0, -1, 0};
     for (int i = 0; i < 2; i++) {
         float *state = floats(p.H);
         CHECK(rnn_prefill(d, prompt[i], 3, state) == RNN_OK);
@@ -892,7 +908,7 @@ static void test_sampling(void) {
 
     /* The draw is where the cumulative distribution passes u: checked in double, with room for rounding. */
     for (int i = 0; i < 400; i++) {
-        rnn_sampling s = {i / 400.0, 1.0f, 0};
+        rnn_sampling s = sampling_of(i / 400.0, 1.0f, 0);
         CHECK(rnn_sample(d, z, &s, &token, &logp) == RNN_OK);
         double low = 0.0;
         for (int32_t v = 0; v < token; v++) low += exp(z[v] - max) / sum;
@@ -903,7 +919,14 @@ static void test_sampling(void) {
     }
     /* Words that cannot be drawn are not, at either end of u and wherever they stand. */
     for (size_t v = 0; v < p.V; v++) z[v] = v == 600 || v == 700 ? 1.0f : -INFINITY;
-    rnn_sampling first = {0.0, 1.0f, 0}, last = {1.0 - 0x1p-53, 1.0f, 0};
+    rnn_sampling middle = sampling_of(0.5, 1.0f, 0), below = sampling_of(0.5 - 0x1p-53, 1.0f, 0);
+    CHECK(rnn_sample(d, z, &middle, &token, NULL) == RNN_OK && token == 700); /* the sum must exceed u, not reach it */
+    CHECK(rnn_sample(d, z, &below, &token, NULL) == RNN_OK && token == 600);
+    z[601] = 1.0f, z[700] = -INFINITY; /* the same within one block */
+    CHECK(rnn_sample(d, z, &middle, &token, NULL) == RNN_OK && token == 601);
+    CHECK(rnn_sample(d, z, &below, &token, NULL) == RNN_OK && token == 600);
+    z[601] = -INFINITY, z[700] = 1.0f;
+    rnn_sampling first = sampling_of(0.0, 1.0f, 0), last = sampling_of(1.0 - 0x1p-53, 1.0f, 0);
     CHECK(rnn_sample(d, z, &first, &token, NULL) == RNN_OK && token == 600);
     CHECK(rnn_sample(d, z, &last, &token, NULL) == RNN_OK && token == 700);
     for (size_t v = 0; v < p.V; v++) z[v] = v < 1000 ? 0.001f * (float)(v % 7) : -200.0f;
@@ -911,7 +934,8 @@ static void test_sampling(void) {
 
     /* Temperature 0 and the lowest id of equals; a temperature that is all but 0; equal logits; +-80. */
     for (size_t v = 0; v < p.V; v++) z[v] = v == 900 || v == 33 ? 2.0f : -80.0f;
-    rnn_sampling cold = {0.99, 0.0f, 0}, chill = {0.7, 1e-40f, 0}, warm = {0.3, 1.0f, 0};
+    rnn_sampling cold = sampling_of(0.99, 0.0f, 0), chill = sampling_of(0.7, 1e-40f, 0),
+                 warm = sampling_of(0.3, 1.0f, 0);
     CHECK(rnn_sample(d, z, &cold, &token, NULL) == RNN_OK && token == 33);
     CHECK(rnn_sample(d, z, &chill, &token, NULL) == RNN_OK && token == 900);
     for (size_t v = 0; v < p.V; v++) z[v] = -80.0f;
@@ -923,25 +947,47 @@ static void test_sampling(void) {
     /* top_k: the lowest ids of equals, in order of id; larger than V is all. */
     for (size_t v = 0; v < p.V; v++) z[v] = v % 100 == 50 ? 1.0f : 0.0f; /* 15 at 1, the rest at 0 */
     for (int32_t k = 1; k <= 20; k++) {
-        rnn_sampling end = {1.0 - 0x1p-53, 1.0f, k};
+        rnn_sampling end = sampling_of(1.0 - 0x1p-53, 1.0f, k);
         CHECK(rnn_sample(d, z, &end, &token, NULL) == RNN_OK);
         CHECK(token == (k <= 15 ? 100 * k - 50 : 1450));
-        rnn_sampling begin = {0.0, 1.0f, k};
+        rnn_sampling begin = sampling_of(0.0, 1.0f, k);
         CHECK(rnn_sample(d, z, &begin, &token, NULL) == RNN_OK);
         CHECK(token == (k <= 15 ? 50 : 0));
     }
     z[3] = -0.0f; /* equal to 0 */
-    rnn_sampling sixteen = {0.0, 1.0f, 16}, nineteen = {0.1 / (19 - 15 + 15 * 2.718281828), 1.0f, 19};
+    rnn_sampling sixteen = sampling_of(0.0, 1.0f, 16),
+                 nineteen = sampling_of(0.1 / (19 - 15 + 15 * 2.718281828), 1.0f, 19);
     CHECK(rnn_sample(d, z, &sixteen, &token, NULL) == RNN_OK && token == 0);
     CHECK(rnn_sample(d, z, &nineteen, &token, NULL) == RNN_OK && token == 0);
     nineteen.u = 3.5 / (19 - 15 + 15 * 2.718281828);
     CHECK(rnn_sample(d, z, &nineteen, &token, NULL) == RNN_OK && token == 3);
-    rnn_sampling all = {1.0 - 0x1p-53, 1.0f, INT32_MAX};
+    rnn_sampling all = sampling_of(1.0 - 0x1p-53, 1.0f, INT32_MAX);
     CHECK(rnn_sample(d, z, &all, &token, NULL) == RNN_OK && token == 1499);
 
+    /* A banned token is not drawn: not by chance, not as the most probable, and top_k counts the others. */
+    for (size_t v = 0; v < p.V; v++) z[v] = v == 9 ? 30.0f : v == 1200 ? 2.0f : v == 1300 ? 1.0f : -40.0f;
+    rnn_sampling ban = {0.2, 1.0f, 0, 9, 0};
+    CHECK(rnn_sample(d, z, &ban, &token, &logp) == RNN_OK && token == 1200);
+    CHECK_BELOW(fabs(logp + 28.0), 1e-5); /* of the full distribution */
+    ban.u = 0.9;
+    CHECK(rnn_sample(d, z, &ban, &token, NULL) == RNN_OK && token == 1300);
+    ban.top_k = 1;
+    CHECK(rnn_sample(d, z, &ban, &token, NULL) == RNN_OK && token == 1200);
+    ban.temperature = 0.0f;
+    CHECK(rnn_sample(d, z, &ban, &token, &logp) == RNN_OK && token == 1200);
+    CHECK_BELOW(fabs(logp + 28.0), 1e-5);
+    ban.banned = 1200;
+    CHECK(rnn_sample(d, z, &ban, &token, NULL) == RNN_OK && token == 9);
+    z[0] = 31.0f;
+    ban.banned = 0;
+    CHECK(rnn_sample(d, z, &ban, &token, NULL) == RNN_OK && token == 9);
+
     /* Refusals leave the outputs alone. */
-    rnn_sampling bad[] = {{1.0, 1.0f, 0}, {-0.1, 1.0f, 0},    {NAN, 1.0f, 0}, {0.5, -1.0f, 0},
-                          {0.5, NAN, 0},  {0.5, INFINITY, 0}, {0.5, 1.0f, -1}};
+    rnn_sampling bad[] = {
+        sampling_of(1.0, 1.0f, 0),  sampling_of(-0.1, 1.0f, 0), sampling_of(NAN, 1.0f, 0),
+        sampling_of(0.5, -1.0f, 0), sampling_of(0.5, NAN, 0),   sampling_of(0.5, INFINITY, 0),
+        sampling_of(0.5, 1.0f, -1),
+    };
     token = -7;
     logp = 7.0f;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -953,6 +999,13 @@ static void test_sampling(void) {
     CHECK(rnn_sample(d, z, &warm, &token, &logp) == RNN_E_NONFINITE);
     for (size_t v = 0; v < p.V; v++) z[v] = -INFINITY;
     CHECK(rnn_sample(d, z, &warm, &token, &logp) == RNN_E_NONFINITE);
+    z[9] = 1.0f;
+    ban.banned = 9;
+    CHECK(rnn_sample(d, z, &ban, &token, &logp) == RNN_E_NONFINITE);
+    ban.banned = 1500;
+    CHECK(rnn_sample(d, z, &ban, &token, &logp) == RNN_E_TOKEN);
+    ban.banned = -2;
+    CHECK(rnn_sample(d, z, &ban, &token, &logp) == RNN_E_TOKEN);
     CHECK(rnn_sample(d, NULL, &warm, &token, &logp) == RNN_E_NULL);
     CHECK(token == -7 && logp == 7.0f);
     rnn_decoder_destroy(d);
@@ -993,10 +1046,9 @@ static void test_inference_refusals(void) {
 
     rnn_decoder *d = decoder_for(model, 2, 1);
     float *states = random_floats(2 * p.H, 0.5), *states0 = copy_floats(states, 2 * p.H), logp[8] = {9.0f};
-    int32_t tokens[2] = {1, 2}, next[8] = {-3, -3}, lengths[2] = {1, 1}, top_k[2] = {0, 0}, out_lengths[2] = {-3, -3};
+    int32_t tokens[2] = {1, 2}, next[8] = {-3, -3}, lengths[2] = {1, 1}, out_lengths[2] = {-3, -3};
     double u[8] = {0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5};
-    float temperature[2] = {1.0f, 1.0f};
-    rnn_sampling s[2] = {{0.5, 1.0f, 0}, {0.5, 1.0f, 0}};
+    rnn_sampling s[2] = {sampling_of(0.5, 1.0f, 0), sampling_of(0.5, 1.0f, 0)};
     CHECK(rnn_decode(d, 3, tokens, s, states, next, logp, NULL) == RNN_E_DIM);
     CHECK(rnn_decode(d, 0, tokens, s, states, next, logp, NULL) == RNN_E_DIM);
     CHECK(rnn_decode(d, 2, tokens, s, NULL, next, logp, NULL) == RNN_E_NULL);
@@ -1005,22 +1057,17 @@ static void test_inference_refusals(void) {
     CHECK(rnn_prefill(d, tokens, 2, states) == RNN_E_TOKEN);
     CHECK(rnn_score(d, tokens, 2, states, logp) == RNN_E_TOKEN);
     tokens[1] = -1;
-    CHECK(rnn_generate(d, 2, tokens, lengths, u, temperature, top_k, 4, -1, NULL, next, logp, out_lengths) ==
-          RNN_E_TOKEN);
+    CHECK(rnn_generate(d, 2, tokens, lengths, u, s, 4, -1, NULL, next, logp, out_lengths) == RNN_E_TOKEN);
     tokens[1] = 2;
     s[1].u = 1.0;
     CHECK(rnn_decode(d, 2, tokens, s, states, next, logp, NULL) == RNN_E_ARG);
     u[7] = NAN;
-    CHECK(rnn_generate(d, 2, tokens, lengths, u, temperature, top_k, 4, -1, NULL, next, logp, out_lengths) ==
-          RNN_E_ARG);
+    CHECK(rnn_generate(d, 2, tokens, lengths, u, s, 4, -1, NULL, next, logp, out_lengths) == RNN_E_ARG);
     u[7] = 0.5;
-    CHECK(rnn_generate(d, 2, tokens, lengths, u, temperature, top_k, 4, 20, NULL, next, logp, out_lengths) ==
-          RNN_E_TOKEN);
-    CHECK(rnn_generate(d, 2, tokens, lengths, u, temperature, top_k, 0, -1, NULL, next, logp, out_lengths) ==
-          RNN_E_DIM);
+    CHECK(rnn_generate(d, 2, tokens, lengths, u, s, 4, 20, NULL, next, logp, out_lengths) == RNN_E_TOKEN);
+    CHECK(rnn_generate(d, 2, tokens, lengths, u, s, 0, -1, NULL, next, logp, out_lengths) == RNN_E_DIM);
     lengths[1] = 0;
-    CHECK(rnn_generate(d, 2, tokens, lengths, u, temperature, top_k, 4, -1, NULL, next, logp, out_lengths) ==
-          RNN_E_DIM);
+    CHECK(rnn_generate(d, 2, tokens, lengths, u, s, 4, -1, NULL, next, logp, out_lengths) == RNN_E_DIM);
     CHECK(rnn_prefill(d, tokens, -1, states) == RNN_E_DIM);
     CHECK(rnn_score(d, tokens, 1, states, logp) == RNN_E_DIM);
     CHECK(same(states, states0, 2 * p.H * sizeof *states));
@@ -1032,6 +1079,15 @@ static void test_inference_refusals(void) {
     CHECK(same(states, states0, p.H * sizeof *states));
     CHECK(next[0] == -3 && out_lengths[0] == -3 && logp[0] == 9.0f);
     CHECK(rnn_prefill(d, NULL, 0, states) == RNN_OK && same(states, states0, p.H * sizeof *states));
+    problem lone = make_problem(1, 4, 5, 1, 1);
+    rnn_model *lone_model = model_for(&lone, RNN_PRECISION_F32);
+    rnn_decoder *lone_decoder = decoder_for(lone_model, 1, 1);
+    rnn_sampling none_left = {0.5, 1.0f, 0, 0, 0};
+    int32_t zero = 0;
+    CHECK(rnn_decode(lone_decoder, 1, &zero, &none_left, states, next, NULL, NULL) == RNN_E_ARG && next[0] == -3);
+    rnn_decoder_destroy(lone_decoder);
+    rnn_model_destroy(lone_model);
+    free_problem(&lone);
     rnn_decoder_destroy(NULL);
     rnn_model_destroy(NULL);
     rnn_decoder_destroy(d);
@@ -1043,7 +1099,7 @@ static void test_inference_refusals(void) {
 
 static void test_statuses(void) {
     CHECK(rnn_abi_version() == RNN_ABI_VERSION);
-    CHECK(rnn_sizeof_dims() == 12 && rnn_sizeof_sampling() == 16 && rnn_sizeof_adamw() == 24);
+    CHECK(rnn_sizeof_dims() == 12 && rnn_sizeof_sampling() == 24 && rnn_sizeof_adamw() == 24);
     for (int32_t status = -20; status <= 5; status++) CHECK(rnn_strerror(status) && *rnn_strerror(status));
     CHECK(strcmp(rnn_strerror(RNN_OK), "success") == 0);
     rnn_dims dims = {31266, 300, 100};
