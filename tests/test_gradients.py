@@ -55,6 +55,15 @@ def gradients(
     return loss, Weights.from_flat(weights.embeddings, grads, h).parameters(), state
 
 
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline", "reference"])  # the best there is where one is missing
+@pytest.mark.parametrize("v,e,h,t,b", SIZES)
+def test_gradients_match_float64_on_every_instruction_set(
+    v: int, e: int, h: int, t: int, b: int, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNN_ISA", isa)
+    test_gradients_match_float64(v, e, h, t, b, seed=7)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("v,e,h,t,b", SIZES)
 def test_gradients_match_float64(v: int, e: int, h: int, t: int, b: int, seed: int) -> None:
