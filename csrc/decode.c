@@ -19,7 +19,6 @@ static void lay_out(rnn_decoder *d, rnn_arena *arena) {
     size_t states = rnn_max(d->max_streams, RNN_GROUP);
     d->state = rnn_arena_take(arena, states * m->stride, f);
     d->next = rnn_arena_take(arena, states * m->stride, f);
-    d->why = rnn_arena_take(arena, threads * m->H * RNN_BLOCK, f);
     d->logits = rnn_arena_take(arena, RNN_GROUP * d->row, f);
     d->cut = rnn_arena_take(arena, samplers * d->row, f);
     d->exps = rnn_arena_take(arena, samplers * d->row, f);
@@ -73,40 +72,22 @@ static void advance(const rnn_model *m, size_t n, const int32_t *tokens, const f
     k->tanh(n * stride, to);
 }
 
-/* z (n, row), from column v0 on = hidden rows times one block of Why. */
-static void project_block(rnn_decoder *d, size_t n, const float *hidden, size_t v0, size_t cols, float *z) {
-    const rnn_model *m = d->model;
-    const rnn_kernels *k = m->kernels;
-    size_t H = m->H;
-    if (!m->words) {
-        k->rows_times(n, H, cols, hidden, m->stride, m->why + v0, m->V, z, d->row);
-        return;
-    }
-    float *packed = d->why + rnn_thread() * H * RNN_BLOCK;
-    for (size_t v = 0; v < cols; v += k->wide) {
-        const uint32_t *words = m->words + (v0 + v) / k->wide * m->wide_words;
-        if (n == 1) {
-            k->row_times_words(m->precision, H, hidden, words, z + v);
-        } else {
-            k->expand(m->precision, H, words, packed + v * H);
-        }
-    }
-    if (n > 1) {
-        k->multiply(n, H, rnn_ceil_div(cols, k->panel), hidden, m->stride, packed, z, d->row, k->panel, false);
-    }
-}
-
 /* logits (n, row) of n <= RNN_GROUP hidden rows. */
 static void project(rnn_decoder *d, size_t n, const float *hidden) {
     const rnn_model *m = d->model;
+    const rnn_kernels *k = m->kernels;
     size_t blocks = d->row / RNN_BLOCK;
     RNN_OMP(parallel for num_threads(d->threads) schedule(static))
     for (size_t b = 0; b < blocks; b++) {
         size_t v0 = b * RNN_BLOCK, cols = rnn_min(RNN_BLOCK, m->V - v0);
         float *z = d->logits + v0;
-        project_block(d, n, hidden, v0, cols, z);
+        if (!m->words) k->rows_times(n, m->H, cols, hidden, m->stride, m->why + v0, m->V, z, d->row);
+        for (size_t v = 0; m->words && v < cols; v += k->wide) {
+            const uint32_t *words = m->words + (v0 + v) / k->wide * m->wide_words;
+            k->rows_times_words(n, m->precision, m->H, hidden, m->stride, words, z + v, d->row);
+        }
         for (size_t i = 0; i < n; i++) {
-            m->kernels->finish(cols, m->words ? m->scale + v0 : NULL, m->by + v0, z + i * d->row);
+            k->finish(cols, m->words ? m->scale + v0 : NULL, m->by + v0, z + i * d->row);
         }
     }
 }

@@ -95,12 +95,13 @@ typedef struct rnn_kernels {
                        float *c, size_t ldc);
 
     /* A copy of w (K, cols <= wide) with fewer bytes, precision as in rnnlib.h: words of K rows, and a scale for each
-     * column. expand makes panels of it for multiply, without the scales; row_times_words multiplies one row h (K). */
+     * column. rows_times_words is C (m, wide) = A (m, K) times the copy, without the scales; each row to the same bits
+     * whatever m is. */
     size_t wide; /* columns of a copy; divides RNN_BLOCK, a multiple of panel */
     void (*compress)(int32_t precision, const float *w, size_t ld, size_t K, size_t cols, uint32_t *words,
                      float *scale);
-    void (*expand)(int32_t precision, size_t K, const uint32_t *words, float *panels);
-    void (*row_times_words)(int32_t precision, size_t K, const float *h, const uint32_t *words, float *z);
+    void (*rows_times_words)(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *words,
+                             float *c, size_t ldc);
     void (*finish)(size_t count, const float *scale, const float *bias,
                    float *z); /* z = z * scale + bias; scale NULL: 1 */
 
@@ -213,7 +214,6 @@ struct rnn_decoder {
     size_t row;      /* of logits: V rounded up to whole blocks */
     float *state;    /* (max_streams, stride): before a step */
     float *next;     /* (max_streams, stride): after it */
-    float *why;      /* (threads, H, RNN_BLOCK): a packed block */
     float *logits;   /* (RNN_GROUP, row) */
     float *cut;      /* (threads, row): logits after top_k */
     float *exps;     /* (threads, row) */

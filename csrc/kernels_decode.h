@@ -58,41 +58,55 @@ INLINE void expand_row(int32_t precision, const uint32_t *words, vec out[4]) {
     }
 }
 
-INLINE void expand_panel(int32_t precision, size_t K, const uint32_t *words, float *panels) {
+/* Rows of A at a time: their sums, a row of weights and a broadcast fit the registers. */
+#define WORD_ROWS (TILE_ROWS * TILE_VECS >= 24 ? 6 : 2)
+
+INLINE void words_tile(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *words,
+                       float *c, size_t ldc) {
+    vec acc[WORD_ROWS][4];
+    UNROLL for (size_t i = 0; i < m; i++) { UNROLL for (size_t j = 0; j < 4; j++) acc[i][j] = (vec){0}; }
     for (size_t k = 0; k < K; k++) {
         vec row[4];
         expand_row(precision, words, row);
-        UNROLL for (size_t j = 0; j < 4; j++) {
-            store(panels + (j / TILE_VECS * K + k) * PANEL + j % TILE_VECS * LANES, row[j]);
+        UNROLL for (size_t i = 0; i < m; i++) {
+            UNROLL for (size_t j = 0; j < 4; j++) acc[i][j] += a[i * lda + k] * row[j];
         }
         words += precision == RNN_PRECISION_BF16 ? 2 * LANES : LANES;
     }
-}
-
-static void expand(int32_t precision, size_t K, const uint32_t *words, float *panels) {
-    if (precision == RNN_PRECISION_BF16) {
-        expand_panel(RNN_PRECISION_BF16, K, words, panels);
-    } else {
-        expand_panel(RNN_PRECISION_INT8, K, words, panels);
+    UNROLL for (size_t i = 0; i < m; i++) {
+        UNROLL for (size_t j = 0; j < 4; j++) store(c + i * ldc + j * LANES, acc[i][j]);
     }
 }
 
-INLINE void row_times_panel(int32_t precision, size_t K, const float *h, const uint32_t *words, float *z) {
-    vec acc[4] = {{0}, {0}, {0}, {0}};
-    for (size_t k = 0; k < K; k++) {
-        vec row[4];
-        expand_row(precision, words, row);
-        UNROLL for (size_t j = 0; j < 4; j++) acc[j] += h[k] * row[j];
-        words += precision == RNN_PRECISION_BF16 ? 2 * LANES : LANES;
+INLINE void words_down(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *words,
+                       float *c, size_t ldc) {
+    for (; m >= WORD_ROWS; m -= WORD_ROWS) {
+        words_tile(WORD_ROWS, precision, K, a, lda, words, c, ldc);
+        a += WORD_ROWS * lda;
+        c += WORD_ROWS * ldc;
     }
-    UNROLL for (size_t j = 0; j < 4; j++) store(z + j * LANES, acc[j]);
+#define WORDS_CASE(rows)                                                                                               \
+    case rows:                                                                                                         \
+        words_tile(rows, precision, K, a, lda, words, c, ldc);                                                         \
+        break;
+    switch (m) {
+        WORDS_CASE(1)
+#if TILE_ROWS * TILE_VECS >= 24
+        WORDS_CASE(2)
+        WORDS_CASE(3)
+        WORDS_CASE(4)
+        WORDS_CASE(5)
+#endif
+    }
+#undef WORDS_CASE
 }
 
-static void row_times_words(int32_t precision, size_t K, const float *h, const uint32_t *words, float *z) {
+static void rows_times_words(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *words,
+                             float *c, size_t ldc) {
     if (precision == RNN_PRECISION_BF16) {
-        row_times_panel(RNN_PRECISION_BF16, K, h, words, z);
+        words_down(m, RNN_PRECISION_BF16, K, a, lda, words, c, ldc);
     } else {
-        row_times_panel(RNN_PRECISION_INT8, K, h, words, z);
+        words_down(m, RNN_PRECISION_INT8, K, a, lda, words, c, ldc);
     }
 }
 

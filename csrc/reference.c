@@ -172,19 +172,14 @@ static float weight_of(int32_t precision, const uint32_t *words, size_t at) {
     return (float)(byte < 128 ? byte : byte - 256);
 }
 
-static void expand(int32_t precision, size_t K, const uint32_t *words, float *panels) {
-    for (size_t k = 0; k < K; k++) {
-        for (size_t v = 0; v < WIDE; v++) {
-            panels[(v / PANEL * K + k) * PANEL + v % PANEL] = weight_of(precision, words, k * WIDE + v);
+static void rows_times_words(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *words,
+                             float *c, size_t ldc) {
+    for (size_t i = 0; i < m; i++) {
+        for (size_t j = 0; j < WIDE; j++) {
+            double sum = 0.0;
+            for (size_t k = 0; k < K; k++) sum += (double)a[i * lda + k] * weight_of(precision, words, k * WIDE + j);
+            c[i * ldc + j] = (float)sum;
         }
-    }
-}
-
-static void row_times_words(int32_t precision, size_t K, const float *h, const uint32_t *words, float *z) {
-    for (size_t v = 0; v < WIDE; v++) {
-        double sum = 0.0;
-        for (size_t k = 0; k < K; k++) sum += (double)h[k] * weight_of(precision, words, k * WIDE + v);
-        z[v] = (float)sum;
     }
 }
 
@@ -239,8 +234,7 @@ const rnn_kernels rnn_kernels_reference = {
     .rows_times = rows_times,
     .wide = WIDE,
     .compress = compress,
-    .expand = expand,
-    .row_times_words = row_times_words,
+    .rows_times_words = rows_times_words,
     .finish = finish,
     .sum_squares = sum_squares,
     .sgd = sgd,

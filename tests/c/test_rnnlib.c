@@ -256,26 +256,38 @@ static void test_products(void) {
 /* What the copies of a matrix hold, how near it is, and that one row and many give the same bits. */
 static void test_copies(void) {
     const rnn_kernels *k = rnn_kernels_choose();
-    enum { K = 37, ROWS = 5 };
+    enum { K = 37, ROWS = 13 };
     for (size_t cols = k->wide - 1; cols <= k->wide; cols++) {
         for (int32_t precision = RNN_PRECISION_BF16; precision <= RNN_PRECISION_INT8; precision++) {
-            float *w = random_floats(K * cols, 1.0), *panels = floats(K * k->wide), *scale = floats(cols);
+            float *w = random_floats(K * cols, 1.0), *unit = floats(K * K), *kept = floats(K * k->wide);
             float *h = random_floats(ROWS * K, 1.0), *many = floats(ROWS * k->wide), *one = floats(k->wide);
+            float *scale = floats(cols), *got = floats(ROWS * cols);
+            double *want = doubles(ROWS * cols);
             uint32_t *words = need(calloc(K * k->wide, sizeof *words));
+            for (size_t i = 0; i < K; i++) unit[i * K + i] = 1.0f; /* times the copy, it shows what the copy holds */
             k->compress(precision, w, cols, K, cols, words, scale);
-            k->expand(precision, K, words, panels);
+            k->rows_times_words(K, precision, K, unit, K, words, kept, k->wide);
             for (size_t i = 0; i < K * cols; i++) {
                 size_t v = i % cols;
-                float kept = panels[(v / k->panel * K + i / cols) * k->panel + v % k->panel] * scale[v];
                 double limit = precision == RNN_PRECISION_BF16 ? fabs(w[i]) / 256.0 : 0.5001 * scale[v];
-                CHECK_BELOW(fabs(kept - w[i]), limit);
+                CHECK_BELOW(fabs(kept[i / cols * k->wide + v] * scale[v] - w[i]), limit);
             }
-            k->multiply(ROWS, K, k->wide / k->panel, h, K, panels, many, k->wide, k->panel, false);
-            for (size_t i = 0; i < ROWS; i++) {
-                k->row_times_words(precision, K, h + i * K, words, one);
-                CHECK(same(one, many + i * k->wide, k->wide * sizeof *one));
+            for (size_t m = 1; m <= ROWS; m++) {
+                k->rows_times_words(m, precision, K, h, K, words, many, k->wide);
+                for (size_t i = 0; i < m; i++) {
+                    k->rows_times_words(1, precision, K, h + i * K, K, words, one, k->wide);
+                    CHECK(same(one, many + i * k->wide, k->wide * sizeof *one));
+                }
             }
-            free(w), free(panels), free(scale), free(h), free(many), free(one), free(words);
+            for (size_t i = 0; i < ROWS * cols; i++) {
+                got[i] = many[i / cols * k->wide + i % cols];
+                for (size_t n = 0; n < K; n++) {
+                    want[i] += (double)h[i / cols * K + n] * kept[n * k->wide + i % cols];
+                }
+            }
+            CHECK_BELOW(rel_err(got, want, ROWS * cols), 2e-6);
+            free(w), free(unit), free(kept), free(h), free(many), free(one), free(scale), free(got), free(want);
+            free(words);
         }
     }
 }
