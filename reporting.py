@@ -24,6 +24,11 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
+def shown(value: float) -> str:
+    """A perplexity for people: 142.3, 31,266.0, 4.0e+30."""
+    return f"{value:,.1f}" if value < 1e6 else f"{value:.1e}"
+
+
 class Bar:
     """Progress over the tokens of the whole run, with the time that is left."""
 
@@ -31,7 +36,7 @@ class Bar:
         self._bar = bar
 
     def advance(self, tokens: int, loss: float) -> None:
-        self._bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity(loss):.4g}", refresh=False)
+        self._bar.set_postfix_str(f"loss {loss:.3f}, perplexity {shown(perplexity(loss))}", refresh=False)
         self._bar.update(tokens)
 
 
@@ -59,7 +64,7 @@ def epoch_line(row: Row, epochs: int) -> str:
     rate = f"  {row['tokens_per_second']:,} tokens/s" if row["tokens_per_second"] else ""
     return (
         f"epoch {row['epoch']}/{epochs}{trained}  validation {row['validation_loss']:.4f}"
-        f"  perplexity {row['validation_perplexity']:.1f}  rate {row['learning_rate']:.3g}{rate}"
+        f"  perplexity {shown(row['validation_perplexity'])}  rate {row['learning_rate']:.3g}{rate}"
     )
 
 

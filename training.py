@@ -402,7 +402,7 @@ def summary(run: Run, model_class: type[LanguageModel]) -> None:
     at = run.progress
     best = next(row for row in at.history if row["epoch"] == at.best_epoch)
     print(
-        f"validation perplexity {best['validation_perplexity']:.1f} "
+        f"validation perplexity {reporting.shown(best['validation_perplexity'])} "
         f"({best['validation_loss']:.4f} nats per token) at epoch {at.best_epoch} of {at.epoch}, "
         f"{at.seconds:.1f} s of training"
     )

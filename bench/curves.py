@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from reporting import shown
 
 
 def main() -> None:
@@ -28,8 +33,8 @@ def main() -> None:
         axes.plot(x, y, linewidth=1.5, label=path.stem)
         best = min(rows, key=lambda row: row["validation_loss"])
         print(
-            f"{path.stem:<16} start {y[0]:>10.1f}  best {best['validation_perplexity']:>10.1f} at epoch"
-            f" {best['epoch']:>4}  last {y[-1]:>10.1f} at epoch {rows[-1]['epoch']:>4}  {rows[-1]['seconds']:>8.1f} s"
+            f"{path.stem:<16} start {shown(y[0]):>8}  best {shown(min(y)):>8} at epoch {best['epoch']:>3}"
+            f"  last {shown(y[-1]):>8} at epoch {rows[-1]['epoch']:>3}  {rows[-1]['seconds']:>7.1f} s of training"
         )
     axes.set(xlabel=options.x, ylabel="validation perplexity", yscale="log")
     axes.grid(alpha=0.3, which="both", linewidth=0.5)
