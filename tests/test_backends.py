@@ -76,7 +76,7 @@ def test_same_sampling_and_seed_give_the_same_tokens(both, temperature: float, t
 
 
 def test_unknown_is_never_drawn(tmp_path: Path) -> None:
-    """Not by sampling, not greedily, not where it is by far the most probable word; its probability stays what it is."""
+    """Not by sampling, not greedily, not where it is by far the most probable word; its probability stays."""
     source = make_checkpoint(vocab=20, embed=9, hidden=12)
     by = source.weights.by.copy()
     by[7] = 30.0

@@ -1,0 +1,30 @@
+"""The HTTP service: `uvicorn api:app --http h11`, or `make serve`. The package service/ holds its parts.
+
+Settings are environment variables: `python -m service.settings` lists them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from fastapi import FastAPI
+
+from service import logs
+from service.app import create_app
+from service.settings import Settings, SettingsError
+
+CANNOT_START = 3  # uvicorn's own code: with several workers, it then stops instead of starting them over and over
+
+
+def _from_environment() -> FastAPI:
+    try:
+        settings = Settings.from_environment(os.environ)
+    except SettingsError as error:
+        sys.stderr.write(f"api.py: {error}\n")
+        raise SystemExit(CANNOT_START) from None
+    logs.configure(settings.log_level)
+    return create_app(settings)
+
+
+app = _from_environment()

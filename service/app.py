@@ -1,0 +1,61 @@
+"""Puts the service together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from service import errors, lifecycle
+from service.core import Service
+from service.middleware import Edge
+from service.routes import completions, generate, operations, weights
+from service.settings import ROOT, Settings
+
+DESCRIPTION = """An Elman recurrent word model, in C and in torch, behind one interface.
+
+Errors are RFC 9457 problems; under /v1 they have OpenAI's shape."""
+
+
+class _Page(StaticFiles):
+    """The page's files, which a browser may keep as long as it asks whether they have changed."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """A service of its own, with its own state."""
+    service = Service(settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with lifecycle.running(service):
+            yield
+
+    app = FastAPI(
+        title="RNN word model",
+        description=DESCRIPTION,
+        version="1",
+        lifespan=lifespan,
+        exception_handlers=errors.HANDLERS,
+        docs_url=None,  # these three are in routes/operations.py, where they can be guarded
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.state.service = service
+    app.add_middleware(Edge, service=service)
+    web = ROOT / "web"
+    app.include_router(generate.router(service), dependencies=service.guard.users)
+    app.include_router(completions.router(service), dependencies=service.guard.users)
+    app.include_router(weights.router(service))
+    app.include_router(operations.router(service, web))
+    if web.is_dir():
+        app.mount("/web", _Page(directory=web))
+    return app

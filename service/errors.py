@@ -1,0 +1,231 @@
+"""The errors that a client is told of: one type each, one place where they become a response.
+
+Outside /v1 an error is an RFC 9457 problem (application/problem+json); under /v1 it has OpenAI's shape. `detail` is
+written for the client: it names the value, the limit and the remedy, and never a path or a trace of this machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import compile_path
+from starlette.types import Scope
+
+PROBLEM_JSON = "application/problem+json"
+
+
+class ServiceError(Exception):
+    """What a request ends with instead of its reply.
+
+    code: a short name that programs can compare.   fields: (place in the body, what is wrong) of a validation.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        fields: tuple[tuple[str, str], ...] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.fields = fields
+        self.headers = dict(headers or {})
+
+
+class MalformedRequest(ServiceError):
+    status, code = 400, "malformed_request"
+
+
+class InvalidRequest(ServiceError):
+    status, code = 422, "invalid_request"
+
+
+class InvalidUpload(ServiceError):
+    status, code = 422, "invalid_weights"
+
+
+class Unauthorized(ServiceError):
+    status, code = 401, "unauthorized"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"www-authenticate": "Bearer"})
+
+
+class Forbidden(ServiceError):
+    status, code = 403, "forbidden"
+
+
+class WeightsNotFound(ServiceError):
+    status, code = 404, "weights_not_found"
+
+
+class SlowRequest(ServiceError):
+    status, code = 408, "slow_request"
+
+
+class WeightsExist(ServiceError):
+    status, code = 409, "weights_exist"
+
+
+class BodyTooLarge(ServiceError):
+    status, code = 413, "body_too_large"
+
+
+class Busy(ServiceError):
+    status, code = 429, "busy"
+
+    def __init__(self, detail: str, retry_after_seconds: int) -> None:
+        super().__init__(detail, headers={"retry-after": str(retry_after_seconds)})
+
+
+class Internal(ServiceError):
+    def __init__(self) -> None:
+        super().__init__("the service failed; its log says why, under this request's id")
+
+
+class BackendMissing(ServiceError):
+    status, code = 501, "backend_missing"
+
+
+class NotReady(ServiceError):
+    status, code = 503, "not_ready"
+
+
+class WeightsUnusable(ServiceError):
+    status, code = 503, "weights_unusable"
+
+
+class ShuttingDown(ServiceError):
+    status, code = 503, "shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__("the service is stopping; send the request again", headers={"retry-after": "5"})
+
+
+class TimeLimit(ServiceError):
+    status, code = 504, "time_limit"
+
+
+class NoSpace(ServiceError):
+    status, code = 507, "no_space"
+
+
+class ClientGone(Exception):
+    """The client has closed its connection: there is nobody to answer."""
+
+
+# ---- From an exception to an error, and from an error to a response -------------------------------------------------
+
+
+class HttpError(ServiceError):
+    """A refusal by the framework: no such route, a method that a route does not have."""
+
+    def __init__(self, error: HTTPException) -> None:
+        super().__init__(str(error.detail), headers=error.headers)
+        phrase = HTTPStatus(error.status_code).phrase
+        self.status, self.code = error.status_code, phrase.lower().replace(" ", "_")  # type: ignore[misc]
+
+
+def from_validation(error: RequestValidationError) -> ServiceError:
+    """The framework's list of complaints, without the values that were sent: they may be secret, huge or NaN."""
+    fields = tuple(
+        (".".join(str(part) for part in complaint["loc"][1:]) or complaint["loc"][0], complaint["msg"])
+        for complaint in error.errors()[:20]
+    )
+    if any(complaint["type"] == "json_invalid" for complaint in error.errors()):
+        return MalformedRequest("the body is not valid JSON", fields=fields)
+    return InvalidRequest("; ".join(f"{place}: {message}" for place, message in fields), fields=fields)
+
+
+def content(error: ServiceError, scope: Scope) -> dict[str, Any]:
+    """The JSON object that tells of `error`, in the shape of the request's protocol."""
+    if is_openai(scope):
+        return {
+            "error": {
+                "message": error.detail,
+                "type": _openai_type(error.status),
+                "param": error.fields[0][0] if error.fields else None,
+                "code": error.code,
+            }
+        }
+    problem = {
+        "type": f"urn:rnn:problem:{error.code}",
+        "title": HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "request_id": scope.get("request_id"),
+    }
+    if error.fields:
+        problem["errors"] = [{"field": place, "message": message} for place, message in error.fields]
+    return problem
+
+
+def response(error: ServiceError, scope: Scope) -> Response:
+    """`error` as a response."""
+    media_type = "application/json" if is_openai(scope) else PROBLEM_JSON
+    status = 400 if is_openai(scope) and error.status == 422 else error.status  # what OpenAI answers, and clients map
+    body = json.dumps(content(error, scope))  # as ASCII: a field's name may hold half of a surrogate pair
+    return Response(body, status, headers=error.headers, media_type=media_type)
+
+
+def route_path(scope: Scope) -> str:
+    """The address as the routes have it, without what a proxy put before it."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))
+
+
+def is_openai(scope: Scope) -> bool:
+    return route_path(scope).startswith("/v1/")
+
+
+def _openai_type(status: int) -> str:
+    if status >= 500:
+        return "server_error"
+    return {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
+        status, "invalid_request_error"
+    )
+
+
+# The framework's handlers: each turns what was raised into a ServiceError, and that into a response.
+
+
+async def on_service_error(request: Request, error: ServiceError) -> Response:
+    return response(error, request.scope)
+
+
+async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
+    return response(from_validation(error), request.scope)
+
+
+async def on_http_error(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 405:  # the framework names the methods of one route; an address may have several
+        error.headers = {"allow": ", ".join(_methods(request)) or (error.headers or {}).get("Allow", "")}
+    if error.status_code == 400:  # what the framework says of JSON nested too deep, or of a number of 5,000 digits
+        return response(MalformedRequest("the body cannot be read as JSON"), request.scope)
+    return response(HttpError(error), request.scope)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of an address, as the OpenAPI document has them."""
+    for template, operations in request.app.openapi()["paths"].items():
+        if compile_path(template)[0].match(route_path(request.scope)):
+            return sorted(method.upper() for method in operations)
+    return []
+
+
+HANDLERS: dict[Any, Any] = {
+    ServiceError: on_service_error,
+    RequestValidationError: on_validation_error,
+    HTTPException: on_http_error,
+}

@@ -1,0 +1,177 @@
+"""A request's work from its body to its tokens, for both protocols."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from language_model import MAX_SEED, PromptError, Sampling, check_seed
+from service import schemas
+from service.engines import Engine, Step
+from service.errors import InvalidRequest
+from service.metrics import Metrics
+from service.registry import Entry, Registry
+from service.scheduler import Run, Scheduler, TokenSequence
+from service.settings import Settings
+from service.wording import parse_stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is asked for. scored: tell the log-probabilities of the prompt's own tokens, too."""
+
+    backend: str
+    weights: str | None
+    prompts: tuple[str, ...]
+    n: int = 1
+    max_tokens: int
+    temperature: float | None = None
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    top: int = 0
+    ignore_eos: bool = False
+    scored: bool = False
+    stream: bool = False
+
+
+class Prompt(NamedTuple):
+    ids: list[int]
+    unknown: tuple[str, ...]
+
+
+class Work:
+    """An order that is being carried out: sequence i is choice i % n of prompt i // n."""
+
+    def __init__(self, order: Order, entry: Entry, prompts: list[Prompt], run: Run) -> None:
+        self.order = order
+        self.entry = entry
+        self.prompts = prompts
+        self.run = run
+
+    async def steps(self, silence: float) -> AsyncIterator[list[tuple[int, list[Step]]]]:
+        """(sequence, new steps) as they come; an empty list after `silence` seconds without."""
+        shown = [0] * len(self.run.sequences)
+        async for changed in self.run.changes(silence):
+            news = []
+            for index, sequence in enumerate(self.run.sequences):
+                visible = sequence.visible
+                if visible > shown[index]:
+                    news.append((index, sequence.steps[shown[index] : visible]))
+                    shown[index] = visible
+            if news or not changed:
+                yield news
+
+    def token(self, step: Step) -> schemas.Token:
+        words = self.entry.vocabulary.words
+        top = [schemas.Alternative(id=i, word=words[i], logprob=logprob) for i, logprob in step.top]
+        return schemas.Token(
+            id=step.token, word=words[step.token], logprob=step.logprob, top=top if self.order.top else None
+        )
+
+    @property
+    def weights(self) -> schemas.WeightsUsed:
+        return schemas.WeightsUsed(name=self.entry.name, sha256=self.entry.sha256)
+
+    def usage(self) -> schemas.Usage:
+        prompt = sum(len(prompt.ids) for prompt in self.prompts)
+        completion = sum(sequence.new_tokens for sequence in self.run.sequences)
+        return schemas.Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+    def timings(self) -> schemas.Timings:
+        """Of work that is done."""
+        sequences, created = self.run.sequences, self.run.created_at
+        started = min(sequence.started_at or created for sequence in sequences)
+        first = min(sequence.first_at or created for sequence in sequences)
+        last = max(sequence.last_at or created for sequence in sequences)
+        steps = sum(len(sequence.steps) for sequence in sequences)
+        return schemas.Timings(
+            queue_ms=_ms(started - created),
+            first_token_ms=_ms(first - created),
+            total_ms=_ms(last - created),
+            tokens_per_second=round(steps / max(last - started, 1e-9), 1),
+        )
+
+
+class Generator:
+    """Takes orders in."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, schedulers: Mapping[str, Scheduler], metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._schedulers = schedulers
+        self._metrics = metrics
+
+    async def start(self, order: Order) -> Work:
+        """Raises the ServiceErrors of a request that cannot be served, before any token is made."""
+        arrived = time.monotonic()
+        entry, engine, prompts = await asyncio.to_thread(self._prepare, order)  # may load weights
+        self._check_size(order, prompts)
+        self._metrics.prompt_tokens.labels(order.backend).inc(sum(len(prompt.ids) for prompt in prompts))
+        run = Run(
+            self._sequences(order, entry, engine, prompts),
+            created_at=arrived,
+            seconds=self._settings.request_seconds,
+            every_token=order.stream,
+        )
+        self._schedulers[order.backend].submit(run)
+        return Work(order, entry, prompts, run)
+
+    def _prepare(self, order: Order) -> tuple[Entry, Engine, list[Prompt]]:
+        entry, engine = self._registry.engine(order.backend, order.weights)
+        prompts = []
+        for index, text in enumerate(order.prompts):
+            try:
+                prompts.append(Prompt(*engine.model.encode(text)))
+            except PromptError as error:
+                where = f"prompt {index}: " if len(order.prompts) > 1 else ""
+                raise InvalidRequest(f"{where}{error}") from error
+        return entry, engine, prompts
+
+    def _check_size(self, order: Order, prompts: list[Prompt]) -> None:
+        # Each token is kept, with its alternatives, until the request is answered.
+        scored = sum(len(prompt.ids) for prompt in prompts) if order.scored else 0
+        tokens = order.n * (len(prompts) * order.max_tokens + scored)
+        limit = self._settings.max_request_tokens
+        if tokens > limit:
+            raise InvalidRequest(
+                f"the sequences of this request may make {tokens:,} tokens together, more than {limit:,}: "
+                "ask for fewer tokens, choices or prompts"
+            )
+
+    def _sequences(self, order: Order, entry: Entry, engine: Engine, prompts: list[Prompt]) -> list[TokenSequence]:
+        temperature = engine.model.default_temperature if order.temperature is None else order.temperature
+        sampling = Sampling(temperature, order.top_k)
+        seed = check_seed(order.seed)
+        stop = parse_stop(order.stop, entry.vocabulary)
+        return [
+            TokenSequence(
+                engine,
+                prompt.ids,
+                max_tokens=order.max_tokens,
+                sampling=sampling,
+                seed=(seed + choice) % (MAX_SEED + 1),
+                eos=None if order.ignore_eos else entry.vocabulary.eos,
+                stop=stop,
+                top=order.top,
+                scored=order.scored,
+            )
+            for prompt in prompts
+            for choice in range(order.n)
+        ]
+
+
+def as_tuple(value: str | list[str] | None) -> tuple[str, ...]:
+    """One text, several or none, as the bodies have them."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 3)

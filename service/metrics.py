@@ -1,0 +1,99 @@
+"""What Prometheus reads at /metrics.
+
+Each process counts for itself. With several workers set PROMETHEUS_MULTIPROC_DIR to an empty folder, and any worker
+answers for all of them (the prometheus_client package then keeps its numbers in that folder).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.process_collector import ProcessCollector
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+disable_created_metrics()  # a series more for each series, which nobody reads
+
+_REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKEN_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class BackendMetrics:
+    """The series of one back end, looked up once: a token must cost little."""
+
+    def __init__(self, metrics: Metrics, backend: str) -> None:
+        self.running = metrics.running.labels(backend)
+        self.waiting = metrics.waiting.labels(backend)
+        self.cancelled = metrics.cancelled.labels(backend)
+        self._tokens = metrics.tokens.labels(backend)
+        self._first = metrics.first_token_seconds.labels(backend)
+        self._between = metrics.between_tokens_seconds.labels(backend)
+
+    def token(self, *, since: float | None, created: float, now: float) -> None:
+        """One token of a run made at `created`. since: the time of its sequence's token before; None at the first."""
+        self._tokens.inc()
+        if since is None:
+            self._first.observe(now - created)
+        else:
+            self._between.observe(now - since)
+
+
+class Metrics:
+    """All series. A registry of its own, so that several apps (in tests) do not meet."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def make(kind: Any, name: str, text: str, *labels: str, **options: Any) -> Any:
+            return kind(f"rnn_{name}", text, labels, registry=self.registry, **options)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return make(Gauge, name, text, *labels, multiprocess_mode="livesum")
+
+        self.requests = make(Counter, "requests", "Requests answered", "route", "method", "status")
+        self.duration_seconds = make(
+            Histogram, "request_duration_seconds", "From a request to its last byte", "route", buckets=_REQUEST_SECONDS
+        )
+        self.in_flight = gauge("requests_in_flight", "Requests being answered")
+        self.first_token_seconds = make(
+            Histogram,
+            "time_to_first_token_seconds",
+            "From a sequence's request to its first token",
+            "backend",
+            buckets=_REQUEST_SECONDS,
+        )
+        self.between_tokens_seconds = make(
+            Histogram, "time_between_tokens_seconds", "Between two tokens", "backend", buckets=_TOKEN_SECONDS
+        )
+        self.tokens = make(Counter, "tokens", "Tokens written or scored", "backend")
+        self.prompt_tokens = make(Counter, "prompt_tokens", "Tokens of prompts", "backend")
+        self.running = gauge("sequences_running", "Sequences that advance together", "backend")
+        self.waiting = gauge("sequences_waiting", "Sequences that wait for a place", "backend")
+        self.cancelled = make(
+            Counter, "sequences_cancelled", "Sequences stopped because their client went away", "backend"
+        )
+        self.uploads = make(Counter, "uploads", "Uploads by what became of them", "result")
+        self.model_info = gauge("model_info", "Models loaded: always 1", "backend", "weights", "sha256", "vocabulary")
+        ProcessCollector(registry=self.registry)
+
+    def backend(self, name: str) -> BackendMetrics:
+        return BackendMetrics(self, name)
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus reads."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self.registry)
+        everyone = CollectorRegistry()
+        MultiProcessCollector(everyone)
+        return generate_latest(everyone)

@@ -1,0 +1,227 @@
+"""OpenAI's protocol: POST /v1/completions, GET /v1/models.
+
+https://platform.openai.com/docs/api-reference/completions; errors are in OpenAI's shape (service/errors.py).
+"""
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request
+
+from service import errors, sse
+from service.core import Service
+from service.engines import Step
+from service.errors import InvalidRequest, WeightsNotFound
+from service.generation import Order, Work, as_tuple
+from service.registry import Summary
+from service.routes.described import openai_errors
+from service.schemas import CompletionRequest
+from service.wording import Wording
+
+EXAMPLES = {
+    "one": {
+        "summary": "one prompt",
+        "value": {"model": "c/demo", "prompt": "The prime minister", "max_tokens": 20, "seed": 7},
+    },
+    "scored": {
+        "summary": "score a prompt, write nothing",
+        "value": {"model": "c/demo", "prompt": "The prime minister", "max_tokens": 0, "echo": True, "logprobs": 1},
+    },
+}
+
+_FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter(prefix="/v1", tags=["OpenAI's protocol"])
+
+    @routes.post(
+        "/completions",
+        responses={
+            200: {"content": {"text/event-stream": {"example": "data: [DONE]\n\n"}}},
+            **openai_errors(400, 401, 404, 413, 429, 501, 503, 504),
+        },
+    )
+    async def completions(
+        body: Annotated[service.bodies.completion, Body(openapi_examples=EXAMPLES)], request: Request
+    ) -> Any:
+        """Continue a prompt, as OpenAI's `completions.create` asks for it."""
+        work = await service.generator.start(_order(body))
+        completion = _Completion(body, work)
+        if body.stream:
+            return sse.EventStream(
+                work.run,
+                completion.events(service.settings.comment_seconds),
+                lambda error: sse.event(json.dumps(errors.content(error, request.scope))),
+            )
+        async with sse.cancelling(work.run, request.receive):
+            await work.run.wait()
+        return completion.reply()
+
+    @routes.get("/models", responses=openai_errors(401))
+    def models() -> Any:
+        """Each weights file under each back end."""
+        usable = [summary for summary in service.registry.summaries() if not summary.problem]
+        data = [_model(backend, summary) for summary in usable for backend in service.settings.served_backends]
+        return {"object": "list", "data": data}
+
+    @routes.get("/models/{model:path}", responses=openai_errors(401, 404))
+    def model(model: str) -> Any:
+        """One of them."""
+        backend, name = _split(model)
+        for summary in service.registry.summaries():
+            if summary.name == name and not summary.problem and backend in service.settings.served_backends:
+                return _model(backend, summary)
+        raise _no_such_model()
+
+    return routes
+
+
+def _model(backend: str, summary: Summary) -> dict[str, Any]:
+    return {
+        "id": f"{backend}/{summary.name}",
+        "object": "model",
+        "created": int(summary.modified),
+        "owned_by": "local",
+    }
+
+
+def _no_such_model() -> WeightsNotFound:
+    return WeightsNotFound("there is no such model: GET /v1/models lists them, such as c/demo and torch/demo")
+
+
+def _split(model: str) -> tuple[str, str]:
+    backend, slash, name = model.partition("/")
+    if not slash or backend not in ("c", "torch"):
+        raise _no_such_model()
+    return backend, name
+
+
+def _order(body: CompletionRequest) -> Order:
+    n = body.n or 1
+    max_tokens = 16 if body.max_tokens is None else body.max_tokens  # OpenAI's default
+    if max_tokens == 0 and not body.echo:
+        raise InvalidRequest("max_tokens may be 0 only together with echo")
+    if body.best_of not in (None, n):
+        raise InvalidRequest(f"best_of must be equal to n, {n}, or left out, got {body.best_of}")
+    backend, name = _split(body.model)
+    return Order(
+        backend=backend,
+        weights=name,
+        prompts=as_tuple(body.prompt),
+        n=n,
+        max_tokens=max_tokens,
+        temperature=body.temperature,
+        top_k=body.top_k,
+        seed=body.seed,
+        stop=as_tuple(body.stop),
+        top=body.logprobs or 0,
+        ignore_eos=body.ignore_eos,
+        scored=bool(body.echo) and (body.logprobs is not None or max_tokens == 0),
+        stream=bool(body.stream),
+    )
+
+
+class _Text:
+    """The text and the log-probabilities of one choice as they grow. With echo it starts with the prompt."""
+
+    def __init__(self, work: Work, index: int, echo: bool) -> None:
+        sequence = work.run.sequences[index]
+        prompt = work.order.prompts[index // work.order.n] if echo else ""
+        self._vocabulary = work.entry.vocabulary
+        self._prompt = prompt
+        self._prompt_steps = sequence.prompt_steps
+        self._wording = Wording(self._vocabulary)
+        self._found = 0  # where in the prompt its next word is looked for
+        self._length = 0  # of the text told so far
+        self._taken = 0
+
+    def add(self, steps: list[Step]) -> tuple[str, dict[str, Any]]:
+        """(text, logprobs) of the next steps; the first call brings the prompt with it."""
+        told = self._length
+        text = "" if told else self._prompt
+        logprobs: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for step in steps:
+            scored = self._taken < self._prompt_steps
+            self._taken += 1
+            offset = self._find(step) if scored else told + len(text)
+            if not scored and self._taken == self._prompt_steps + 1:
+                text += self._separator(step)
+                offset = told + len(text)
+            logprobs["tokens"].append(self._wording.piece(step.token))
+            logprobs["token_logprobs"].append(step.logprob)
+            logprobs["top_logprobs"].append({self._wording.piece(token): value for token, value in step.top} or None)
+            logprobs["text_offset"].append(offset)
+            piece = self._wording.add(step.token)
+            text += "" if scored else piece
+            if self._taken == self._prompt_steps:
+                self._wording = Wording(self._vocabulary)
+        self._length += len(text)
+        return text, logprobs
+
+    def _separator(self, step: Step) -> str:
+        """What stands between an echoed prompt and the first new word."""
+        apart = not self._prompt or self._prompt[-1].isspace() or step.token == self._vocabulary.eos
+        return "" if apart else " "
+
+    def _find(self, step: Step) -> int:
+        """Where a word of the prompt stands in it. The end of a sentence, or an unknown word: where the last ended."""
+        word = self._vocabulary.words[step.token]
+        place = self._prompt.find(word, self._found)
+        if step.token in (self._vocabulary.eos, self._vocabulary.unk) or place < 0:
+            return self._found
+        self._found = place + len(word)
+        return place
+
+
+class _Completion:
+    """A completion object, whole or in chunks."""
+
+    def __init__(self, body: CompletionRequest, work: Work) -> None:
+        self._body = body
+        self._work = work
+        self._frame = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": body.model,
+            "system_fingerprint": work.entry.sha256[:16],
+        }
+        self._texts = [_Text(work, index, bool(body.echo)) for index in range(len(work.run.sequences))]
+
+    def reply(self) -> dict[str, Any]:
+        choices = []
+        for index, sequence in enumerate(self._work.run.sequences):
+            choices.append(self._choice(index, sequence.steps[: sequence.visible], sequence.finish_reason))
+        return {**self._frame, "choices": choices, "usage": self._work.usage().model_dump()}
+
+    async def events(self, silence: float) -> AsyncIterator[bytes]:
+        async for news in self._work.steps(silence):
+            if not news:
+                yield sse.COMMENT
+            else:
+                chunks = (self._choice(index, [step], None) for index, steps in news for step in steps)
+                yield b"".join(self._event(choices=[chunk]) for chunk in chunks)
+        sequences = self._work.run.sequences
+        end = [
+            self._event(choices=[self._choice(index, [], sequence.finish_reason)])
+            for index, sequence in enumerate(sequences)
+        ]
+        if self._body.stream_options and self._body.stream_options.include_usage:
+            end.append(self._event(choices=[], usage=self._work.usage().model_dump()))
+        yield b"".join(end) + sse.DONE
+
+    def _choice(self, index: int, steps: list[Step], reason: str | None) -> dict[str, Any]:
+        text, logprobs = self._texts[index].add(steps)
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": None if self._body.logprobs is None else logprobs,
+            "finish_reason": _FINISH[reason] if reason else None,
+        }
+
+    def _event(self, **parts: Any) -> bytes:
+        return sse.event(json.dumps({**self._frame, **parts}))

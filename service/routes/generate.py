@@ -1,0 +1,176 @@
+"""POST /generate/c, /generate/torch and /score."""
+
+import json
+import math
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request
+
+from service import errors, schemas, sse
+from service.core import Service
+from service.generation import Order, Work, as_tuple
+from service.routes.described import problems
+from service.wording import Wording
+
+GENERATE_EXAMPLES = {
+    "one": {"summary": "one prompt", "value": {"prompt": "The prime minister", "max_tokens": 20, "seed": 7}},
+    "probabilities": {
+        "summary": "with the five most probable words at each place",
+        "value": {"prompt": "The prime minister", "max_tokens": 5, "top_logprobs": 5},
+    },
+    "several": {
+        "summary": "several prompts, several sequences for each",
+        "value": {"prompt": ["The prime", "The minister said"], "n": 2, "max_tokens": 10, "temperature": 0.8},
+    },
+    "stream": {
+        "summary": "token by token",
+        "value": {"prompt": "The prime minister", "max_tokens": 10, "stop": ["said"], "stream": True},
+    },
+}
+SCORE_EXAMPLES = {"one": {"summary": "one text", "value": {"text": "The prime minister said", "top_logprobs": 2}}}
+STREAM_EXAMPLE = 'data: {"index":0,"text":"said","token":{"id":5,"word":"said","logprob":-2.1}}\n\ndata: [DONE]\n\n'
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter(tags=["generation"])
+    silence = service.settings.comment_seconds
+
+    @routes.post(
+        "/generate/{backend}",
+        response_model=schemas.GenerateResponse,
+        response_model_exclude_none=True,
+        responses={
+            200: {"content": {"text/event-stream": {"example": STREAM_EXAMPLE}}},
+            **problems(400, 401, 404, 413, 422, 429, 501, 503, 504),
+        },
+    )
+    async def generate(
+        backend: schemas.Backend,
+        body: Annotated[service.bodies.generate, Body(openapi_examples=GENERATE_EXAMPLES)],
+        request: Request,
+    ) -> Any:
+        """Continue a prompt. `c` samples from the model's distribution, `torch` takes the most probable word, unless
+        `temperature` says otherwise.
+
+        With `stream`, each event is a `TokenEvent`; then comes a `GenerateEnd`, then `[DONE]`. An error on the way is
+        an event named `error` with a problem as its data.
+        """
+        work = await service.generator.start(
+            Order(
+                backend=backend,
+                weights=body.weights,
+                prompts=as_tuple(body.prompt),
+                n=body.n,
+                max_tokens=body.max_tokens,
+                temperature=body.temperature,
+                top_k=body.top_k,
+                seed=body.seed,
+                stop=as_tuple(body.stop),
+                top=body.top_logprobs,
+                ignore_eos=body.ignore_eos,
+                stream=body.stream,
+            )
+        )
+        if body.stream:
+            return sse.EventStream(work.run, _events(work, silence), _error_event(request))
+        async with sse.cancelling(work.run, request.receive):
+            await work.run.wait()
+        return _reply(work)
+
+    @routes.post(
+        "/score",
+        response_model=schemas.ScoreResponse,
+        response_model_exclude_none=True,
+        responses=problems(400, 401, 404, 413, 422, 429, 501, 503, 504),
+    )
+    async def score(
+        body: Annotated[service.bodies.score, Body(openapi_examples=SCORE_EXAMPLES)], request: Request
+    ) -> Any:
+        """The log-probability of each token of a text, given all before it, and the text's perplexity."""
+        work = await service.generator.start(
+            Order(
+                backend=body.backend,
+                weights=body.weights,
+                prompts=(body.text,),
+                max_tokens=0,
+                top=body.top_logprobs,
+                scored=True,
+            )
+        )
+        async with sse.cancelling(work.run, request.receive):
+            await work.run.wait()
+        steps = work.run.sequences[0].steps
+        loss = -sum(step.logprob for step in steps) / len(steps)
+        return schemas.ScoreResponse(
+            backend=body.backend,
+            weights=work.weights,
+            tokens=[work.token(step) for step in steps],
+            loss=loss,
+            perplexity=math.exp(min(loss, 700.0)),  # e^700 is the largest power that JSON and floats carry
+            unknown_words=list(work.prompts[0].unknown),
+            timings=work.timings(),
+        )
+
+    return routes
+
+
+async def _events(work: Work, silence: float) -> AsyncIterator[bytes]:
+    wordings = [Wording(work.entry.vocabulary) for _ in work.run.sequences]
+    async for news in work.steps(silence):
+        if not news:
+            yield sse.COMMENT
+            continue
+        yield b"".join(
+            sse.event(
+                schemas.TokenEvent(
+                    index=index, text=wordings[index].add(step.token), token=work.token(step)
+                ).model_dump_json(exclude_none=True)
+            )
+            for index, steps in news
+            for step in steps
+        )
+    yield sse.event(_end(work).model_dump_json()) + sse.DONE
+
+
+def _error_event(request: Request) -> Any:
+    return lambda error: sse.event(json.dumps(errors.content(error, request.scope)), name="error")
+
+
+def _choice_ends(work: Work) -> list[dict[str, Any]]:
+    return [
+        {
+            "index": index,
+            "prompt_index": index // work.order.n,
+            "finish_reason": sequence.finish_reason,
+            "seed": sequence.seed,
+            "unknown_words": list(work.prompts[index // work.order.n].unknown),
+        }
+        for index, sequence in enumerate(work.run.sequences)
+    ]
+
+
+def _end(work: Work) -> schemas.GenerateEnd:
+    return schemas.GenerateEnd(
+        backend=work.order.backend,
+        weights=work.weights,
+        choices=[schemas.ChoiceEnd(**end) for end in _choice_ends(work)],
+        usage=work.usage(),
+        timings=work.timings(),
+    )
+
+
+def _reply(work: Work) -> schemas.GenerateResponse:
+    choices = []
+    for end, sequence in zip(_choice_ends(work), work.run.sequences, strict=True):
+        steps = sequence.steps[: sequence.visible]
+        wording = Wording(work.entry.vocabulary)
+        text = "".join(wording.add(step.token) for step in steps)
+        choices.append(schemas.Choice(**end, text=text, tokens=[work.token(step) for step in steps]))
+    return schemas.GenerateResponse(
+        backend=work.order.backend,
+        weights=work.weights,
+        choices=choices,
+        usage=work.usage(),
+        timings=work.timings(),
+    )

@@ -1,0 +1,58 @@
+"""GET and POST /weights, DELETE /weights/{name}."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service import schemas
+from service.core import Service
+from service.routes.described import problems
+from service.uploads import Uploader
+
+_FORM = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "a weights file"},
+        "name": {"type": "string", "description": "its name here; default: the file's own"},
+        "sha256": {"type": "string", "description": "refuse the file unless this is its SHA-256, in hexadecimal"},
+        "overwrite": {"type": "string", "enum": ["true", "false"], "default": "false"},
+    },
+}
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter(prefix="/weights", tags=["weights"])
+    guard = service.guard
+    uploader = Uploader(service.settings, service.registry, service.metrics)
+
+    @routes.get("", response_model=schemas.WeightsList, dependencies=guard.users, responses=problems(401))
+    def show() -> Any:
+        """The weights files, with the history of their training."""
+        summaries = service.registry.summaries()
+        names = [summary.name for summary in summaries]
+        return schemas.WeightsList(
+            default=service.registry.default() if names else None,
+            weights=[schemas.WeightsSummary.model_validate(summary) for summary in summaries],
+        )
+
+    @routes.post(
+        "",
+        status_code=201,
+        response_model=schemas.Uploaded,
+        dependencies=guard.admins,
+        responses=problems(400, 401, 403, 408, 409, 413, 422, 429, 507),
+        openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
+    )
+    async def upload(request: Request) -> Any:
+        """Add a weights file. It is checked from end to end, and tried on each back end, before anyone can see it."""
+        return await uploader.receive(request)
+
+    @routes.delete("/{name}", status_code=204, dependencies=guard.admins, responses=problems(401, 403, 404, 422))
+    async def delete(name: str) -> Response:
+        """Remove a weights file. Requests that run on it are not disturbed."""
+        await asyncio.to_thread(service.registry.delete, name)
+        return Response(status_code=204)
+
+    return routes

@@ -1,0 +1,152 @@
+"""Settings: environment variables, checked once, at start. `python -m service.settings` prints the table of them.
+
+A setting is written once, as a field of `Settings`: its variable is RNN_ and the field's name in capitals.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from checkpoint import BACKENDS
+from errors import UserError
+from rnnlib import PRECISIONS
+
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = Path("weights")  # of the folder that the service is started in
+
+
+class SettingsError(UserError, ValueError):
+    """A setting out of its range: the service refuses to start."""
+
+
+def setting(default: Any, help_text: str, *, least: float | None = None, most: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help_text, "least": least, "most": most})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What can be set from outside. Raises SettingsError, which names the variable, its value and its limit."""
+
+    # What is served
+    weights_dir: Path = setting(WEIGHTS, "folder of the weights files")  # noqa: RUF009 (a Path is immutable)
+    default_weights: str = setting("demo", "weights used when a request names none; if missing: first by name")
+    backends: tuple[str, ...] = setting(("c", "torch"), "back ends offered; torch only where it is installed")
+    preload: tuple[str, ...] = setting((), "back ends that load the default weights at start, not at first use")
+    weights_mode: str = setting(
+        "map", "`map`: share the files' pages; `read`: copy them, for folders where files change in place"
+    )
+    cached_weights: int = setting(4, "weights kept loaded", least=1, most=1000)
+    precision: str = setting("float32", f"how the C model keeps Why: {', '.join(PRECISIONS)}")
+    c_threads: int = setting(1, "threads of one step of the C model", least=1, most=1024)
+    torch_threads: int = setting(1, "threads of one step of the torch model", least=1, most=1024)
+
+    # Who may use it
+    api_token: str = setting("", "if set, all but /, /health and /ready asks for it (Authorization: Bearer ...)")
+    admin_token: str = setting("", "asked for by uploads and deletions; if unset, one is made and logged at start")
+
+    # What a request may ask for
+    max_tokens: int = setting(1000, "tokens of one sequence, at most", least=1, most=1 << 20)
+    max_prompt_chars: int = setting(10_000, "characters of one prompt, at most", least=1, most=1 << 20)
+    max_prompts: int = setting(8, "prompts of one request, at most", least=1, most=64)
+    max_choices: int = setting(8, "sequences for one prompt (`n`), at most", least=1, most=64)
+    max_request_tokens: int = setting(10_000, "tokens of all sequences of a request together", least=1, most=1 << 20)
+    max_top_logprobs: int = setting(20, "alternatives shown for a token, at most", least=0, most=100)
+    max_body_bytes: int = setting(64 << 10, "bytes of a request's body, uploads apart", least=1024, most=16 << 20)
+    max_upload_bytes: int = setting(1 << 30, "bytes of an uploaded weights file", least=1024)
+
+    # How much at once, how long
+    max_sequences: int = setting(64, "sequences of a back end that advance together", least=1, most=4096)
+    max_waiting: int = setting(128, "sequences that may wait for a place; past that: 429", least=0, most=1 << 16)
+    request_seconds: float = setting(120.0, "time limit of a request, waiting included", least=0.01, most=3600)
+    upload_seconds: float = setting(300.0, "time limit of an upload", least=0.01, most=3600)
+    comment_seconds: float = setting(15.0, "silence after which a stream sends a comment", least=0.01, most=3600)
+    shutdown_seconds: float = setting(6.0, "time that running requests get at SIGTERM", least=0.0, most=3600)
+
+    # How it tells
+    log_level: str = setting("info", "debug, info, warning or error")
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            value, least, most = getattr(self, spec.name), spec.metadata["least"], spec.metadata["most"]
+            if least is None:
+                continue
+            if not math.isfinite(value) or value < least or (most is not None and value > most):
+                limit = f"{least:,} or more" if most is None else f"from {least:,} to {most:,}"
+                raise SettingsError(f"{variable(spec.name)} must be {limit}, got {value}")
+        self._require_among("backends", BACKENDS)
+        self._require_among("preload", self.backends)
+        self._require_among("weights_mode", ("map", "read"))
+        self._require_among("precision", tuple(PRECISIONS))
+        self._require_among("log_level", ("debug", "info", "warning", "error"))
+        if self.max_prompts * self.max_choices > self.max_sequences + self.max_waiting:
+            raise SettingsError(
+                f"{variable('max_sequences')} + {variable('max_waiting')} must hold the sequences of one request, "
+                f"{variable('max_prompts')} x {variable('max_choices')} = {self.max_prompts * self.max_choices}"
+            )
+        if not self.backends:
+            raise SettingsError(f"{variable('backends')} must name at least one of {', '.join(BACKENDS)}")
+        for name in ("api_token", "admin_token"):
+            token = getattr(self, name)
+            if token and not (token.isascii() and token.isprintable() and " " not in token and len(token) >= 8):
+                raise SettingsError(f"{variable(name)} must be 8 or more printable ASCII characters without a space")
+
+    def _require_among(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        for item in (value,) if isinstance(value, str) else value:
+            if item not in choices:
+                raise SettingsError(f"{variable(name)} must be of {', '.join(choices)}, got {item!r}")
+
+    @property
+    def torch_installed(self) -> bool:
+        """Whether torch can be imported; asking does not import it."""
+        return find_spec("torch") is not None
+
+    @property
+    def served_backends(self) -> tuple[str, ...]:
+        """`backends`, without torch where it is not installed."""
+        return tuple(name for name in self.backends if name != "torch" or self.torch_installed)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """The settings of RNN_* variables; one that is empty counts as unset. Raises SettingsError."""
+        hints = typing.get_type_hints(cls)
+        given = {spec.name: environment.get(variable(spec.name), "") for spec in fields(cls)}
+        return cls(**{name: _parse(name, text, hints[name]) for name, text in given.items() if text})
+
+
+def variable(name: str) -> str:
+    """The environment variable of a field."""
+    return f"RNN_{name.upper()}"
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+    if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
+        return tuple(item.strip() for item in text.split(",") if item.strip())
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = "an integer" if kind is int else "a number"
+        raise SettingsError(f"{variable(name)} must be {wanted}, got {text!r}") from None
+
+
+def table() -> str:
+    """The documented table, in Markdown."""
+    rows = ["| variable | default | what |", "| --- | --- | --- |"]
+    for spec in fields(Settings):
+        default = ",".join(spec.default) if isinstance(spec.default, tuple) else spec.default
+        shown = f"`{default}`" if str(default) else ""
+        rows.append(f"| `{variable(spec.name)}` | {shown} | {spec.metadata['help']} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(table() + "\n")

@@ -1,0 +1,280 @@
+"""Uploads: from the network to a temporary file, from there through every check to its name.
+
+The body is parsed as it comes. The framework's own form parser would first put all of it somewhere else, unbounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from service import schemas
+from service.errors import (
+    BodyTooLarge,
+    Busy,
+    ClientGone,
+    InvalidRequest,
+    InvalidUpload,
+    MalformedRequest,
+    NoSpace,
+    ServiceError,
+    SlowRequest,
+    WeightsExist,
+)
+from service.metrics import Metrics
+from service.registry import UPLOAD_PREFIX, Registry, check_name
+from service.settings import ROOT, Settings
+
+log = logging.getLogger(__name__)
+
+FIELDS = ("file", "name", "sha256", "overwrite")
+MAX_FIELD_BYTES = 256
+MAX_FORM_BYTES = 16 << 10  # what a form may take besides the file
+TRIAL_SECONDS = 120.0
+
+
+class Uploader:
+    """Takes one upload at a time: each needs room on the disk, and a processor for its trial."""
+
+    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._metrics = metrics
+        self._busy = False
+
+    async def receive(self, request: Request) -> schemas.Uploaded:
+        """Raises the ServiceErrors of an upload that is refused; nothing of it is then left."""
+        if self._busy:
+            raise Busy("another upload is under way: try again later", 10)
+        self._busy = True
+        result = "failed"
+        try:
+            async with asyncio.timeout(self._settings.upload_seconds):
+                uploaded = await self._receive(request)
+            result = "replaced" if uploaded.replaced else "added"
+            return uploaded
+        except ClientDisconnect as error:
+            result = "abandoned"
+            raise ClientGone from error
+        except TimeoutError as error:
+            result = "refused"
+            raise SlowRequest(f"the upload took more than {self._settings.upload_seconds:g} seconds") from error
+        except ServiceError:
+            result = "refused"
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise NoSpace("there is no room for the file") from error
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise NoSpace("the weights folder of this service cannot be written to") from error
+            raise
+        finally:
+            self._busy = False
+            self._metrics.uploads.labels(result).inc()
+
+    async def _receive(self, request: Request) -> schemas.Uploaded:
+        limit = self._settings.max_upload_bytes + MAX_FORM_BYTES
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            raise self._too_large()
+        with _temporary_file(self._registry.folder) as file:
+            form = _Form(request.headers.get("content-type", ""), file)
+            received = 0
+            async for chunk in request.stream():
+                received += len(chunk)
+                if received > limit or form.size > self._settings.max_upload_bytes:
+                    raise self._too_large()
+                await asyncio.to_thread(form.feed, chunk)  # writes to the disk
+            form.close()
+            name, overwrite = form.check()
+            target = self._registry.path(name)
+            if target.exists() and not overwrite:
+                raise _exists(name)
+            await asyncio.to_thread(_settle, file)
+            await self._try_out(Path(file.name), name)
+            replaced = await asyncio.to_thread(_publish, Path(file.name), target, overwrite)
+        log.info("weights %s were %s by an upload of %d bytes", name, "replaced" if replaced else "added", form.size)
+        return schemas.Uploaded(name=name, sha256=form.sha256, size=form.size, replaced=replaced)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"a weights file may have {self._settings.max_upload_bytes:,} bytes at most")
+
+    async def _try_out(self, path: Path, name: str) -> None:
+        """Every check there is, in a process of its own (service/trial.py). Raises InvalidUpload with its reason."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "service.trial", path.absolute(), *self._settings.served_backends),
+            cwd=ROOT,
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(TRIAL_SECONDS):
+                _, said = await process.communicate()
+        except TimeoutError:
+            raise InvalidUpload(f"trying the file out took more than {TRIAL_SECONDS:g} seconds") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode == 2:
+            raise InvalidUpload(f"{name}: {said.decode('utf-8', 'replace').strip()}")
+        if process.returncode != 0:
+            log.error("the trial of an upload ended with %d: %s", process.returncode, said.decode("utf-8", "replace"))
+            raise InvalidUpload("the file made the model fail")
+
+
+class _Form:
+    """The fields of a multipart form as its body comes; `file` goes straight to disk."""
+
+    def __init__(self, content_type: str, file: IO[bytes]) -> None:
+        kind, options = parse_options_header(content_type)
+        boundary = options.get(b"boundary", b"")
+        if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 70:  # RFC 2046
+            raise MalformedRequest("the body must be multipart/form-data, with its boundary in the content type")
+        self.size = 0
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._values: dict[str, bytes] = {}
+        self._filename = ""
+        self._current = ""
+        self._header: tuple[bytes, bytes] = b"", b""
+        self._disposition = b""
+        self._complete = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_header_field": self._on_header_field,
+                "on_header_value": self._on_header_value,
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers_finished,
+                "on_part_data": self._on_part_data,
+                "on_end": self._on_end,
+            },
+        )
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def feed(self, chunk: bytes) -> None:
+        """Raises MalformedRequest, InvalidRequest; OSError when the disk is full."""
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise MalformedRequest("the body is not a well-formed multipart form") from error
+
+    def close(self) -> None:
+        """Raises MalformedRequest when the form ends before its last boundary."""
+        if not self._complete:
+            raise MalformedRequest("the form is cut short: its last boundary is missing")
+
+    def check(self) -> tuple[str, bool]:
+        """(name, overwrite) of a form that is complete. Raises InvalidRequest, InvalidUpload."""
+        values = {key: value.decode("utf-8", "replace").strip() for key, value in self._values.items()}
+        if "file" not in values:
+            raise InvalidRequest("the form lacks the field file")
+        name = check_name(values.get("name") or self._filename)
+        overwrite = values.get("overwrite", "false").lower()
+        if overwrite not in ("true", "false"):
+            raise InvalidRequest("overwrite must be true or false")
+        expected = values.get("sha256", "").lower()
+        if expected and not re.fullmatch("[0-9a-f]{64}", expected):
+            raise InvalidRequest("sha256 must be 64 hexadecimal digits")
+        if expected and expected != self.sha256:
+            raise InvalidUpload(f"the SHA-256 of what came is {self.sha256}, not the one given: send the file again")
+        return name, overwrite == "true"
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header = self._header[0] + data[start:end], self._header[1]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header = self._header[0], self._header[1] + data[start:end]
+
+    def _on_header_end(self) -> None:
+        if self._header[0].lower() == b"content-disposition":
+            self._disposition = self._header[1]
+        self._header = b"", b""
+
+    def _on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._disposition = b""
+        self._current = options.get(b"name", b"").decode("utf-8", "replace")
+        if self._current not in FIELDS:
+            raise InvalidRequest(f"the form has a field that is not one of {', '.join(FIELDS)}")
+        if self._current in self._values:
+            raise InvalidRequest(f"the form has the field {self._current} twice")
+        self._values[self._current] = b""
+        if self._current == "file":
+            self._filename = options.get(b"filename", b"").decode("utf-8", "replace")
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        piece = data[start:end]
+        if self._current == "file":
+            self._file.write(piece)
+            self._digest.update(piece)
+            self.size += len(piece)
+            return
+        self._values[self._current] += piece
+        if len(self._values[self._current]) > MAX_FIELD_BYTES:
+            raise InvalidRequest(f"the field {self._current} has more than {MAX_FIELD_BYTES} bytes")
+
+    def _on_end(self) -> None:
+        self._complete = True
+
+
+@contextlib.contextmanager
+def _temporary_file(folder: Path) -> Iterator[IO[bytes]]:
+    """A file beside the weights, on their file system, that is gone in the end unless it was renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=UPLOAD_PREFIX, dir=folder, delete=False) as file:
+        try:
+            yield file
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file.name)
+
+
+def _settle(file: IO[bytes]) -> None:
+    """Put what was written on the disk, readable by all like every weights file."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+    os.chmod(file.name, 0o644)
+
+
+def _publish(temporary: Path, target: Path, overwrite: bool) -> bool:
+    """Give a file its name, whole and at once. Returns whether it replaced another. Raises WeightsExist."""
+    replaced = target.exists()
+    if overwrite:
+        os.replace(temporary, target)
+        return replaced
+    try:
+        os.link(temporary, target)  # unlike a rename, this never replaces
+    except FileExistsError as error:
+        raise _exists(target.stem) from error
+    except OSError:  # a mounted bucket has no links: claim the name, then rename
+        try:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError as error:
+            raise _exists(target.stem) from error
+        os.replace(temporary, target)
+    return False
+
+
+def _exists(name: str) -> WeightsExist:
+    return WeightsExist(f"there are weights named {name}: choose another name, or send overwrite=true")

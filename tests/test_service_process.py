@@ -1,0 +1,403 @@
+"""A real server process: streaming as it happens, clients that go away, signals, workers, and what a start loads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from serving import ADMIN, GUARD_SECONDS, Server, needs_library, save_tiny, until
+
+from service.settings import Settings, SettingsError, table, variable
+
+pytestmark = needs_library
+
+ENDLESS = 1 << 20
+UNLIMITED = {"RNN_MAX_TOKENS": str(ENDLESS), "RNN_MAX_REQUEST_TOKENS": str(ENDLESS)}
+BODY = {"prompt": "waa", "max_tokens": ENDLESS, "ignore_eos": True}
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_tiny(folder, vocab=600, hidden=40)
+    return folder
+
+
+@pytest.fixture
+def start(folder: Path, tmp_path: Path) -> Iterator[StartServer]:
+    servers: list[Server] = []
+
+    def start(*options: str, **environment: str) -> Server:
+        servers.append(Server(folder, tmp_path / f"log{len(servers)}", *options, **environment))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def read_until(connection: socket.socket, wanted: bytes) -> bytes:
+    received = b""
+    while wanted not in received:
+        piece = connection.recv(65536)
+        assert piece, received
+        received += piece
+    return received
+
+
+def read_all(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+# ---- Streams and clients that go away -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backend", "stream"),
+    [("c", False), ("c", True), ("torch", True), pytest.param("torch", False, marks=pytest.mark.slow)],
+)
+def test_a_client_that_goes_away_stops_its_work(start: StartServer, backend: str, stream: bool) -> None:
+    server = start(RNN_BACKENDS="c,torch", RNN_PRELOAD=backend, **UNLIMITED)
+    connection = server.send_json(f"/generate/{backend}", {**BODY, "stream": stream})
+    until(lambda: server.metric("rnn_tokens_total") > 3)
+    if stream:
+        read_until(connection, b"data: ")
+    connection.close()
+    until(lambda: server.metric("rnn_sequences_running") == 0)
+    assert server.metric("rnn_sequences_cancelled_total") == 1
+    made = server.metric("rnn_tokens_total")
+    assert made < ENDLESS
+    time.sleep(0.1)
+    assert server.metric("rnn_tokens_total") == made
+    line = until(lambda: [line for line in server.lines() if "generate" in line["message"]])[0]
+    assert line["httpRequest"]["status"] == (200 if stream else 499) and line["severity"] == "INFO"
+
+
+def test_tokens_come_as_they_are_made_and_comments_in_silence(start: StartServer) -> None:
+    server = start(RNN_MAX_SEQUENCES="1", RNN_MAX_WAITING="64", RNN_COMMENT_SECONDS="0.05", **UNLIMITED)
+    first = server.send_json("/generate/c", {**BODY, "stream": True})
+    head = read_until(first, b"data: ")  # long before its last token
+    assert b"HTTP/1.1 200" in head and b"content-type: text/event-stream" in head
+    second = server.send_json("/generate/c", {**BODY, "max_tokens": 2, "stream": True})
+    waiting = read_until(second, b": the work goes on")
+    assert b"data:" not in waiting
+    first.close()
+    assert b"[DONE]" in read_until(second, b"[DONE]")
+    second.close()
+
+
+def test_a_slow_reader_holds_nobody_back(start: StartServer) -> None:
+    server = start(**UNLIMITED)
+    # Some 5 MB, which is more than the system takes in for a connection; and it does not read.
+    slow = server.send_json("/generate/c", {**BODY, "max_tokens": 4000, "top_logprobs": 20, "stream": True})
+    reply = server.post("/generate/c", json={**BODY, "max_tokens": 50, "seed": 1})
+    assert reply.status_code == 200 and len(reply.json()["choices"][0]["tokens"]) == 50
+    until(lambda: server.metric("rnn_sequences_running") == 0)  # the slow one's tokens are made, and wait for it
+    text = read_until(slow, b"[DONE]")
+    slow.close()
+    assert text.count(b'"token":') == 4000
+
+
+def test_a_client_that_never_reads_is_given_up(start: StartServer) -> None:
+    server = start(RNN_REQUEST_SECONDS="1", **UNLIMITED)
+    connection = server.send_json("/generate/c", {**BODY, "top_logprobs": 20, "stream": True})
+    read_until(connection, b"data: ")
+    until(lambda: server.metric("rnn_requests_in_flight") == 1)  # only the one that asks
+    assert server.metric("rnn_sequences_running") == 0
+    connection.close()
+
+
+def test_many_streams_at_once_each_get_their_own_text(start: StartServer) -> None:
+    server = start(RNN_MAX_SEQUENCES="8")
+    bodies = [{"prompt": "waa", "max_tokens": 30, "seed": seed, "ignore_eos": True} for seed in range(24)]
+    alone = [server.post("/generate/c", json=body).json()["choices"][0]["text"] for body in bodies]
+    together: dict[int, str] = {}
+
+    def ask(index: int) -> None:
+        together[index] = server.post("/generate/c", json=bodies[index]).json()["choices"][0]["text"]
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [together[index] for index in range(24)] == alone
+
+
+# ---- Bodies and uploads that come slowly, or not at all -------------------------------------------------------------
+
+
+def test_half_a_request(start: StartServer, folder: Path) -> None:
+    server = start(RNN_REQUEST_SECONDS="0.3", RNN_UPLOAD_SECONDS="0.3")
+    slow = server.connect()
+    slow.sendall(b"POST /generate/c HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+    assert b"HTTP/1.1 408" in read_until(slow, b"\r\n\r\n")
+    slow.close()
+    gone = server.connect()
+    gone.sendall(b"POST /generate/c HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+    gone.close()
+    assert server.get("/health").status_code == 200
+
+
+UPLOAD_HEAD = (
+    b"POST /weights HTTP/1.1\r\nhost: x\r\nauthorization: Bearer admin-secret\r\n"
+    b"content-type: multipart/form-data; boundary=B\r\ncontent-length: 100000\r\n\r\n"
+    b'--B\r\ncontent-disposition: form-data; name="file"; filename="half.safetensors"\r\n\r\nhalf'
+)
+
+
+def test_half_an_upload_leaves_nothing(start: StartServer, folder: Path) -> None:
+    server = start()
+    connection = server.connect()
+    connection.sendall(UPLOAD_HEAD)
+    until(lambda: len(os.listdir(folder)) == 2)
+    assert len(server.get("/weights").json()["weights"]) == 1  # nobody sees it
+    other = server.post("/weights", files={"file": ("x", b"x")}, headers=ADMIN)
+    assert other.status_code == 429 and int(other.headers["retry-after"]) > 0
+    connection.close()
+    until(lambda: os.listdir(folder) == ["demo.safetensors"])
+    assert 'result="abandoned"} 1.0' in server.get("/metrics").text
+
+
+def test_a_slow_upload_is_given_up(start: StartServer, folder: Path) -> None:
+    server = start(RNN_UPLOAD_SECONDS="0.3")
+    connection = server.connect()
+    connection.sendall(UPLOAD_HEAD)
+    assert b"HTTP/1.1 408" in read_until(connection, b"\r\n\r\n")
+    connection.close()
+    assert os.listdir(folder) == ["demo.safetensors"]
+
+
+def test_a_refusal_reaches_a_client_that_is_still_sending(start: StartServer) -> None:
+    server = start(RNN_MAX_UPLOAD_BYTES="100000")
+    big = bytes(5 << 20)
+    assert server.post("/generate/c", content=big).status_code == 413
+    assert server.post("/weights", files={"file": ("x", big)}, headers=ADMIN).status_code == 413
+    assert server.post("/weights", files={"file": ("x", big)}).status_code == 401
+    expecting = server.connect()
+    expecting.sendall(
+        b"POST /generate/c HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 5000000\r\n\r\n"
+    )
+    assert b"413" in read_until(expecting, b"\r\n\r\n").splitlines()[0]  # without having asked for the body
+    expecting.close()
+
+
+def test_garbage_does_not_disturb(start: StartServer) -> None:
+    server = start()
+    for garbage in (
+        b"\0\1\2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 1_000_000,
+        b"hello\r\n\r\n",
+    ):
+        connection = server.connect()
+        with contextlib.suppress(ConnectionError):  # hung up on, before all was sent
+            connection.sendall(garbage)
+            assert b" 400 " in connection.recv(65536)
+        connection.close()
+    assert server.get("/health").status_code == 200
+    assert "Traceback" not in server.text()
+
+
+@pytest.mark.slow
+def test_no_request_of_the_openapi_document_makes_a_server_error(start: StartServer, tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("schemathesis")
+    if not program.is_file():
+        pytest.skip("schemathesis is not installed")
+    # The API token, not the admin token: weights that schemathesis deletes would be missing for good reason.
+    server = start(RNN_BACKENDS="c,torch", RNN_API_TOKEN="user-secret", RNN_PRELOAD="torch")
+    command = [program, "run", f"{server.url}/openapi.json", "-H", "Authorization: Bearer user-secret", "--no-color"]
+    limits = ["--checks", "not_a_server_error", "--max-examples", "60", "--continue-on-failure"]
+    done = subprocess.run([*command, *limits], cwd=tmp_path, capture_output=True, timeout=600)
+    assert done.returncode == 0, done.stdout.decode()
+    assert "Traceback" not in server.text()
+
+
+# ---- Stopping -------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_lets_requests_finish(start: StartServer) -> None:
+    server = start(RNN_MAX_TOKENS="5000", RNN_MAX_REQUEST_TOKENS="5000")
+    connection = server.send_json("/generate/c", {**BODY, "max_tokens": 5000, "stream": True})
+    read_until(connection, b"data: ")
+    server.process.send_signal(signal.SIGTERM)
+    assert b"[DONE]" in read_until(connection, b"[DONE]")
+    connection.close()
+    assert server.process.wait(GUARD_SECONDS) == 0
+    assert all(line["severity"] in ("INFO", "WARNING") for line in server.lines())
+
+
+def test_sigterm_cuts_what_does_not_finish(start: StartServer, folder: Path) -> None:
+    server = start(RNN_SHUTDOWN_SECONDS="0.5", **UNLIMITED)
+    streamed = server.send_json("/generate/c", {**BODY, "stream": True})
+    whole = server.send_json("/generate/c", BODY)
+    upload = server.connect()
+    upload.sendall(UPLOAD_HEAD)
+    until(lambda: server.metric("rnn_sequences_running") == 2)
+    read_until(streamed, b"data: ")
+    server.process.send_signal(signal.SIGTERM)
+    cut = read_all(streamed)
+    assert b"event: error" in cut and b"shutting_down" in cut
+    for connection in (whole, upload):
+        answer = read_all(connection)
+        assert b"HTTP/1.1 503" in answer and b"retry-after" in answer
+    for connection in (streamed, whole, upload):
+        connection.close()
+    assert server.process.wait(GUARD_SECONDS) == 0
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]
+
+
+def test_sigterm_does_not_wait_for_a_client_that_does_not_read(start: StartServer) -> None:
+    server = start(RNN_SHUTDOWN_SECONDS="0.2", **UNLIMITED)
+    # Some 5 MB, which is more than the system takes in for a connection.
+    connection = server.send_json("/generate/c", {**BODY, "max_tokens": 4000, "top_logprobs": 20, "stream": True})
+    until(lambda: server.metric("rnn_tokens_total") == 4000)
+    assert server.terminate() == 0
+    connection.close()
+
+
+def test_an_idle_server_stops_at_once(start: StartServer) -> None:
+    server = start()
+    assert server.terminate() == 0
+
+
+# ---- Starting -------------------------------------------------------------------------------------------------------
+
+
+def test_serving_the_c_model_loads_nothing_heavy(folder: Path) -> None:
+    program = """
+import asyncio, json, sys
+import api
+from service.generation import Order
+
+async def main():
+    async with api.app.router.lifespan_context(api.app):
+        generator = api.app.state.service.generator
+        work = await generator.start(Order(backend="c", weights=None, prompts=("waa",), max_tokens=3))
+        await work.run.wait()
+        assert work.run.sequences[0].steps
+
+asyncio.run(main())
+heavy = ("torch", "gensim", "datasets", "matplotlib", "pandas", "scipy", "openai", "training", "corpus", "embeddings")
+print(json.dumps([name for name in heavy if name in sys.modules]))
+"""
+    environment = {**os.environ, "RNN_WEIGHTS_DIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, timeout=GUARD_SECONDS
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout) == []
+
+
+@pytest.mark.slow
+def test_torch_can_be_loaded_at_start(start: StartServer) -> None:
+    server = start(RNN_BACKENDS="c,torch", RNN_PRELOAD="torch")
+    assert any("loaded demo for torch" in line["message"] for line in server.lines())
+    assert not any("loaded demo for c" in line["message"] for line in server.lines())
+
+
+def test_nothing_to_preload_is_no_reason_not_to_start(start: StartServer, folder: Path) -> None:
+    (folder / "demo.safetensors").unlink()
+    server = start(RNN_PRELOAD="c")
+    assert server.get("/health").status_code == 200 and server.get("/ready").status_code == 503
+
+
+def test_two_workers_share_weights_token_and_uploads(start: StartServer, folder: Path) -> None:
+    server = start("--workers", "2", RNN_ADMIN_TOKEN="")
+    said = until(
+        lambda: (found := re.findall("admin token is ([0-9a-f]{64})", server.text())) and len(found) == 2 and found
+    )
+    assert said[0] == said[1]
+    raw = (folder / "demo.safetensors").read_bytes()
+    answered = set()
+    for index in range(12):  # each on a connection of its own: both workers get some
+        headers = {"authorization": f"Bearer {said[0]}"}
+        name = f"new{index}"
+        assert server.post("/weights", files={"file": (name, raw)}, headers=headers).status_code == 201
+        for _ in range(3):
+            reply = server.post("/generate/c", json={"prompt": "waa", "weights": name, "max_tokens": 2, "seed": 1})
+            assert reply.status_code == 200
+            answered.add(reply.json()["choices"][0]["text"])
+        if len({line for line in server.text().splitlines() if '"loaded new' in line}) >= 4:
+            break
+    assert len(answered) == 1
+    assert server.delete_weights("new0", said[0]) == 204
+    assert all(
+        server.post("/generate/c", json={"prompt": "waa", "weights": "new0"}).status_code == 404 for _ in range(6)
+    )
+    assert server.terminate() == 0
+
+
+@pytest.mark.parametrize("options", [(), pytest.param(("--workers", "2"), marks=pytest.mark.slow)])
+def test_a_setting_out_of_range_is_told_in_one_line(folder: Path, options: tuple[str, ...]) -> None:
+    environment = {**os.environ, "RNN_MAX_TOKENS": "many"}
+    command = [sys.executable, "-m", "uvicorn", "api:app", "--port", "0", *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=GUARD_SECONDS)
+    assert "api.py: RNN_MAX_TOKENS must be an integer, got 'many'" in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
+    assert options or done.returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", "0"),
+        ("max_tokens", "1.5"),
+        ("request_seconds", "nan"),
+        ("request_seconds", "-1"),
+        ("max_body_bytes", "10"),
+        ("backends", "c,jax"),
+        ("backends", ","),
+        ("preload", "torch2"),
+        ("precision", "float8"),
+        ("weights_mode", "copy"),
+        ("log_level", "loud"),
+        ("api_token", "short"),
+        ("admin_token", "with a space"),
+        ("max_sequences", "2"),
+    ],
+)
+def test_settings_out_of_range(name: str, value: str) -> None:
+    environment = {variable(name): value, **({"RNN_MAX_WAITING": "0"} if name == "max_sequences" else {})}
+    with pytest.raises(SettingsError, match=variable(name)) as caught:
+        Settings.from_environment(environment)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_from_the_environment() -> None:
+    environment = {"RNN_PRELOAD": "c, torch", "RNN_MAX_TOKENS": "7", "RNN_REQUEST_SECONDS": "2.5", "RNN_API_TOKEN": ""}
+    settings = Settings.from_environment(environment)
+    assert (settings.preload, settings.max_tokens, settings.request_seconds) == (("c", "torch"), 7, 2.5)
+    assert settings.api_token == "" and settings.weights_dir == Path("weights")
+
+
+def test_the_table_names_every_setting() -> None:
+    from dataclasses import fields
+
+    assert all(f"| `{variable(spec.name)}` |" in table() for spec in fields(Settings))
+
+
+def test_the_log_is_what_cloud_logging_reads(start: StartServer) -> None:
+    server = start(GOOGLE_CLOUD_PROJECT="my-project")
+    trace = "105445aa7843bc8bf206b12000100000"
+    server.get("/health?secret=1", headers={"x-cloud-trace-context": f"{trace}/1;o=1", "x-request-id": "mine"})
+    line: dict[str, Any] = until(lambda: [line for line in server.lines() if line.get("request_id") == "mine"])[0]
+    assert line["severity"] == "INFO" and line["message"] == "GET /health 200"
+    assert line["httpRequest"]["status"] == 200 and re.fullmatch(r"\d+\.\d+s", line["httpRequest"]["latency"])
+    assert line["logging.googleapis.com/trace"] == f"projects/my-project/traces/{trace}"
+    assert "secret" not in server.text()

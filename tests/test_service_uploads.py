@@ -1,0 +1,311 @@
+"""Uploads: what is taken, what is refused and with which words, and that nothing is left of what was refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_checkpoint
+from serving import ADMIN, needs_library, save_tiny, serving
+from starlette.testclient import TestClient
+from test_service_api import refused
+
+import checkpoint
+
+pytestmark = needs_library
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def client(folder: Path) -> Iterator[TestClient]:
+    with serving(folder, max_upload_bytes=200_000) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a weights file."""
+    return save_tiny(tmp_path_factory.mktemp("source")).read_bytes()
+
+
+def upload(client: TestClient, raw: bytes, filename: str = "new.safetensors", **fields: str) -> Any:
+    return client.post("/weights", files={"file": (filename, raw)}, data=fields, headers=ADMIN)
+
+
+def nothing_left(folder: Path) -> bool:
+    return not folder.exists() or not os.listdir(folder)
+
+
+def test_an_upload_makes_the_service_ready(client: TestClient, folder: Path, sound: bytes) -> None:
+    assert client.get("/ready").status_code == 503
+    digest = hashlib.sha256(sound).hexdigest()
+    response = upload(client, sound, sha256=digest.upper())
+    assert response.status_code == 201
+    assert response.json() == {"name": "new", "sha256": digest, "size": len(sound), "replaced": False}
+    assert os.listdir(folder) == ["new.safetensors"]
+    assert (folder / "new.safetensors").stat().st_mode & 0o777 == 0o644
+    assert client.get("/ready").status_code == 200
+    reply = client.post("/generate/c", json={"prompt": "waa", "weights": "new"}).json()
+    assert reply["weights"] == {"name": "new", "sha256": digest}
+    assert 'rnn_uploads_total{result="added"} 1.0' in client.get("/metrics").text
+
+
+def test_the_name_may_be_given(client: TestClient, folder: Path, sound: bytes) -> None:
+    assert upload(client, sound, "x", name="v1.2_final").json()["name"] == "v1.2_final"
+    assert upload(client, sound, "ignored.safetensors", name="other.safetensors").json()["name"] == "other"
+    assert sorted(os.listdir(folder)) == ["other.safetensors", "v1.2_final.safetensors"]
+
+
+def test_nothing_is_overwritten_unless_asked_for(client: TestClient, folder: Path, sound: bytes) -> None:
+    upload(client, sound)
+    other = save_tiny(folder.parent, seed=5).read_bytes()
+    assert "overwrite=true" in refused(upload(client, other), 409, "weights_exist")["detail"]
+    assert (folder / "new.safetensors").read_bytes() == sound
+    refused(upload(client, other, overwrite="false"), 409, "weights_exist")
+    response = upload(client, other, overwrite="true")
+    assert response.json()["replaced"] is True
+    assert (folder / "new.safetensors").read_bytes() == other
+    assert os.listdir(folder) == ["new.safetensors"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_race_for_a_name_has_one_winner(folder: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    from service.errors import WeightsExist
+    from service.uploads import _publish
+
+    folder.mkdir()
+    if not links:
+        monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
+    for name in "ab":
+        (folder / name).write_text(name)
+    assert _publish(folder / "a", folder / "new.safetensors", False) is False
+    with pytest.raises(WeightsExist):
+        _publish(folder / "b", folder / "new.safetensors", False)
+    assert (folder / "new.safetensors").read_text() == "a"
+
+
+# ---- Files that are refused ------------------------------------------------------------------------------------------
+
+Damage = Callable[[bytes], bytes]
+
+
+def header_of(raw: bytes) -> tuple[dict[str, Any], bytes]:
+    length = int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8 : 8 + length]), raw[8 + length :]
+
+
+def with_header(raw: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    header, data = header_of(raw)
+    change(header)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def with_words(raw: bytes, words: bytes) -> bytes:
+    """The same model with other words, of the same length."""
+    old = b"\n".join(word.encode() for word in make_checkpoint(vocab=40).vocabulary)
+    assert len(words) == len(old) and old in raw
+    return raw.replace(old, words)
+
+
+def words_of() -> bytes:
+    return b"\n".join(word.encode() for word in make_checkpoint(vocab=40).vocabulary)
+
+
+def with_number(raw: bytes, value: float) -> bytes:
+    by = make_checkpoint(vocab=40, embed=9, hidden=12).weights.by
+    changed = by.copy()
+    changed[7] = value
+    assert by.tobytes() in raw
+    return raw.replace(by.tobytes(), changed.tobytes())
+
+
+def swap(header: dict[str, Any], name: str, **entry: Any) -> None:
+    header[name] = {**header[name], **entry}
+
+
+BAD_FILES: dict[str, Damage] = {
+    "empty": lambda raw: b"",
+    "text": lambda raw: b"hello, I am not a model",
+    "a pickle": lambda raw: pickle.dumps({"weights": list(range(100))}),
+    "truncated": lambda raw: raw[:-1000],
+    "truncated header": lambda raw: raw[:100],
+    "too long": lambda raw: raw + b"\0",
+    "a lying length": lambda raw: (2**63).to_bytes(8, "little") + raw[8:],
+    "a lying shape": lambda raw: with_header(raw, lambda h: swap(h, "bh", shape=[13])),
+    "a shape that overflows": lambda raw: with_header(raw, lambda h: swap(h, "bh", shape=[2**62, 4])),
+    "another type": lambda raw: with_header(raw, lambda h: swap(h, "bh", dtype="I32")),
+    "a missing tensor": lambda raw: with_header(raw, lambda h: h.update(other=h.pop("bh"))),
+    "another format": lambda raw: with_header(raw, lambda h: h["__metadata__"].update(format="pt")),
+    "another version": lambda raw: with_header(raw, lambda h: h["__metadata__"].update(version="2")),
+    "a header that is no JSON": lambda raw: raw[:8] + b"\xff" + raw[9:],
+    "a duplicate word": lambda raw: with_words(raw, words_of().replace(b"wab", b"wac")),
+    "an empty word": lambda raw: with_words(raw, words_of().replace(b"wab\nwac", b"wabwac\n")),
+    "words that are no UTF-8": lambda raw: with_words(raw, words_of().replace(b"wab", b"\xff\xff\xff")),
+    "too few words": lambda raw: with_words(raw, words_of().replace(b"wab\nwac", b"wabxwac")),
+    "no end of sentence": lambda raw: with_words(raw, words_of().replace(b"<EOS>", b"Eosss")),
+    "NaN": lambda raw: with_number(raw, np.nan),
+    "infinity": lambda raw: with_number(raw, -np.inf),
+}
+
+
+@pytest.mark.parametrize("what", BAD_FILES)
+def test_bad_files(client: TestClient, folder: Path, sound: bytes, what: str) -> None:
+    problem = refused(upload(client, BAD_FILES[what](sound)), 422, "invalid_weights")
+    assert problem["detail"] and str(folder) not in problem["detail"]
+    assert nothing_left(folder)
+    assert 'rnn_uploads_total{result="refused"} 1.0' in client.get("/metrics").text
+
+
+def test_numbers_so_large_that_they_overflow(client: TestClient, folder: Path, sound: bytes) -> None:
+    response = upload(client, with_number(sound, np.finfo(np.float32).max))
+    if response.status_code != 201:  # where the model can still write a word, the file is a good one
+        refused(response, 422, "invalid_weights")
+        assert nothing_left(folder)
+
+
+def test_a_digest_that_differs(client: TestClient, folder: Path, sound: bytes) -> None:
+    problem = refused(upload(client, sound, sha256="0" * 64), 422, "invalid_weights")
+    assert hashlib.sha256(sound).hexdigest() in problem["detail"]
+    assert nothing_left(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "..", "a/b", ".hidden", "a\\b", "w" * 65, "a b", "a..b", "naïve", "", ".safetensors"]
+)
+def test_bad_names(client: TestClient, folder: Path, sound: bytes, name: str) -> None:
+    refused(upload(client, sound, name), 422, "invalid_request")
+    if name:
+        refused(upload(client, sound, "good.safetensors", name=name), 422, "invalid_request")
+    assert nothing_left(folder) and os.listdir(folder.parent) == ["weights"]
+
+
+def test_bad_fields(client: TestClient, folder: Path, sound: bytes) -> None:
+    for fields in ({"sha256": "abc"}, {"overwrite": "maybe"}, {"mode": "0777"}, {"name": "x" * 300}):
+        refused(upload(client, sound, **fields), 422, "invalid_request")
+    response = client.post("/weights", data={"name": "x"}, files={"other": ("x", b"")}, headers=ADMIN)
+    refused(response, 422, "invalid_request")
+    twice = [("file", ("a.safetensors", sound)), ("file", ("b.safetensors", sound))]
+    refused(client.post("/weights", files=twice, headers=ADMIN), 422, "invalid_request")
+    assert nothing_left(folder)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "status"),
+    [
+        ("application/json", b"{}", 400),
+        ("multipart/form-data", b"x", 400),
+        ("multipart/form-data; boundary=" + "b" * 300, b"x", 400),
+        ("multipart/form-data; boundary=B", b"", 400),
+        ("multipart/form-data; boundary=B", b"not a form", 400),
+        ("multipart/form-data; boundary=B", b"--B--\r\n", 422),
+        ("multipart/form-data; boundary=B", b'--B\r\ncontent-disposition: form-data; name="file"\r\n\r\nhalf', 400),
+        ("multipart/form-data; boundary=B", b"--B\r\n" + b"x-long: " + b"y" * 100_000, 400),
+        ("multipart/form-data; boundary=B", b"--B\r\nbad header\r\n\r\n", 400),
+        ("multipart/form-data; boundary=B", b"--B\r\nx: y\r\n\r\n\r\n--B--\r\n", 422),
+    ],
+)
+def test_bodies_that_are_no_form(client: TestClient, folder: Path, content_type: str, body: bytes, status: int) -> None:
+    response = client.post("/weights", content=body, headers={**ADMIN, "content-type": content_type})
+    refused(response, status, "malformed_request" if status == 400 else "invalid_request")
+    assert nothing_left(folder)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_file_too_large(client: TestClient, folder: Path, declared: bool) -> None:
+    form = b'--B\r\ncontent-disposition: form-data; name="file"; filename="x"\r\n\r\n' + bytes(300_000)
+    pieces = (form[i : i + 5000] for i in range(0, len(form), 5000))
+    headers = {**ADMIN, "content-type": "multipart/form-data; boundary=B"}
+    response = client.post("/weights", content=form if declared else pieces, headers=headers)
+    assert "200,000" in refused(response, 413, "body_too_large")["detail"]
+    assert nothing_left(folder)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({}, 401), ({"authorization": "Bearer wrong"}, 401), ({"authorization": "admin-secret"}, 401)],
+)
+def test_only_with_the_admin_token(client: TestClient, folder: Path, sound: bytes, headers: Any, status: int) -> None:
+    refused(client.post("/weights", files={"file": ("x", sound)}, headers=headers), status, "unauthorized")
+    assert nothing_left(folder)
+
+
+def test_a_token_is_made_when_none_is_set(folder: Path, sound: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(folder, admin_token="") as client:
+        said = next(record.getMessage() for record in caplog.records if "admin token is" in record.getMessage())
+        token = said.rsplit(" ", 1)[1]
+        assert len(token) == 64
+        response = client.post("/weights", files={"file": ("x", sound)}, headers={"authorization": f"Bearer {token}"})
+        assert response.status_code == 201
+        refused(client.post("/weights", headers={"authorization": "Bearer "}), 401, "unauthorized")
+
+
+def test_a_full_disk(client: TestClient, folder: Path, sound: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr("os.fsync", full)
+    refused(upload(client, sound), 507, "no_space")
+    assert nothing_left(folder)
+
+
+def test_a_folder_that_cannot_be_written(client: TestClient, sound: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", read_only)
+    assert "written" in refused(upload(client, sound), 507, "no_space")["detail"]
+
+
+def test_a_file_that_breaks_the_trial(client: TestClient, folder: Path, sound: bytes, monkeypatch: Any) -> None:
+    monkeypatch.setattr("service.uploads.sys.executable", "/bin/false")
+    refused(upload(client, sound), 422, "invalid_weights")
+    assert nothing_left(folder)
+
+
+def test_a_trial_without_end(client: TestClient, folder: Path, sound: bytes, monkeypatch: Any, tmp_path: Path) -> None:
+    sleeper = tmp_path / "sleeper"
+    sleeper.write_text("#!/bin/sh\nexec sleep 100\n")
+    sleeper.chmod(0o755)
+    monkeypatch.setattr("service.uploads.sys.executable", str(sleeper))
+    monkeypatch.setattr("service.uploads.TRIAL_SECONDS", 0.2)
+    refused(upload(client, sound), 422, "invalid_weights")
+    assert nothing_left(folder)
+
+
+def test_what_a_crash_left_is_removed_at_start(folder: Path) -> None:
+    folder.mkdir()
+    old, new = folder / ".upload-old", folder / ".upload-new"
+    old.write_text("x")
+    new.write_text("x")  # may be another worker's
+    os.utime(old, (1, 1))
+    with serving(folder):
+        assert os.listdir(folder) == [".upload-new"]
+
+
+def test_both_back_ends_try_a_file_out(folder: Path, sound: bytes) -> None:
+    with serving(folder, backends=("c", "torch")) as client:
+        assert upload(client, sound).status_code == 201
+        refused(upload(client, with_number(sound, np.nan), "bad"), 422, "invalid_weights")
+        reply = client.post("/generate/torch", json={"prompt": "waa", "weights": "new"})
+        assert reply.status_code == 200
+
+
+def test_the_source_is_kept_whole(client: TestClient, folder: Path) -> None:
+    source = make_checkpoint(vocab=30)
+    full = checkpoint.Checkpoint(source.weights, source.vocabulary, "wikitext", "torch", {"a": 1}, [{"epoch": 1}])
+    checkpoint.save(folder.parent / "full.safetensors", full)
+    upload(client, (folder.parent / "full.safetensors").read_bytes())
+    (listed,) = client.get("/weights").json()["weights"]
+    assert (listed["trained_by"], listed["config"], listed["history"]) == ("torch", {"a": 1}, [{"epoch": 1}])
