@@ -1,7 +1,7 @@
 # Every task of the project. `make help` lists them.
 # CC, CFLAGS, LDFLAGS and PYTHON are honoured: make lib CC=clang OMP=0
 
-.PHONY: help train test test-slow test-c lint format lib bench clean
+.PHONY: help train serve load test test-slow test-c lint format lib bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -14,7 +14,7 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 
-$(VENV)/.run: requirements.txt
+$(VENV)/.run: requirements.txt requirements-serve.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
@@ -26,6 +26,13 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 train: $(VENV)/.run lib ## train both models on the demo corpus: weights/demo.safetensors, weights/demo-torch.safetensors
 	$(PY) main.py --preset demo
 	$(PY) torch_rnn.py --preset demo
+
+serve: $(VENV)/.run lib ## train the demo weights if there are none, and serve on http://127.0.0.1:8000
+	@ls weights/*.safetensors >/dev/null 2>&1 || $(PY) main.py --preset demo
+	$(VENV)/bin/uvicorn api:app --http h11 --host 127.0.0.1 --port 8000 --no-access-log --no-server-header
+
+load: $(VENV)/.run lib ## load test: the service, and beside it a plain FastAPI route around the torch model
+	$(PY) bench/load.py
 
 # ---- The C library --------------------------------------------------------------------------------------------------
 

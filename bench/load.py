@@ -1,0 +1,239 @@
+"""Load on a real server process: `make load`, or `python bench/load.py --help`.
+
+Each client keeps one connection and asks for one streamed generation after the other. Measured are requests and tokens
+per second, and the median and 99th percentile of the time to the first token and of the time between two tokens, for
+several numbers of clients: of the C model, of the torch model, and of a plain FastAPI route around the torch model
+(bench/plain_service.py). Tokens that come in one piece count as 0 apart, but for the first.
+
+Every server runs alone, in a process of its own, and the clients in another: on a machine of two processors they have
+one each. The result is a table, and JSON lines in bench/results/load.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from worker import random_weights
+
+import checkpoint
+from text import EOS
+
+SYSTEMS = ("c", "torch", "plain")
+STARTUP_SECONDS = 120.0
+
+
+@dataclass
+class Tally:
+    """What the clients of one round saw; times in seconds."""
+
+    requests: int = 0
+    tokens: int = 0
+    refused: int = 0
+    first: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
+
+
+# ---- Servers ---------------------------------------------------------------------------------------------------------
+
+
+def make_weights(path: Path, vocab: int, embed: int, hidden: int) -> None:
+    """Random weights of a real size: speed does not depend on what was learned."""
+    weights = random_weights(vocab, embed, hidden)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = (EOS, *("w" + "".join(letters[i // 26**k % 26] for k in range(4)) for i in range(vocab - 1)))
+    checkpoint.save(path, checkpoint.Checkpoint(weights, words, "plain", "c", {}, []))
+
+
+@contextlib.contextmanager
+def server(system: str, weights: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A server process that answers."""
+    app = "bench.plain_service:app" if system == "plain" else "api:app"
+    environment = {
+        **os.environ,
+        "RNN_WEIGHTS_DIR": str(weights.parent),
+        "RNN_DEFAULT_WEIGHTS": weights.stem,
+        "RNN_PRELOAD": system if system in ("c", "torch") else "",
+        "RNN_LOG_LEVEL": "warning",
+        "RNN_PLAIN_WEIGHTS": str(weights),
+    }
+    command = [sys.executable, "-m", "uvicorn", app, "--http", "h11", "--port", str(port), "--no-access-log"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + STARTUP_SECONDS
+        while not _answers(port):
+            if process.poll() is not None or time.monotonic() > end:
+                sys.exit(f"load.py: the server of {system} did not start; try: {' '.join(command)}")
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+        return True
+    return False
+
+
+# ---- Clients ---------------------------------------------------------------------------------------------------------
+
+
+async def client(port: int, path: str, tokens: int, tally: Tally, until: float) -> None:
+    """Streamed generations, one after the other, on one connection. Every answer counts that ends in time."""
+    raw = json.dumps(
+        {"prompt": "waaaa", "max_tokens": tokens, "temperature": 1.0, "ignore_eos": True}
+        | ({"stream": True} if path != "/generate" else {})
+    ).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+    try:
+        while time.perf_counter() < until:
+            started = last = time.perf_counter()
+            writer.write(head.encode() + raw)
+            status = await reader.readuntil(b"\r\n\r\n")
+            if b" 200 " not in status.split(b"\r\n", 1)[0]:
+                tally.refused += 1
+                length = int(status.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                await reader.readexactly(length)
+                await asyncio.sleep(0.1)
+                continue
+            seen = 0
+            while size := int(await reader.readuntil(b"\r\n"), 16):
+                count = (await reader.readexactly(size + 2)).count(b'"logprob":')
+                now = time.perf_counter()
+                if count:
+                    (tally.between if seen else tally.first).append(now - (last if seen else started))
+                    tally.between.extend([0.0] * (count - 1))
+                    seen, last = seen + count, now
+                    tally.tokens += count if now < until else 0
+            await reader.readexactly(2)
+            tally.requests += time.perf_counter() < until
+    finally:
+        writer.close()
+
+
+async def round_of(clients: int, port: int, path: str, tokens: int, seconds: float) -> Tally:
+    tally = Tally()
+    until = time.perf_counter() + seconds
+    await asyncio.gather(*(client(port, path, tokens, tally, until) for _ in range(clients)))
+    return tally
+
+
+def row(system: str, clients: int, seconds: float, tally: Tally) -> dict[str, Any]:
+    def ms(times: list[float], percentile: float) -> float:
+        return round(1000 * float(np.percentile(times, percentile)), 2) if times else float("nan")
+
+    return {
+        "system": system,
+        "clients": clients,
+        "requests_per_second": round(tally.requests / seconds, 1),
+        "tokens_per_second": round(tally.tokens / seconds),
+        "first_token_p50_ms": ms(tally.first, 50),
+        "first_token_p99_ms": ms(tally.first, 99),
+        "token_p50_ms": ms(tally.between, 50),
+        "token_p99_ms": ms(tally.between, 99),
+        "refused": tally.refused,
+    }
+
+
+# ---- The start ------------------------------------------------------------------------------------------------------
+
+
+def measure_start(weights: Path, port: int) -> dict[str, Any]:
+    """Processor time and memory of a server process from its start to its first token of the C model."""
+    with server("cold", weights, port) as process:
+        body = json.dumps({"prompt": "waaaa", "max_tokens": 1}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/generate/c", body, {"content-type": "application/json"}
+        )
+        urllib.request.urlopen(request).read()
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        used = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    memory = {
+        line.split(":")[0]: int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("Rss")
+    }
+    ticks = os.sysconf("SC_CLK_TCK")
+    return {
+        "system": "start",
+        "cpu_seconds": round((int(used[11]) + int(used[12])) / ticks, 2),
+        "anonymous_mb": memory["RssAnon"],
+        "mapped_mb": memory["RssFile"],
+        "weights_mb": weights.stat().st_size >> 20,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="load.py", description="Measure the service under load.")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="what to measure (all)")
+    parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 32, 128], help="clients at once (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a round (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=50, help="tokens of a generation (%(default)s)")
+    parser.add_argument("--weights", type=Path, help="a weights file; default: random ones of the size below")
+    parser.add_argument("--size", nargs=3, type=int, default=[31_266, 300, 100], metavar=("V", "E", "H"))
+    parser.add_argument("--port", type=int, default=8765)
+    options = parser.parse_args(arguments)
+    results = ROOT / "bench" / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch, (results / "load.jsonl").open("a") as log:
+        weights = options.weights
+        if weights is None:
+            weights = Path(scratch) / "random.safetensors"
+            make_weights(weights, *options.size)
+        start = measure_start(weights.absolute(), options.port)
+        log.write(json.dumps(start) + "\n")
+        print(
+            f"start to first C token: {start['cpu_seconds']} s of processor time, {start['anonymous_mb']} MB of memory "
+            f"of its own and {start['mapped_mb']} MB of mapped files (the weights have {start['weights_mb']} MB)\n"
+        )
+        print(
+            " | ".join(
+                ("system", "clients", "requests/s", "tokens/s", "first token p50 / p99 ms", "token p50 / p99 ms")
+            )
+        )
+        for system in options.systems:
+            path = "/generate" if system == "plain" else f"/generate/{system}"
+            rows = []
+            with server(system, weights.absolute(), options.port):
+                asyncio.run(round_of(1, options.port, path, options.tokens, 1.0))  # warm
+                for clients in options.clients:
+                    tally = asyncio.run(round_of(clients, options.port, path, options.tokens, options.seconds))
+                    rows.append(row(system, clients, options.seconds, tally))
+                    log.write(json.dumps(rows[-1]) + "\n")
+                    print(line(rows[-1]), flush=True)
+            best = max(row["tokens_per_second"] for row in rows)
+            enough = next(row["clients"] for row in rows if row["tokens_per_second"] >= 0.9 * best)
+            print(f"{system}: {best:,} tokens/s; it saturates (90% of that) at {enough} clients\n")
+    return 0
+
+
+def line(row: dict[str, Any]) -> str:
+    refused = f" | {row['refused']} refused" if row["refused"] else ""
+    return (
+        f"{row['system']:6} | {row['clients']:7} | "
+        f"{row['requests_per_second']:10.1f} | {row['tokens_per_second']:8,} | "
+        f"{row['first_token_p50_ms']:9.2f} / {row['first_token_p99_ms']:9.2f} | "
+        f"{row['token_p50_ms']:7.2f} / {row['token_p99_ms']:7.2f}{refused}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
