@@ -215,7 +215,7 @@ struct rnn_decoder {
     float *state;    /* (max_streams, stride): before a step */
     float *next;     /* (max_streams, stride): after it */
     float *logits;   /* (RNN_GROUP, row) */
-    float *cut;      /* (threads, row): logits after top_k */
+    float *cut;      /* (threads, row): logits after ban and top_k */
     float *exps;     /* (threads, row) */
     double *sums;    /* (threads, blocks) */
     int32_t *active; /* (max_streams): the streams of a generation that go on */
