@@ -23,20 +23,23 @@ def main() -> None:
     parser.add_argument("picture", type=Path, help="the PNG to write")
     parser.add_argument("metrics", type=Path, nargs="+", help="metrics files (NAME.jsonl) of runs")
     parser.add_argument("--x", choices=("epoch", "tokens", "seconds"), default="epoch", help="the horizontal axis")
+    parser.add_argument("--y", choices=("perplexity", "loss"), default="perplexity", help="the vertical axis")
     options = parser.parse_args()
 
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     axes = FigureCanvasAgg(figure).figure.subplots()
     for path in options.metrics:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        x, y = [row[options.x] for row in rows], [row["validation_perplexity"] for row in rows]
-        axes.plot(x, y, linewidth=1.5, label=path.stem)
+        y = [row["validation_perplexity"] for row in rows]
+        shown_y = y if options.y == "perplexity" else [row["validation_loss"] for row in rows]
+        axes.plot([row[options.x] for row in rows], shown_y, linewidth=1.5, label=path.stem)
         best = min(rows, key=lambda row: row["validation_loss"])
         print(
             f"{path.stem:<16} start {shown(y[0]):>8}  best {shown(min(y)):>8} at epoch {best['epoch']:>3}"
             f"  last {shown(y[-1]):>8} at epoch {rows[-1]['epoch']:>3}  {rows[-1]['seconds']:>7.1f} s of training"
         )
-    axes.set(xlabel=options.x, ylabel="validation perplexity", yscale="log")
+    unit = ", nats per token" if options.y == "loss" else ""
+    axes.set(xlabel=options.x, ylabel=f"validation {options.y}{unit}", yscale="log")
     axes.grid(alpha=0.3, which="both", linewidth=0.5)
     axes.legend(frameon=False)
     options.picture.parent.mkdir(parents=True, exist_ok=True)
