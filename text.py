@@ -41,7 +41,6 @@ def _clings(char: str) -> bool:
     return char == "`" or unicodedata.category(char).startswith("P")
 
 
-@functools.lru_cache(maxsize=1 << 16)  # a few thousand tokens ("said," "the) make up most of what comes here
 def _words_within(token: str) -> tuple[str, ...]:
     """The words of one token of plain text that is not a word as it stands."""
     words = []
@@ -55,6 +54,11 @@ def _words_within(token: str) -> tuple[str, ...]:
         if word.isascii() and word.isalpha():
             words.append(word)
     return tuple(words)
+
+
+# A few thousand tokens ("said," "the) make up most of what comes here. What is longer is rare, and would fill memory.
+_CACHED_CHARS = 64
+_words_within_short = functools.lru_cache(maxsize=1 << 16)(_words_within)
 
 
 class TokenStream:
@@ -79,7 +83,7 @@ class TokenStream:
                     is_open = True
                     continue
                 if strip:
-                    tokens += _words_within(token)
+                    tokens += (_words_within_short if len(token) <= _CACHED_CHARS else _words_within)(token)
                 is_open = not token.endswith(_SENTENCE_ENDS)
                 if not is_open:
                     append(EOS)

@@ -159,7 +159,8 @@ def draw(logits: torch.Tensor, sampling: Sampling, u: float, banned: int | None 
         logits = logits.index_fill(0, torch.tensor(banned, device=logits.device), -torch.inf)
     if sampling.temperature == 0.0:
         return int(torch.argmax(logits))
-    probabilities = torch.softmax(logits / sampling.temperature, 0)
+    # The largest becomes 0 first: divided by the smallest temperatures, it would be infinite.
+    probabilities = torch.softmax((logits - logits.max()) / sampling.temperature, 0)
     if 0 < sampling.top_k < len(logits):  # a stable sort: of equal probabilities, the lowest ids stay
         cut = torch.sort(logits, descending=True, stable=True).indices[sampling.top_k :]
         probabilities[cut] = 0.0

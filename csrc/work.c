@@ -23,9 +23,9 @@ void *rnn_aligned_alloc(size_t size, void **memory) {
 }
 
 /* Tokens whose logits are held at a time. Each tile reads Why and updates its gradient once, so more is better until
- * the logits of a block fill the L2 cache; a large vocabulary gets fewer, so that they take no more than 64 MiB. */
+ * the logits of a block fill the L2 cache; a large vocabulary gets fewer, so that they take no more than 256 MiB. */
 static size_t tile_rows(size_t tokens, size_t columns) {
-    size_t rows = ((size_t)64 << 20) / (columns * sizeof(float));
+    size_t rows = ((size_t)256 << 20) / (columns * sizeof(float));
     return rnn_min(tokens, rnn_max(8, rnn_min(rows, 252)));
 }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -106,11 +108,14 @@ class Generator:
         self._registry = registry
         self._schedulers = schedulers
         self._metrics = metrics
+        # Loads may be slow. In asyncio's own threads, those who wait for one would leave none to anybody else.
+        self._loaders = {backend: ThreadPoolExecutor(1, f"load-{backend}") for backend in schedulers}
 
     async def start(self, order: Order) -> Work:
         """Raises the ServiceErrors of a request that cannot be served, before any token is made."""
         arrived = time.monotonic()
-        entry, engine, prompts = await asyncio.to_thread(self._prepare, order)  # may load weights
+        entry, engine = await self._engine(order.backend, order.weights)
+        prompts = await asyncio.to_thread(_encode, engine, order.prompts)
         self._check_size(order, prompts)
         self._metrics.prompt_tokens.labels(order.backend).inc(sum(len(prompt.ids) for prompt in prompts))
         run = Run(
@@ -122,16 +127,14 @@ class Generator:
         self._schedulers[order.backend].submit(run)
         return Work(order, entry, prompts, run)
 
-    def _prepare(self, order: Order) -> tuple[Entry, Engine, list[Prompt]]:
-        entry, engine = self._registry.engine(order.backend, order.weights)
-        prompts = []
-        for index, text in enumerate(order.prompts):
-            try:
-                prompts.append(Prompt(*engine.model.encode(text)))
-            except PromptError as error:
-                where = f"prompt {index}: " if len(order.prompts) > 1 else ""
-                raise InvalidRequest(f"{where}{error}") from error
-        return entry, engine, prompts
+    async def _engine(self, backend: str, weights: str | None) -> tuple[Entry, Engine]:
+        found = await asyncio.to_thread(self._registry.loaded_engine, backend, weights)
+        if found is None:
+            load = contextvars.copy_context().run  # as asyncio.to_thread does: the log names the request
+            found = await asyncio.get_running_loop().run_in_executor(
+                self._loaders[backend], load, self._registry.engine, backend, weights
+            )
+        return found
 
     def _check_size(self, order: Order, prompts: list[Prompt]) -> None:
         # Each token is kept, with its alternatives, until the request is answered.
@@ -164,6 +167,17 @@ class Generator:
             for prompt in prompts
             for choice in range(order.n)
         ]
+
+
+def _encode(engine: Engine, texts: tuple[str, ...]) -> list[Prompt]:
+    prompts = []
+    for index, text in enumerate(texts):
+        try:
+            prompts.append(Prompt(*engine.model.encode(text)))
+        except PromptError as error:
+            where = f"prompt {index}: " if len(texts) > 1 else ""
+            raise InvalidRequest(f"{where}{error}") from error
+    return prompts
 
 
 def as_tuple(value: str | list[str] | None) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ EXIT_AFTER_SECONDS = 1.5  # after the cut, too
 @contextlib.asynccontextmanager
 async def running(service: Service) -> AsyncIterator[None]:
     """The service between its start and its end."""
+    told = _listen(service)  # first: loading may be slow, and a signal may come meanwhile
     if service.guard.made_token:
         log.warning(
             "RNN_ADMIN_TOKEN is not set; until this service stops, the admin token is %s", service.guard.made_token
@@ -31,11 +32,12 @@ async def running(service: Service) -> AsyncIterator[None]:
     for scheduler in service.schedulers.values():
         scheduler.start()
     for backend in service.settings.preload:
+        if told.is_set():
+            break
         try:
             await asyncio.to_thread(service.registry.engine, backend, None)
         except ServiceError as error:
             log.warning("nothing is preloaded for %s: %s", backend, error.detail)
-    told = _listen(service)
     try:
         yield
     finally:

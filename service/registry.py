@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import checkpoint
-from checkpoint import Checkpoint
+from checkpoint import BACKENDS, Checkpoint
 from errors import UserError
 from rnnlib import RNNLibraryError
 from service.engines import CEngine, Engine, TorchEngine
@@ -98,11 +98,13 @@ class Entry:
         self._source = source
         self._settings = settings
         self._engines: dict[str, Engine] = {}
-        self._lock = threading.Lock()
+        self._locks = {backend: threading.Lock() for backend in BACKENDS}  # a slow load holds its own back end up only
 
     def engine(self, backend: str) -> Engine:
         """The model under a back end, loaded at first use. Raises BackendMissing, WeightsUnusable."""
-        with self._lock:
+        if (engine := self._engines.get(backend)) is not None:
+            return engine
+        with self._locks[backend]:
             if backend not in self._engines:
                 started = time.monotonic()
                 try:
@@ -173,14 +175,12 @@ class Registry:
 
     def get(self, name: str | None) -> Entry:
         """The newest version of some weights. Raises InvalidRequest, WeightsNotFound, WeightsUnusable, NotReady."""
-        name = self.default() if name is None else check_name(name)
+        name = self._name(name)
         for _ in range(3):  # a file that is replaced just now is looked at again
             fingerprint = self._fingerprint(name)
-            with self._lock:
-                entry = self._entries.get(name)
-                if entry and entry.fingerprint == fingerprint:
-                    self._entries.move_to_end(name)
-                    return entry
+            entry = self._kept(name)
+            if entry and entry.fingerprint == fingerprint:
+                return entry
             with self._loading:
                 if self._entries.get(name) is not entry:
                     continue  # another request has loaded it meanwhile
@@ -196,17 +196,22 @@ class Registry:
 
     def engine(self, backend: str, name: str | None) -> tuple[Entry, Engine]:
         """Weights and a model that runs them. Raises as `get`, and BackendMissing."""
-        if backend not in self._settings.served_backends:
-            raise BackendMissing(
-                "torch is not installed here: use the C model"
-                if backend in self._settings.backends
-                else f"this service does not offer the back end {backend}"
-            )
+        self._check_served(backend)
         entry = self.get(name)
         if backend not in entry.loaded:
             entry.engine(backend)
             self._metrics.model_info.labels(backend, entry.name, entry.sha256, str(len(entry.vocabulary))).set(1)
         return entry, entry.engine(backend)
+
+    def loaded_engine(self, backend: str, name: str | None) -> tuple[Entry, Engine] | None:
+        """What `engine` gives, or None where it would have to load something first."""
+        self._check_served(backend)
+        name = self._name(name)
+        fingerprint = self._fingerprint(name)
+        entry = self._kept(name)
+        if entry and entry.fingerprint == fingerprint and backend in entry.loaded:
+            return entry, entry.engine(backend)
+        return None
 
     def summaries(self) -> list[Summary]:
         """What is told of each weights file. A version of a file is read once."""
@@ -246,6 +251,25 @@ class Registry:
                     log.info("removed a stale upload, %s", path.name)
             except OSError as error:
                 log.warning("a stale upload cannot be removed: %s", error)
+
+    def _name(self, name: str | None) -> str:
+        return self.default() if name is None else check_name(name)
+
+    def _check_served(self, backend: str) -> None:
+        if backend not in self._settings.served_backends:
+            raise BackendMissing(
+                "torch is not installed here: use the C model"
+                if backend in self._settings.backends
+                else f"this service does not offer the back end {backend}"
+            )
+
+    def _kept(self, name: str) -> Entry | None:
+        """What is loaded of some weights, newest or not; it is then the last to be dropped."""
+        with self._lock:
+            entry = self._entries.get(name)
+            if entry:
+                self._entries.move_to_end(name)
+            return entry
 
     def _fingerprint(self, name: str) -> Fingerprint:
         try:

@@ -60,22 +60,27 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
         try:
-            async with asyncio.timeout(self._run.seconds + GRACE_SECONDS), cancelling(self._run, receive):
-                async for chunk in self._chunks:
+            async with asyncio.timeout(self._run.seconds + GRACE_SECONDS):
+                try:
+                    async with cancelling(self._run, receive):
+                        async for chunk in self._chunks:
+                            if not started:
+                                started = True
+                                await send(
+                                    {
+                                        "type": "http.response.start",
+                                        "status": self.status_code,
+                                        "headers": self.raw_headers,
+                                    }
+                                )
+                            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                except ServiceError as error:
                     if not started:
-                        started = True
-                        await send(
-                            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-                        )
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                        raise
+                    await send({"type": "http.response.body", "body": self._on_error(error), "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         except ClientGone:
             if not started:
                 raise
-            return
         except TimeoutError:
             return  # it does not read; the server closes its connection
-        except ServiceError as error:
-            if not started:
-                raise
-            await send({"type": "http.response.body", "body": self._on_error(error), "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})

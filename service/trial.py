@@ -1,12 +1,16 @@
 """Tries a weights file out, in a process of its own: `python -m service.trial FILE [BACKEND ...]`.
 
 What comes from outside can so harm nobody, whatever it makes a library do, and a service that runs the C model only
-need not load torch to find out whether torch can run the file. Exit code 0, or 2 with the reason on stderr.
+need not load torch to find out whether torch can run the file.
+
+Exit code 0; or 2, where the file is at fault, with the reason on stdout, one line that its sender may read; or 3, where
+something else is. stderr is for this machine's log only: libraries write there too, and paths.
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +19,15 @@ import numpy as np
 import checkpoint
 from errors import UserError
 from language_model import LanguageModel, Sampling
-from text import Vocabulary
+from rnnlib import RNNNonFiniteError
+from text import TextError, Vocabulary
+
+
+class Overflow(UserError):
+    """A model whose numbers are finite, and what it makes of them is not."""
+
+
+THE_FILES_FAULT = (checkpoint.CheckpointError, checkpoint.VocabularyError, TextError, RNNNonFiniteError, Overflow)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,9 +38,12 @@ def main(arguments: Sequence[str]) -> int:
         vocabulary = Vocabulary(source.vocabulary)
         for backend in backends:
             _generate_one(_model(backend, source, vocabulary))
-    except UserError as error:
-        sys.stderr.write(str(error).removeprefix(f"{path}: ") + "\n")
+    except THE_FILES_FAULT as error:
+        sys.stdout.write(" ".join(str(error).removeprefix(f"{path}: ").split()) + "\n")
         return 2
+    except Exception:
+        traceback.print_exc()
+        return 3
     return 0
 
 
@@ -46,7 +61,7 @@ def _generate_one(model: LanguageModel) -> None:
     stream = model.open_stream([], Sampling(temperature=1.0))
     token, logprob = stream.step(model.vocabulary.eos, 0.5)
     if not (0 <= token < len(model.vocabulary) and np.isfinite(logprob)):
-        raise UserError("the numbers are so large that they overflow: the model cannot write a word")
+        raise Overflow("the numbers are so large that they overflow: the model cannot write a word")
 
 
 if __name__ == "__main__":

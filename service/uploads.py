@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -28,6 +28,7 @@ from service.errors import (
     BodyTooLarge,
     Busy,
     ClientGone,
+    Internal,
     InvalidRequest,
     InvalidUpload,
     MalformedRequest,
@@ -38,7 +39,7 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.registry import UPLOAD_PREFIX, Registry, check_name
-from service.settings import ROOT, Settings
+from service.settings import ROOT, Settings, variable
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ FIELDS = ("file", "name", "sha256", "overwrite")
 MAX_FIELD_BYTES = 256
 MAX_FORM_BYTES = 16 << 10  # what a form may take besides the file
 TRIAL_SECONDS = 120.0
+SECRETS = (variable("api_token"), variable("admin_token"))  # a trial has no use for them
 
 
 class Uploader:
@@ -74,6 +76,8 @@ class Uploader:
         except TimeoutError as error:
             result = "refused"
             raise SlowRequest(f"the upload took more than {self._settings.upload_seconds:g} seconds") from error
+        except Internal:
+            raise
         except ServiceError:
             result = "refused"
             raise
@@ -103,11 +107,13 @@ class Uploader:
             form.close()
             name, overwrite = form.check()
             target = self._registry.path(name)
+            if target.is_dir():
+                raise WeightsExist(f"there is a folder named {target.name} among the weights: choose another name")
             if target.exists() and not overwrite:
                 raise _exists(name)
             await asyncio.to_thread(_settle, file)
             await self._try_out(Path(file.name), name)
-            replaced = await asyncio.to_thread(_publish, Path(file.name), target, overwrite)
+            replaced = await _to_the_end(_publish, Path(file.name), target, overwrite)
         log.info("weights %s were %s by an upload of %d bytes", name, "replaced" if replaced else "added", form.size)
         return schemas.Uploaded(name=name, sha256=form.sha256, size=form.size, replaced=replaced)
 
@@ -115,16 +121,21 @@ class Uploader:
         return BodyTooLarge(f"a weights file may have {self._settings.max_upload_bytes:,} bytes at most")
 
     async def _try_out(self, path: Path, name: str) -> None:
-        """Every check there is, in a process of its own (service/trial.py). Raises InvalidUpload with its reason."""
+        """Every check there is, in a process of its own (service/trial.py).
+
+        Raises InvalidUpload with its reason, or Internal where it is not the file's fault.
+        """
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "service.trial", path.absolute(), *self._settings.served_backends),
             cwd=ROOT,
+            env={key: value for key, value in os.environ.items() if key not in SECRETS},
             stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
         try:
             async with asyncio.timeout(TRIAL_SECONDS):
-                _, said = await process.communicate()
+                reason, said = await process.communicate()
         except TimeoutError:
             raise InvalidUpload(f"trying the file out took more than {TRIAL_SECONDS:g} seconds") from None
         finally:
@@ -132,10 +143,12 @@ class Uploader:
                 process.kill()
                 await process.wait()
         if process.returncode == 2:
-            raise InvalidUpload(f"{name}: {said.decode('utf-8', 'replace').strip()}")
+            raise InvalidUpload(f"{name}: {reason.decode('utf-8', 'replace').strip()}")
         if process.returncode != 0:
             log.error("the trial of an upload ended with %d: %s", process.returncode, said.decode("utf-8", "replace"))
-            raise InvalidUpload("the file made the model fail")
+            if process.returncode > 0:
+                raise Internal
+            raise InvalidUpload("the file made the model crash")  # a signal ended it
 
 
 class _Form:
@@ -272,8 +285,24 @@ def _publish(temporary: Path, target: Path, overwrite: bool) -> bool:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         except FileExistsError as error:
             raise _exists(target.stem) from error
-        os.replace(temporary, target)
+        try:
+            os.replace(temporary, target)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
     return False
+
+
+async def _to_the_end(function: Callable[..., bool], *arguments: object) -> bool:
+    """What a function returns that runs in a thread and that no cancellation cuts short.
+
+    A thread cannot be stopped. To leave it behind would be to tell of a failure, and to tidy up, while it publishes.
+    """
+    task = asyncio.create_task(asyncio.to_thread(function, *arguments))
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    return task.result()
 
 
 def _exists(name: str) -> WeightsExist:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import make_checkpoint
-from serving import ADMIN, needs_library, save_tiny, serving
+from serving import ADMIN, GUARD_SECONDS, needs_library, save_tiny, serving
+from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
 import checkpoint
 import rnn
+from service import schemas
+from service.generation import Work
+from service.registry import Entry
 
 pytestmark = needs_library
 
@@ -412,6 +419,31 @@ def test_weights_are_loaded_once_and_shared(tmp_path: Path) -> None:
         assert len(registry._entries) == 2
 
 
+def test_a_slow_load_holds_nobody_else_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny(tmp_path)
+    go, loading = threading.Event(), threading.Event()
+    load = Entry._torch
+
+    def slow(entry: Entry) -> Any:
+        loading.set()
+        assert go.wait(GUARD_SECONDS)
+        return load(entry)
+
+    monkeypatch.setattr(Entry, "_torch", slow)
+    body = {"prompt": "waa", "max_tokens": 1}
+    with serving(tmp_path, backends=("c", "torch")) as client, ThreadPoolExecutor(13) as pool:
+        try:
+            waiting = [pool.submit(client.post, "/generate/torch", json=body) for _ in range(12)]
+            assert loading.wait(GUARD_SECONDS)
+            for _ in range(2):  # C loads meanwhile, and answers
+                answer = pool.submit(client.post, "/generate/c", json=body)
+                assert answer.result(GUARD_SECONDS).status_code == 200
+            assert not any(future.done() for future in waiting)
+        finally:
+            go.set()
+        assert [future.result(GUARD_SECONDS).status_code for future in waiting] == [200] * 12
+
+
 def test_delete(tmp_path: Path) -> None:
     save_tiny(tmp_path)
     with serving(tmp_path) as client:
@@ -535,6 +567,37 @@ def test_metrics(tmp_path: Path) -> None:
             assert line in text, line
         assert 'rnn_model_info{backend="c",sha256="' in text and "made-up" not in text
         assert "process_resident_memory_bytes" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate/c", {"prompt": "waa"}),
+        ("/score", {"text": "waa wab"}),
+        ("/v1/completions", {"model": "c/demo", "prompt": "waa", "logprobs": 1}),
+    ],
+)
+def test_replies_are_built_outside_the_event_loop(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    in_loop: list[bool] = []
+
+    def watch(owner: type, name: str) -> None:
+        method = getattr(owner, name)
+
+        def watched(*args: Any, **options: Any) -> Any:
+            in_loop.append(asyncio._get_running_loop() is not None)
+            return method(*args, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(Work, "token")
+    watch(Work, "usage")
+    watch(schemas.GenerateResponse, "model_dump_json")
+    watch(schemas.ScoreResponse, "model_dump_json")
+    watch(JSONResponse, "render")
+    assert client.post(path, json=body).status_code == 200
+    assert len(in_loop) >= 2 and not any(in_loop)
 
 
 def test_openapi_examples_work(client: TestClient, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from serving import Server, needs_library, save_tiny
+from serving import Server, needs_library, save_tiny, serving
 
 import rnn
 
@@ -55,6 +55,12 @@ def test_a_completion_is_the_models_generation(client: openai.OpenAI, folder: Pa
 def test_the_default_is_sixteen_tokens(client: openai.OpenAI) -> None:
     completion = create(client, extra_body={"ignore_eos": True})
     assert completion.usage.completion_tokens == 16 and completion.choices[0].finish_reason == "length"
+
+
+def test_the_default_keeps_to_the_limit(folder: Path) -> None:
+    with serving(folder, max_tokens=5) as client:
+        body = {"model": "c/demo", "prompt": "waa", "max_tokens": None, "ignore_eos": True}
+        assert client.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 5
 
 
 def test_temperature_seed_and_n(client: openai.OpenAI) -> None:

@@ -276,6 +276,31 @@ def test_an_idle_server_stops_at_once(start: StartServer) -> None:
     assert server.terminate() == 0
 
 
+def test_sigterm_while_weights_are_preloaded(folder: Path) -> None:
+    program = """
+import os, signal, time
+import uvicorn
+import api
+
+registry = api.app.state.service.registry
+load = registry.engine
+
+def engine(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    return load(*arguments)
+
+registry.engine = engine
+uvicorn.run(api.app, port=0)
+"""
+    environment = {**os.environ, "RNN_WEIGHTS_DIR": str(folder), "RNN_BACKENDS": "c", "RNN_PRELOAD": "c"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, timeout=GUARD_SECONDS
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"loaded demo for c" in done.stderr and b"stopping" in done.stderr
+
+
 # ---- Starting -------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -389,3 +389,46 @@ def test_more_alternatives_than_words() -> None:
     (steps,) = carry_out(lambda: [[sequence(engine, max_tokens=2, eos=None, top=20)]])
     assert all(sorted(token for token, _ in step.top) == [0, 1, 2, 3, 4] for step in steps)
     assert all([value for _, value in step.top] == sorted((v for _, v in step.top), reverse=True) for step in steps)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-30])
+def test_the_smallest_temperatures_take_the_most_probable_word(temperature: float) -> None:
+    import torch
+
+    import torch_rnn
+
+    logits = torch.tensor([-3.0, 2.0, 9.0, 1.0], dtype=torch.float64)
+    for u in (0.0, 0.5, 0.999):
+        assert torch_rnn.draw(logits, Sampling(temperature), u, banned=2) == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_end_of_a_stream_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    from service import sse
+
+    monkeypatch.setattr(sse, "GRACE_SECONDS", 0.05)
+    sent: list[bytes] = []
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"first"
+        if fails:
+            raise Internal
+
+    async def send(message: Any) -> None:
+        if message.get("body", b"first") != b"first":
+            await asyncio.Event().wait()  # the client no longer reads
+        if not message.get("more_body", True):
+            await asyncio.Event().wait()
+        sent.append(message.get("body", b""))
+
+    async def test() -> None:
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        run = Run([], created_at=time.monotonic(), seconds=0.0, every_token=True)
+        stream = sse.EventStream(run, chunks(), lambda error: b"error")
+        await asyncio.wait_for(stream({}, receive, send), GUARD_SECONDS)
+        await asyncio.sleep(0)
+
+    asyncio.run(test())
+    assert sent == [b"", b"first"]

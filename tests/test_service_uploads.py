@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_checkpoint
-from serving import ADMIN, needs_library, save_tiny, serving
+from serving import ADMIN, GUARD_SECONDS, needs_library, save_tiny, serving
 from starlette.testclient import TestClient
 from test_service_api import refused
 
@@ -93,6 +95,49 @@ def test_a_race_for_a_name_has_one_winner(folder: Path, monkeypatch: pytest.Monk
     with pytest.raises(WeightsExist):
         _publish(folder / "b", folder / "new.safetensors", False)
     assert (folder / "new.safetensors").read_text() == "a"
+
+
+def test_a_claimed_name_is_given_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from service.uploads import _publish
+
+    def fails(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    folder.mkdir()
+    monkeypatch.setattr("os.link", fails)
+    monkeypatch.setattr("os.replace", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        _publish(folder / "a", folder / "new.safetensors", False)
+    assert nothing_left(folder)
+
+
+def test_publishing_cannot_be_cancelled() -> None:
+    from service.uploads import _to_the_end
+
+    begun, go = threading.Event(), threading.Event()
+
+    def work() -> bool:
+        begun.set()
+        return go.wait(GUARD_SECONDS)
+
+    async def test() -> None:
+        task = asyncio.create_task(_to_the_end(work))
+        await asyncio.to_thread(begun.wait, GUARD_SECONDS)
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0.02)
+            assert not task.done()
+        go.set()
+        assert await task is True
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("overwrite", ["true", "false"])
+def test_a_folder_of_that_name(client: TestClient, folder: Path, sound: bytes, overwrite: str) -> None:
+    (folder / "new.safetensors").mkdir(parents=True)
+    assert "folder" in refused(upload(client, sound, overwrite=overwrite), 409, "weights_exist")["detail"]
+    assert os.listdir(folder) == ["new.safetensors"]
 
 
 # ---- Files that are refused ------------------------------------------------------------------------------------------
@@ -268,10 +313,39 @@ def test_a_folder_that_cannot_be_written(client: TestClient, sound: bytes, monke
     assert "written" in refused(upload(client, sound), 507, "no_space")["detail"]
 
 
-def test_a_file_that_breaks_the_trial(client: TestClient, folder: Path, sound: bytes, monkeypatch: Any) -> None:
-    monkeypatch.setattr("service.uploads.sys.executable", "/bin/false")
-    refused(upload(client, sound), 422, "invalid_weights")
+@pytest.mark.parametrize(
+    ("script", "status", "code"),
+    [
+        ("echo /secret/path >&2; kill -SEGV $$", 422, "invalid_weights"),
+        ("echo /secret/path >&2; exit 3", 500, "internal"),
+        ("echo /secret/path >&2; echo no good; exit 2", 422, "invalid_weights"),
+        ('echo "$RNN_ADMIN_TOKEN$RNN_API_TOKEN$RNN_PRELOAD"; exit 2', 422, "invalid_weights"),
+    ],
+)
+def test_a_trial_that_fails(
+    client: TestClient, folder: Path, sound: bytes, monkeypatch: Any, script: str, status: int, code: str
+) -> None:
+    program = folder.parent / "trial"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    for name, value in (("ADMIN_TOKEN", "secret-1"), ("API_TOKEN", "secret-2"), ("PRELOAD", "c")):
+        monkeypatch.setenv(f"RNN_{name}", value)
+    monkeypatch.setattr("service.uploads.sys.executable", str(program))
+    detail = refused(upload(client, sound), status, code)["detail"]
+    assert "secret" not in detail
+    if script.endswith("exit 2"):
+        assert detail == ("new: c" if "$" in script else "new: no good")
     assert nothing_left(folder)
+
+
+def test_a_trial_without_the_library_is_not_the_files_fault(
+    client: TestClient, folder: Path, sound: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RNNLIB_PATH", "/nosuch/librnn.so")
+    refused(upload(client, sound), 500, "internal")
+    assert "/nosuch/librnn.so" in caplog.text
+    assert nothing_left(folder)
+    assert 'rnn_uploads_total{result="failed"} 1.0' in client.get("/metrics").text
 
 
 def test_a_trial_without_end(client: TestClient, folder: Path, sound: bytes, monkeypatch: Any, tmp_path: Path) -> None:

@@ -266,3 +266,12 @@ def test_sizes_that_no_vocabulary_can_have(size: int, has_unseen: bool, message:
 def test_errors_are_the_users_to_mend() -> None:
     assert issubclass(TextError, UserError)
     assert TextError.exit_code == 2
+
+
+def test_only_short_tokens_are_kept() -> None:
+    from text import _words_within_short
+
+    before = _words_within_short.cache_info().currsize
+    words = ["k" * 63, "l" * 64, "m" * 9_999]
+    assert list(tokenize("(" + " (".join(words), "plain")) == [*words, EOS]
+    assert _words_within_short.cache_info().currsize == before + 1

@@ -3,6 +3,7 @@
 https://platform.openai.com/docs/api-reference/completions; errors are in OpenAI's shape (service/errors.py).
 """
 
+import asyncio
 import json
 import time
 import uuid
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
+from starlette.responses import JSONResponse
 
 from service import errors, sse
 from service.core import Service
@@ -49,7 +51,7 @@ def router(service: Service) -> APIRouter:
         body: Annotated[service.bodies.completion, Body(openapi_examples=EXAMPLES)], request: Request
     ) -> Any:
         """Continue a prompt, as OpenAI's `completions.create` asks for it."""
-        work = await service.generator.start(_order(body))
+        work = await service.generator.start(_order(body, service.settings.max_tokens))
         completion = _Completion(body, work)
         if body.stream:
             return sse.EventStream(
@@ -59,7 +61,7 @@ def router(service: Service) -> APIRouter:
             )
         async with sse.cancelling(work.run, request.receive):
             await work.run.wait()
-        return completion.reply()
+        return await asyncio.to_thread(lambda: JSONResponse(completion.reply()))  # thousands of tokens take long
 
     @routes.get("/models", responses=openai_errors(401))
     def models() -> Any:
@@ -100,9 +102,9 @@ def _split(model: str) -> tuple[str, str]:
     return backend, name
 
 
-def _order(body: CompletionRequest) -> Order:
+def _order(body: CompletionRequest, most: int) -> Order:
     n = body.n or 1
-    max_tokens = 16 if body.max_tokens is None else body.max_tokens  # OpenAI's default
+    max_tokens = min(16, most) if body.max_tokens is None else body.max_tokens  # OpenAI's default
     if max_tokens == 0 and not body.echo:
         raise InvalidRequest("max_tokens may be 0 only together with echo")
     if body.best_of not in (None, n):

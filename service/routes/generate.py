@@ -1,11 +1,14 @@
 """POST /generate/c, /generate/torch and /score."""
 
+import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
+from pydantic import BaseModel
+from starlette.responses import Response
 
 from service import errors, schemas, sse
 from service.core import Service
@@ -76,7 +79,7 @@ def router(service: Service) -> APIRouter:
             return sse.EventStream(work.run, _events(work, silence), _error_event(request))
         async with sse.cancelling(work.run, request.receive):
             await work.run.wait()
-        return _reply(work)
+        return await asyncio.to_thread(lambda: _json(_reply(work)))
 
     @routes.post(
         "/score",
@@ -100,19 +103,14 @@ def router(service: Service) -> APIRouter:
         )
         async with sse.cancelling(work.run, request.receive):
             await work.run.wait()
-        steps = work.run.sequences[0].steps
-        loss = -sum(step.logprob for step in steps) / len(steps)
-        return schemas.ScoreResponse(
-            backend=body.backend,
-            weights=work.weights,
-            tokens=[work.token(step) for step in steps],
-            loss=loss,
-            perplexity=math.exp(min(loss, 700.0)),  # e^700 is the largest power that JSON and floats carry
-            unknown_words=list(work.prompts[0].unknown),
-            timings=work.timings(),
-        )
+        return await asyncio.to_thread(lambda: _json(_score(work)))
 
     return routes
+
+
+def _json(reply: BaseModel) -> Response:
+    """A reply, written out. Of thousands of tokens that takes long, and so is for a thread of its own."""
+    return Response(reply.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 async def _events(work: Work, silence: float) -> AsyncIterator[bytes]:
@@ -172,5 +170,19 @@ def _reply(work: Work) -> schemas.GenerateResponse:
         weights=work.weights,
         choices=choices,
         usage=work.usage(),
+        timings=work.timings(),
+    )
+
+
+def _score(work: Work) -> schemas.ScoreResponse:
+    steps = work.run.sequences[0].steps
+    loss = -sum(step.logprob for step in steps) / len(steps)
+    return schemas.ScoreResponse(
+        backend=work.order.backend,
+        weights=work.weights,
+        tokens=[work.token(step) for step in steps],
+        loss=loss,
+        perplexity=math.exp(min(loss, 700.0)),  # e^700 is the largest power that JSON and floats carry
+        unknown_words=list(work.prompts[0].unknown),
         timings=work.timings(),
     )
