@@ -1,0 +1,75 @@
+"""The page's score view in a real browser."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import browsing
+from browsing import OpenPage, playwright
+from serving import Server
+
+pytestmark = browsing.needs_browser
+demo, server, browser, open_page = browsing.demo, browsing.server, browsing.browser, browsing.open_page  # fixtures
+
+expect = playwright.expect
+TEXT = "The minister said that <script>alert(1)</script> the Zanzibari government had won. It was late."
+
+
+def score(page: Any) -> None:
+    page.get_by_role("button", name="Score", exact=True).click()
+
+
+def test_a_text_is_scored_word_by_word(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url)
+    page.get_by_role("link", name="Score").click()
+    page.get_by_label("Text to score").fill(TEXT)
+    for backend, name in (("c", "C"), ("torch", "PyTorch")):
+        page.locator("#score-form").get_by_role("radio", name=name, exact=True).check()
+        score(page)
+        result = page.locator("#score-result")
+        told = server.post("/score", json={"text": TEXT, "backend": backend, "top_logprobs": 5}).json()
+        tokens = told["tokens"]
+        shown = result.locator(".word").all_text_contents()
+        assert [text.replace("¶", "<EOS>") for text in shown] == [token["word"] for token in tokens]
+        expect(result.locator(".figures div").first).to_contain_text(re.compile(r"perplexity\s*[\d,.]+"))
+        perplexity = float(result.locator(".figures dd").first.inner_text().replace(",", ""))
+        assert abs(perplexity - told["perplexity"]) <= 0.005 * told["perplexity"]
+        expect(result.locator(".unknown-note")).to_contain_text("Zanzibari")
+        worst = min(tokens, key=lambda token: token["logprob"])
+        expect(result.locator(".surprises li").first).to_contain_text(worst["word"])
+        deepest = result.locator(".word").evaluate_all("words => Math.max(...words.map(word => word.dataset.step))")
+        assert deepest == min(6, int(-worst["logprob"] / 0.6931471805599453 // 2))
+        result.locator(".word").nth(1).hover()
+        expect(page.get_by_role("tooltip").get_by_role("listitem").first).to_contain_text(tokens[1]["top"][0]["word"])
+
+
+def test_a_link_to_a_text(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url + "/#view=score&text=The+government&backend=torch")
+    expect(page.get_by_label("Text to score")).to_have_value("The government")
+    expect(page.locator("#score-form").get_by_role("radio", name="PyTorch")).to_be_checked()
+    page.get_by_label("Text to score").press("Control+Enter")
+    expect(page.locator("#score-result .word")).to_have_count(2)
+
+
+def test_what_cannot_be_scored(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url + "/#view=score", refusals=True)
+    for text, complaint in (
+        ("", "Text to score must have a word to score."),
+        ("1 2 3", "has no word"),
+        ("The " * 5000, "Text to score must have at most 10000 characters."),
+    ):
+        page.get_by_label("Text to score").fill(text)
+        score(page)
+        expect(page.get_by_role("alert")).to_contain_text(complaint)
+        expect(page.locator("#score-result .word")).to_have_count(0)
+
+
+def test_a_lost_connection(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url + "/#view=score", refusals=True)
+    page.route("**/score", lambda route: route.abort())
+    score(page)
+    expect(page.get_by_role("alert")).to_contain_text("The connection to the service is lost")
+    page.unroute("**/score")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_text("perplexity", exact=True)).to_be_visible()

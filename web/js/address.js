@@ -1,0 +1,77 @@
+/* The page's state in its address: #view=generate&prompt=The%20king&seed=7. It stands in the fragment, which browsers
+   keep to themselves: no prompt reaches a log of the service or of a proxy through a link.
+
+   A form's fields are its state, and its HTML has their defaults; only what differs from them is in the address. */
+
+const forms = {}; // by view
+const defaults = {};
+const followers = [];
+
+/** The view that the address names; "generate" where it names none that there is. */
+export function view() {
+    const name = parameters().get("view");
+    return Object.hasOwn(forms, name ?? "") ? name : "generate";
+}
+
+/** Let the address follow a view's form, and the form the address. */
+export function bind(name, form) {
+    forms[name] = form;
+    defaults[name] = fields(form);
+    form.addEventListener("input", () => write());
+    form.addEventListener("change", () => write());
+}
+
+/** Call `follower` when the person goes to another address: a link, or back. */
+export const onChange = (follower) => followers.push(follower);
+
+/** Put the state of the view's form into the address; without an entry of its own in the browser's history. */
+export function write() {
+    history.replaceState(null, "", link(view()));
+}
+
+/** The address of a view as its form stands. */
+export function link(name) {
+    const state = new URLSearchParams({ view: name });
+    for (const [key, value] of Object.entries(fields(forms[name]))) {
+        if (value !== defaults[name][key]) state.set(key, value);
+    }
+    return `#${state}`;
+}
+
+/** Fill the view's form from the address. */
+export function read() {
+    const name = view();
+    const state = parameters();
+    for (const [key, initial] of Object.entries(defaults[name])) {
+        set(forms[name].elements[key], state.get(key) ?? initial);
+    }
+}
+
+addEventListener("popstate", () => {
+    for (const follow of followers) follow();
+});
+
+const parameters = () => new URLSearchParams(location.hash.slice(1));
+
+/** What stands in a form's fields, by name; "" for a box that is not ticked. */
+function fields(form) {
+    const values = {};
+    for (const field of form.elements) {
+        if (!field.name || field.type === "file") continue;
+        if (field.type === "checkbox") values[field.name] = field.checked ? field.value : "";
+        else if (field.type !== "radio" || field.checked) values[field.name] = field.value;
+    }
+    return values;
+}
+
+function set(field, value) {
+    if (field.type === "checkbox") {
+        field.checked = field.value === value;
+        return;
+    }
+    // A choice that is not there (weights that are gone, or not listed yet) is kept, for the service to judge.
+    if (field instanceof HTMLSelectElement && ![...field.options].some((option) => option.value === value)) {
+        field.add(new Option(value));
+    }
+    field.value = value;
+}

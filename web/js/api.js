@@ -1,0 +1,94 @@
+/* The service, as functions. They fail with the errors of errors.js. */
+
+import { authorised } from "./access.js";
+import { BROKEN, LOST, Refused, Unreachable } from "./errors.js";
+import { events } from "./sse.js";
+
+/** {default, weights: [...]} */
+export const listWeights = () => json("weights", { access: "user" });
+
+/** The names of the back ends that this service offers; all, where it has no weights to offer them with. */
+export async function listBackends() {
+    const models = await json("v1/models", { access: "user" });
+    const names = new Set(models.data.map((model) => model.id.split("/")[0]));
+    return ["c", "torch"].filter((name) => names.size === 0 || names.has(name));
+}
+
+export const score = (body, signal) => json("score", { method: "POST", body, signal, access: "user" });
+
+export const deleteWeights = (name) =>
+    json(`weights/${encodeURIComponent(name)}`, { method: "DELETE", access: "admin" });
+
+/** Continue a prompt: `onToken` gets each token as it comes; what comes back is the stream's last event. */
+export async function generate(backend, body, { signal, onToken }) {
+    const response = await request(`generate/${backend}`, {
+        method: "POST",
+        body: { ...body, stream: true },
+        signal,
+        access: "user",
+    });
+    let end = null;
+    for await (const event of events(response.body)) {
+        if (event.data === "[DONE]") return end;
+        const data = JSON.parse(event.data);
+        if (event.name === "error") throw new Refused(data.status, data);
+        if (data.token) onToken(data.token);
+        else end = data;
+    }
+    throw new Unreachable(BROKEN);
+}
+
+/** Upload a form. options: {signal, onProgress(sent, total)}. */
+export const uploadWeights = (form, options) =>
+    authorised("admin", (authorization) => send(form, authorization, options));
+
+/** fetch() does not tell how much is sent; XMLHttpRequest does. */
+function send(form, authorization, { signal, onProgress }) {
+    return new Promise((resolve, reject) => {
+        const exchange = new XMLHttpRequest();
+        exchange.open("POST", "weights");
+        for (const [name, value] of Object.entries(authorization)) exchange.setRequestHeader(name, value);
+        exchange.upload.onprogress = (event) => onProgress(event.loaded, event.total);
+        exchange.onerror = () => reject(new Unreachable(LOST));
+        exchange.onabort = () => reject(new DOMException("cancelled", "AbortError"));
+        exchange.onload = () => {
+            const body = parsed(exchange.responseText);
+            if (exchange.status === 201) resolve(body);
+            else reject(new Refused(exchange.status, body, exchange.getResponseHeader("retry-after")));
+        };
+        signal.addEventListener("abort", () => exchange.abort(), { once: true });
+        exchange.send(form);
+    });
+}
+
+async function json(path, options) {
+    const response = await request(path, options);
+    const text = await reach(response.text());
+    return text ? JSON.parse(text) : null;
+}
+
+function request(path, { method = "GET", body, signal, access }) {
+    return authorised(access, async (authorization) => {
+        const headers = { ...authorization, ...(body && { "content-type": "application/json" }) };
+        const response = await reach(fetch(path, { method, headers, body: JSON.stringify(body), signal }));
+        if (response.ok) return response;
+        throw new Refused(response.status, parsed(await reach(response.text())), response.headers.get("retry-after"));
+    });
+}
+
+/** A promise of fetch()'s: its TypeError says that there was no answer. */
+async function reach(promise) {
+    try {
+        return await promise;
+    } catch (error) {
+        throw error instanceof TypeError ? new Unreachable(LOST) : error;
+    }
+}
+
+function parsed(text) {
+    try {
+        return JSON.parse(text);
+    } catch {
+        return null;
+    }
+}

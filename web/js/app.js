@@ -1,0 +1,80 @@
+/* The page's start: its views, which of them is shown, and what the service has. */
+
+import * as address from "./address.js";
+import { byId, html } from "./dom.js";
+import * as generate from "./generate.js";
+import * as inspector from "./inspector.js";
+import { clear, tell } from "./notice.js";
+import * as score from "./score.js";
+import { refresh, store } from "./store.js";
+import * as theme from "./theme.js";
+import * as upload from "./upload.js";
+import * as weights from "./weights.js";
+
+const VIEWS = { generate, score, weights };
+const TITLE = document.title;
+
+function show() {
+    const current = address.view();
+    inspector.hide();
+    for (const link of document.querySelectorAll("nav a[data-view]")) {
+        const { view } = link.dataset;
+        byId(view).hidden = view !== current;
+        if (view === current) link.setAttribute("aria-current", "page");
+        else link.removeAttribute("aria-current");
+    }
+    address.read();
+    VIEWS[current].show();
+    document.title = `${byId(`${current}-title`).textContent} · ${TITLE}`;
+}
+
+/** A view's link leads to it as it was left, so its address is made when it is followed. */
+function follow(event) {
+    const link = event.target.closest("a[data-view]");
+    if (link) link.href = address.link(link.dataset.view);
+}
+
+async function load() {
+    const notice = byId("service-notice");
+    try {
+        await refresh();
+        clear(notice);
+        if (store.weights.length === 0) notice.append(welcome());
+    } catch (error) {
+        tell(notice, error, load);
+    }
+}
+
+/** For a service that has just been started. */
+function welcome() {
+    return html(
+        "div",
+        { class: "notice" },
+        html(
+            "p",
+            {},
+            "There are no weights yet. Train some with ",
+            html("code", {}, "make train"),
+            ", or ",
+            html("a", { href: "#view=weights" }, "add a file"),
+            ".",
+        ),
+    );
+}
+
+/** A jump within the page: the address is for the state alone. */
+function skip(event) {
+    event.preventDefault();
+    byId("main").focus();
+}
+
+theme.start(byId("theme"));
+byId("skip").addEventListener("click", skip);
+for (const view of [...Object.values(VIEWS), upload]) view.start();
+for (const kind of ["pointerdown", "focusin", "click"]) document.querySelector("nav").addEventListener(kind, follow);
+address.onChange(() => {
+    show();
+    if (address.view() === "weights") load(); // a trainer may have written a file meanwhile
+});
+show();
+load();

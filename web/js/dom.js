@@ -1,0 +1,31 @@
+/* Elements made from data. Text goes in as text nodes and nothing is parsed as HTML, so that no word of a model, a file
+   or a person can become markup. */
+
+const SVG = "http://www.w3.org/2000/svg";
+
+export const byId = (id) => document.getElementById(id);
+
+/** An HTML element. attributes: an `on...` function listens, true gives an empty attribute; null and false, none. */
+export function html(tag, attributes = {}, ...children) {
+    return furnish(document.createElement(tag), attributes, children);
+}
+
+/** The same for SVG. */
+export function svg(tag, attributes = {}, ...children) {
+    return furnish(document.createElementNS(SVG, tag), attributes, children);
+}
+
+function furnish(node, attributes, children) {
+    for (const [name, value] of Object.entries(attributes)) {
+        if (typeof value === "function") node.addEventListener(name.slice(2), value);
+        else if (value === true) node.setAttribute(name, "");
+        else if (value !== null && value !== false && value !== undefined) node.setAttribute(name, value);
+    }
+    node.append(...children.filter((child) => child !== null && child !== false && child !== undefined));
+    return node;
+}
+
+/** Tell people who listen to the page instead of looking at it. */
+export function announce(text) {
+    byId("announcer").textContent = text;
+}

@@ -1,0 +1,37 @@
+/* What can go wrong with a request. An AbortError besides is a stop that was asked for. */
+
+/** The service answered with an error: an RFC 9457 problem, or what a proxy in between made up (problem: null). */
+export class Refused extends Error {
+    constructor(status, problem, retryAfter = null) {
+        super(problem?.detail ?? `The service answered with the error ${status} and no reason. Try again.`);
+        this.status = status;
+        this.code = problem?.code ?? "unknown";
+        this.fields = Array.isArray(problem?.errors) ? problem.errors : []; // {field, message} of a validation
+        this.retryAfter = Number(retryAfter) || null; // seconds
+    }
+}
+
+/** No answer came, or it broke off. */
+export class Unreachable extends Error {}
+
+export const LOST = "The connection to the service is lost: it may have stopped, or the network may be down.";
+export const BROKEN = "The connection broke off before the answer was complete.";
+
+export const isStop = (error) => error.name === "AbortError";
+export const isRetryable = (error) => error instanceof Unreachable || [408, 429, 503, 504].includes(error.status);
+
+/** What a person can act on. */
+export function explain(error) {
+    if (error.code === "busy" && error.retryAfter) {
+        return `The service is busy. Try again in ${error.retryAfter} seconds.`;
+    }
+    if (error.code === "unauthorized") return "The service asks for its token, and none was given.";
+    if (error instanceof Refused || error instanceof Unreachable) return sentence(error.message);
+    throw error; // a mistake in this program: let the console tell it
+}
+
+/** With a capital and a full stop. */
+export function sentence(text) {
+    const begun = text.charAt(0).toUpperCase() + text.slice(1);
+    return /[.!?]$/.test(begun) ? begun : `${begun}.`;
+}

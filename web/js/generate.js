@@ -1,0 +1,161 @@
+/* The generate view: a prompt, how to continue it, and the back ends side by side or one alone. */
+
+import * as address from "./address.js";
+import { byId, html } from "./dom.js";
+import { FieldError, clearComplaints, complain, numberOf } from "./fields.js";
+import { clear } from "./notice.js";
+import { Output } from "./output.js";
+import { legend } from "./scale.js";
+import { fillSelect, onStore, store } from "./store.js";
+import { marked } from "./words.js";
+
+const TOP = 5; // words that the card beside a word shows
+const WIDE = matchMedia("(min-width: 48rem)");
+
+const form = byId("generate-form");
+const field = form.elements;
+const notice = byId("generate-notice");
+const outputs = ["c", "torch"].map(
+    (backend) =>
+        new Output(backend, {
+            change: showRunning,
+            end: (end) => showUnknown(end.choices[0].unknown_words),
+            refused: (error) => complain(form, error.fields ?? []),
+            regenerate: () => generate([backend], freshSeed()),
+            keepSeed,
+        }),
+);
+
+export function start() {
+    address.bind("generate", form);
+    byId("settings").open = WIDE.matches;
+    byId("generate-legend").append(legend("probability"));
+    byId("outputs").append(...outputs.map((output) => output.element));
+    byId("generate-stop").addEventListener("click", stop);
+    form.addEventListener("submit", submit);
+    form.addEventListener("change", showOutputs);
+    field.prompt.addEventListener("keydown", submitByKeyboard);
+    byId("examples").addEventListener("click", useExample);
+    onStore(() => {
+        fillSelect(field.weights);
+        showOutputs();
+    });
+    showOutputs();
+}
+
+/** The form was filled from the address. */
+export const show = showOutputs;
+
+function submit(event) {
+    event.preventDefault();
+    generate(shown(), null);
+}
+
+/** Enter makes a line in a text field; with Ctrl or Command it sends, as elsewhere. */
+function submitByKeyboard(event) {
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    form.requestSubmit();
+}
+
+function useExample(event) {
+    if (!(event.target instanceof HTMLButtonElement)) return;
+    field.prompt.value = event.target.textContent;
+    address.write();
+    form.requestSubmit();
+}
+
+/** Run the back ends; seed: null for that of the form, or a fresh one where it has none. All get the same. */
+function generate(backends, seed) {
+    clearComplaints(form);
+    clear(notice);
+    showUnknown([]);
+    const body = readBody(seed);
+    if (!body) return;
+    for (const output of outputs) {
+        if (backends.includes(output.backend)) output.run(body);
+    }
+}
+
+/** The body of the request; null, with a word beside the field, where one cannot be read. */
+function readBody(seed) {
+    try {
+        if (!field.prompt.value.trim()) throw new FieldError(field.prompt, "must have a word to go on from");
+        const body = {
+            prompt: field.prompt.value,
+            max_tokens: numberOf(field.max_tokens) ?? Number(field.max_tokens.defaultValue),
+            temperature: numberOf(field.temperature),
+            top_k: numberOf(field.top_k),
+            seed: seed ?? numberOf(field.seed) ?? freshSeed(),
+            stop: phrases(field.stop.value),
+            ignore_eos: field.ignore_eos.checked || null,
+            weights: field.weights.value || null,
+            top_logprobs: TOP,
+        };
+        return Object.fromEntries(Object.entries(body).filter(([, value]) => value !== null));
+    } catch (error) {
+        if (!(error instanceof FieldError)) throw error;
+        complain(form, [{ field: error.field.name, message: error.message }]);
+        return null;
+    }
+}
+
+function phrases(text) {
+    const found = text
+        .split(",")
+        .map((phrase) => phrase.trim())
+        .filter(Boolean);
+    return found.length > 0 ? found : null;
+}
+
+const freshSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
+
+function keepSeed(seed) {
+    field.seed.value = seed;
+    byId("settings").open = true;
+    field.seed.focus();
+    address.write();
+}
+
+function stop() {
+    for (const output of outputs) output.stop();
+    byId("generate-go").focus();
+}
+
+/** The back ends that are asked for and that the service has. */
+function shown() {
+    const asked = field.backend.value;
+    return store.backends.filter((backend) => asked === "both" || asked === backend);
+}
+
+function showOutputs() {
+    for (const choice of field.backend) {
+        choice.disabled = choice.value === "both" ? store.backends.length < 2 : !store.backends.includes(choice.value);
+    }
+    if (shown().length === 0 || (field.backend.value === "both" && store.backends.length === 1)) {
+        [field.backend.value] = store.backends;
+    }
+    const visible = shown();
+    for (const output of outputs) {
+        output.element.hidden = !visible.includes(output.backend);
+        if (output.element.hidden) output.stop();
+    }
+}
+
+/** One button, Generate or Stop: the keyboard's focus stays on it. */
+function showRunning() {
+    const isRunning = outputs.some((output) => output.isRunning);
+    const [go, end] = [byId("generate-go"), byId("generate-stop")];
+    const hadFocus = document.activeElement === (isRunning ? go : end);
+    go.hidden = isRunning;
+    end.hidden = !isRunning;
+    if (hadFocus) (isRunning ? end : go).focus();
+}
+
+function showUnknown(words) {
+    const note = byId("unknown-note");
+    note.replaceChildren();
+    if (words.length === 0) return;
+    const list = words.flatMap((word, index) => [index ? ", " : "", html("span", {}, ...marked(word, [word]))]);
+    note.append("Not in the vocabulary: ", ...list, ". The model reads <UNK> instead, or nothing.");
+}

@@ -1,0 +1,25 @@
+/* The history that a weights file keeps of its training, as points. A file may say anything there: what is no number is
+   left out. */
+
+import { isNumber } from "./format.js";
+
+/** {x, training, validation} for each evaluation: the losses in nats per token (null: not known), x in `unit`, which is
+ * "epoch", "tokens" or "seconds". */
+export function points(weights, unit) {
+    return rows(weights)
+        .filter((row) => isNumber(row[unit]))
+        .map((row) => ({ x: row[unit], training: loss(row.train_loss), validation: loss(row.validation_loss) }))
+        .filter((point) => point.training !== null || point.validation !== null)
+        .sort((a, b) => a.x - b.x);
+}
+
+/** The best validation perplexity; null where the file keeps none. */
+export function bestPerplexity(weights) {
+    const found = rows(weights)
+        .map((row) => row.validation_perplexity)
+        .filter(isNumber);
+    return found.length > 0 ? found.reduce((a, b) => Math.min(a, b)) : null;
+}
+
+const rows = (weights) => weights.history ?? [];
+const loss = (value) => (isNumber(value) ? value : null);

@@ -1,0 +1,83 @@
+/* The card beside a word: the five most probable words at its place, as bars. One card serves the whole page. */
+
+import { byId, html } from "./dom.js";
+import { bits, percent } from "./scale.js";
+
+const LEAVE_MS = 150; // to move the pointer from the word into its card (WCAG 1.4.13)
+const GAP = 8;
+const EOS = "<EOS>";
+const UNK = "<UNK>"; // back ends neither draw nor choose it
+
+/** How a token is called. */
+export const wordOf = (token) => (token.word === EOS ? "¶ end of sentence" : token.word);
+
+const card = byId("inspector");
+let shown = null; // the word's element
+let timer = 0;
+
+card.addEventListener("pointerenter", () => clearTimeout(timer));
+card.addEventListener("pointerleave", hideSoon);
+addEventListener("keydown", (event) => event.key === "Escape" && hide());
+addEventListener("scroll", hide, { passive: true });
+addEventListener("resize", hide);
+
+/** Show what the model thought at `token`, whose word is `element`. */
+export function show(element, token) {
+    clearTimeout(timer);
+    if (shown === element) return;
+    hide();
+    shown = element;
+    element.setAttribute("aria-describedby", card.id);
+    card.replaceChildren(...content(token));
+    card.showPopover();
+    place(element.getBoundingClientRect());
+}
+
+export function hideSoon() {
+    clearTimeout(timer);
+    timer = setTimeout(hide, LEAVE_MS);
+}
+
+export function hide() {
+    clearTimeout(timer);
+    if (!shown) return;
+    shown.removeAttribute("aria-describedby");
+    shown = null;
+    card.hidePopover();
+}
+
+function content(token) {
+    const head = html(
+        "p",
+        { class: "head" },
+        html("b", {}, wordOf(token)),
+        html("span", {}, `${percent(token.logprob)} · ${bits(token.logprob).toFixed(1)} bits`),
+    );
+    const top = token.top ?? [];
+    const widest = Math.max(...top.map((word) => word.logprob), token.logprob);
+    const rows = top.map((word) => row(word, widest, word.id === token.id));
+    if (!top.some((word) => word.id === token.id)) rows.push(row(token, widest, true, "beyond"));
+    return [head, html("ol", { "aria-label": "most probable here" }, ...rows)];
+}
+
+function row(word, widest, isChosen, kind = null) {
+    const bar = html("span", { class: "bar", "aria-hidden": "true" });
+    bar.style.setProperty("--share", `${100 * Math.exp(word.logprob - widest)}%`);
+    return html(
+        "li",
+        { class: kind, "aria-current": isChosen ? "true" : null },
+        html("span", {}, wordOf(word), word.word === UNK && !isChosen && " (is never drawn)"),
+        html("span", {}, percent(word.logprob)),
+        bar,
+    );
+}
+
+/** Below the word where there is room, else above; never beyond the window's edges. */
+function place(word) {
+    const { width, height } = card.getBoundingClientRect();
+    const left = Math.max(GAP, Math.min(word.left, document.documentElement.clientWidth - width - GAP));
+    const below = word.bottom + GAP;
+    const top = below + height > innerHeight && word.top > height + GAP ? word.top - height - GAP : below;
+    card.style.left = `${left}px`;
+    card.style.top = `${top}px`;
+}

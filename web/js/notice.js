@@ -1,0 +1,27 @@
+/* Notices: what went wrong, and a button that offers to try again. */
+
+import { html } from "./dom.js";
+import { explain, isRetryable, isStop } from "./errors.js";
+
+/** Put a notice into `place`, which it replaces the contents of. action: {label, run}. */
+export function notify(place, text, { kind = "error", action = null } = {}) {
+    const button = action && html("button", { type: "button", onclick: action.run }, action.label);
+    place.replaceChildren(
+        html(
+            "div",
+            { class: `notice ${kind}`, role: kind === "error" ? "alert" : "status" },
+            html("p", {}, text),
+            button,
+        ),
+    );
+}
+
+export function clear(place) {
+    place.replaceChildren();
+}
+
+/** Tell of a failure in `place`; where it may pass, `retry` is offered. A stop that was asked for needs no words. */
+export function tell(place, error, retry) {
+    if (isStop(error)) return;
+    notify(place, explain(error), { action: isRetryable(error) ? { label: "Try again", run: retry } : null });
+}

@@ -1,0 +1,159 @@
+/* One back end's card in the generate view: its text as it comes, its figures, its buttons. */
+
+import * as api from "./api.js";
+import { copy } from "./clipboard.js";
+import { curl } from "./curl.js";
+import { announce, html } from "./dom.js";
+import { isStop } from "./errors.js";
+import { count, milliseconds, plural, rounded } from "./format.js";
+import { clear, tell } from "./notice.js";
+import { Words } from "./words.js";
+
+const NAMES = { c: "C", torch: "PyTorch" };
+const OWN_TEMPERATURE = { c: 1, torch: 0 };
+const NOTABLE_MS = 250;
+const ENDINGS = {
+    eos: "ended its sentence",
+    length: "reached its length",
+    stop: "came to a stop word",
+    stopped: "stopped",
+    failed: "failed",
+};
+
+export class Output {
+    #on;
+    #words = null;
+    #body = null; // of the last run
+    #run = null; // what goes on: {abort, started, times}, the times those of its tokens
+    #notice = html("div");
+    #way = html("p");
+    #state = html("p", { class: "state" });
+    #text = html("div", { class: "text" }, html("p", { class: "empty" }, "Its words will appear here."));
+    #figures = html("dl", { class: "figures" });
+    #again = html("button", { type: "button", onclick: () => (this.isRunning ? this.stop() : this.#on.regenerate()) });
+    #tools;
+
+    /** on: change() as a run starts or ends; end(end) with the last event of one; refused(error) returns whether a
+     * refusal is told elsewhere; regenerate(); keepSeed(seed). */
+    constructor(backend, on) {
+        this.backend = backend;
+        this.#on = on;
+        const copyText = html(
+            "button",
+            { type: "button", onclick: () => copy(this.#words.text, copyText) },
+            "Copy text",
+        );
+        const copyCurl = html("button", { type: "button", onclick: () => copy(this.#curl(), copyCurl) }, "Copy curl");
+        this.#tools = html("div", { class: "tools", hidden: true }, this.#again, copyText, copyCurl);
+        const title = html("h3", { id: `output-${backend}` }, NAMES[backend]);
+        this.element = html(
+            "article",
+            { class: "panel output", "aria-labelledby": title.id, "data-backend": backend },
+            html("header", {}, title, this.#way, this.#state),
+            this.#notice,
+            this.#text,
+            this.#figures,
+            this.#tools,
+        );
+    }
+
+    get isRunning() {
+        return this.#run !== null;
+    }
+
+    /** Continue a prompt. body: of POST /generate, with a seed. */
+    async run(body) {
+        this.stop();
+        const run = { abort: new AbortController(), started: performance.now(), times: [] };
+        this.#begin(body, run);
+        try {
+            const end = await api.generate(this.backend, body, {
+                signal: run.abort.signal,
+                onToken: (token) => this.#add(token, run),
+            });
+            const [choice] = end.choices;
+            this.#words.begin(body.prompt, choice.unknown_words);
+            this.#showFigures(end.timings.first_token_ms, end.timings.tokens_per_second, end.timings.queue_ms);
+            this.#finish(choice.finish_reason);
+            this.#on.end(end);
+        } catch (error) {
+            if (this.#run !== run) return; // it was stopped, and stop() has said so
+            this.#finish(isStop(error) ? "stopped" : "failed");
+            if (!this.#on.refused(error)) tell(this.#notice, error, () => this.run(body));
+        }
+    }
+
+    /** End what runs, at once; its words stay. */
+    stop() {
+        if (!this.isRunning) return;
+        this.#run.abort.abort();
+        this.#finish("stopped");
+    }
+
+    #begin(body, run) {
+        this.#run = run;
+        this.#body = body;
+        this.#words = new Words(`Text of the ${NAMES[this.backend]} model`);
+        this.#words.begin(body.prompt, []);
+        this.#words.busy = true;
+        clear(this.#notice);
+        this.#text.replaceChildren(this.#words.element);
+        this.#figures.replaceChildren();
+        this.#tools.hidden = false;
+        this.#again.textContent = "Stop";
+        this.#way.textContent = way(body.temperature ?? OWN_TEMPERATURE[this.backend], body.top_k);
+        this.#state.textContent = "writing";
+        this.#on.change();
+    }
+
+    #add(token, run) {
+        if (this.#run !== run) return;
+        run.times.push(performance.now());
+        this.#words.add(token);
+    }
+
+    #finish(ending) {
+        const run = this.#run;
+        this.#run = null;
+        this.#words.busy = false;
+        this.#again.textContent = "Regenerate";
+        this.#state.textContent = ENDINGS[ending];
+        if (!this.#figures.hasChildNodes()) this.#showMeasured(run);
+        announce(`${NAMES[this.backend]}: ${plural(this.#words.count, "word")}, ${ENDINGS[ending]}`);
+        this.#on.change();
+    }
+
+    /** Of a run that did not come to the service's own figures: as it looked from here. */
+    #showMeasured({ started, times }) {
+        if (times.length === 0) return;
+        const seconds = (times.at(-1) - times[0]) / 1000;
+        this.#showFigures(times[0] - started, seconds > 0 ? (times.length - 1) / seconds : null);
+    }
+
+    /** waitedMs: of the time to the first token, what went by before the work began: a queue, or weights to load. */
+    #showFigures(firstTokenMs, tokensPerSecond, waitedMs = 0) {
+        const { seed } = this.#body;
+        const keep = html("button", { type: "button", class: "link", onclick: () => this.#on.keepSeed(seed) }, "keep");
+        keep.setAttribute("aria-label", `keep the seed ${seed}`);
+        this.#figures.replaceChildren(
+            figure(waitedMs > NOTABLE_MS ? "first token, with loading" : "first token", milliseconds(firstTokenMs)),
+            figure("tokens/s", rounded(tokensPerSecond)),
+            figure("tokens", count(this.#words.count)),
+            figure("seed", String(seed), " ", keep),
+        );
+    }
+
+    #curl() {
+        return curl(`generate/${this.backend}`, { ...this.#body, stream: true });
+    }
+}
+
+function way(temperature, topK) {
+    if (temperature === 0 || topK === 1) return "always the most probable word";
+    return `drawn at temperature ${temperature}${topK ? ` from the ${topK} most probable` : ""}`;
+}
+
+/** A figure and what it is, for a <dl class="figures">. */
+export function figure(name, ...value) {
+    return html("div", {}, html("dt", {}, name), html("dd", {}, ...value));
+}

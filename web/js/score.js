@@ -1,0 +1,110 @@
+/* The score view: how much each word of a text surprises the model, and the text's perplexity. */
+
+import * as address from "./address.js";
+import * as api from "./api.js";
+import { copy } from "./clipboard.js";
+import { curl } from "./curl.js";
+import { announce, byId, html } from "./dom.js";
+import { clearComplaints, complain } from "./fields.js";
+import { count, rounded } from "./format.js";
+import { clear, tell } from "./notice.js";
+import { figure } from "./output.js";
+import { legend } from "./scale.js";
+import { fillSelect, onStore, store } from "./store.js";
+import { Words, listed, marked } from "./words.js";
+
+const TOP = 5;
+const SURPRISES = 6; // of a text that are listed
+
+const form = byId("score-form");
+const field = form.elements;
+const notice = byId("score-notice");
+const result = byId("score-result");
+let running = null; // the AbortController of the request that goes on
+
+export function start() {
+    address.bind("score", form);
+    form.addEventListener("submit", submit);
+    field.text.addEventListener("keydown", (event) => {
+        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+    });
+    onStore(() => {
+        fillSelect(field.weights);
+        show();
+    });
+}
+
+/** Offer the back ends that the service has. */
+export function show() {
+    for (const choice of field.backend) choice.disabled = !store.backends.includes(choice.value);
+    if (!store.backends.includes(field.backend.value)) [field.backend.value] = store.backends;
+}
+
+function submit(event) {
+    event.preventDefault();
+    clearComplaints(form);
+    if (!field.text.value.trim()) {
+        complain(form, [{ field: "text", message: "must have a word to score" }]);
+        return;
+    }
+    const weights = field.weights.value;
+    score({ text: field.text.value, backend: field.backend.value, top_logprobs: TOP, ...(weights && { weights }) });
+}
+
+async function score(body) {
+    running?.abort();
+    const abort = (running = new AbortController());
+    clear(notice);
+    result.setAttribute("aria-busy", "true");
+    try {
+        const scored = await api.score(body, abort.signal);
+        if (running === abort) display(scored, body);
+    } catch (error) {
+        if (running !== abort) return;
+        result.replaceChildren();
+        if (!complain(form, error.fields ?? [])) tell(notice, error, () => score(body));
+    } finally {
+        if (running === abort) result.removeAttribute("aria-busy");
+    }
+}
+
+function display(scored, body) {
+    const words = new Words("The text, word by word");
+    for (const token of scored.tokens) words.add(token);
+    const command = html("button", { type: "button", onclick: () => copy(curl("score", body), command) }, "Copy curl");
+    byId("score-legend").replaceChildren(legend("surprise"));
+    result.replaceChildren(
+        html(
+            "article",
+            { class: "panel" },
+            html(
+                "dl",
+                { class: "figures large" },
+                figure("perplexity", rounded(scored.perplexity)),
+                figure("nats per token", rounded(scored.loss)),
+                figure("bits per token", rounded(scored.loss / Math.LN2)),
+                figure("tokens", count(scored.tokens.length)),
+                figure("weights", scored.weights.name),
+            ),
+            scored.unknown_words.length > 0 && unknownNote(scored.unknown_words),
+            words.element,
+            surprises(scored.tokens),
+            html("div", { class: "tools" }, command),
+        ),
+    );
+    announce(`Perplexity ${rounded(scored.perplexity)}`);
+}
+
+function unknownNote(words) {
+    return html("p", { class: "unknown-note" }, "Not in the vocabulary: ", ...marked(words.join(", "), words));
+}
+
+function surprises(tokens) {
+    const worst = [...tokens].sort((a, b) => a.logprob - b.logprob).slice(0, SURPRISES);
+    return html(
+        "section",
+        { class: "surprises", "aria-labelledby": "surprises-title" },
+        html("h3", { id: "surprises-title" }, "What surprised it most"),
+        html("ol", {}, ...worst.map(listed)),
+    );
+}

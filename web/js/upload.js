@@ -1,0 +1,90 @@
+/* The upload: a file by choosing or dropping it, its progress, and the service's reasons when it refuses. */
+
+import * as api from "./api.js";
+import { byId } from "./dom.js";
+import { isStop } from "./errors.js";
+import { clearComplaints, complain } from "./fields.js";
+import { bytes } from "./format.js";
+import { clear, notify, tell } from "./notice.js";
+import { refresh } from "./store.js";
+
+const form = byId("upload-form");
+const field = form.elements;
+const notice = byId("upload-notice");
+const drop = byId("drop");
+let running = null; // the AbortController of the upload that goes on
+
+export function start() {
+    form.addEventListener("submit", submit);
+    byId("upload-cancel").addEventListener("click", () => running?.abort());
+    drop.addEventListener("dragover", (event) => {
+        event.preventDefault();
+        drop.classList.add("over");
+    });
+    drop.addEventListener("dragleave", () => drop.classList.remove("over"));
+    drop.addEventListener("drop", (event) => {
+        event.preventDefault();
+        drop.classList.remove("over");
+        if (event.dataTransfer.files.length > 0) field.file.files = event.dataTransfer.files;
+    });
+}
+
+function submit(event) {
+    event.preventDefault();
+    clearComplaints(form);
+    clear(notice);
+    const [file] = field.file.files;
+    if (file) upload(file);
+    else complain(form, [{ field: "file", message: "must be chosen first" }]);
+}
+
+async function upload(file) {
+    const data = new FormData();
+    if (field.name.value.trim()) data.set("name", field.name.value.trim());
+    if (field.overwrite.checked) data.set("overwrite", "true");
+    data.set("file", file);
+    running = new AbortController();
+    showProgress(true);
+    try {
+        const added = await api.uploadWeights(data, { signal: running.signal, onProgress: progress });
+        form.reset();
+        await refresh();
+        notify(notice, `${added.name} is ${added.replaced ? "replaced" : "added"}, and can be used at once.`, {
+            kind: "done",
+        });
+    } catch (error) {
+        refuse(error, file);
+    } finally {
+        running = null;
+        showProgress(false);
+    }
+}
+
+function refuse(error, file) {
+    if (isStop(error)) notify(notice, "The upload was cancelled; nothing of it is kept.", { kind: "done" });
+    else if (error.code === "weights_exist") {
+        notify(notice, "There are weights of this name already. Choose another name, or tick the box to replace them.");
+    } else if (error.code === "invalid_weights") {
+        notify(notice, `The service refused ${file.name}, and says: “${error.message}”.`);
+    } else tell(notice, error, () => upload(file));
+}
+
+function progress(sent, total) {
+    const bar = byId("upload-bar");
+    bar.max = total;
+    if (sent < total) {
+        bar.value = sent;
+        byId("upload-state").textContent = `${bytes(sent)} of ${bytes(total)} sent`;
+    } else {
+        bar.removeAttribute("value"); // how long the checks take is not known
+        byId("upload-state").textContent = "All sent. The service checks every number, and tries each back end.";
+    }
+}
+
+function showProgress(isRunning) {
+    byId("upload-go").disabled = isRunning;
+    byId("upload-cancel").hidden = !isRunning;
+    byId("upload-progress").hidden = !isRunning;
+    byId("upload-bar").value = 0;
+    byId("upload-state").textContent = "";
+}
