@@ -43,9 +43,9 @@ EXT  ?= so
 OMP  ?= 1
 SAN  ?= 0
 OMP_FLAGS := $(if $(filter 1,$(OMP)),-fopenmp)
+comma := ,
 # gcc's AddressSanitizer and UBSan; such a library stays in build/, never in lib/.
 SAN_FLAGS := $(if $(filter 1,$(SAN)),-fsanitize=address$(comma)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
-comma := ,
 
 # -O3 and no fast-math: the library checks for NaN and infinity, and -ffast-math compiles such checks away.
 CFLAGS ?= -O3
@@ -97,7 +97,7 @@ $(BUILD)/kernels.avx512.o: csrc/kernels.c Makefile
 
 # With SAN=1 the library needs its sanitizer's runtime loaded before Python; Python's own allocations are not its matter.
 SAN_ENV := $(if $(filter 1,$(SAN)),LD_PRELOAD=$(shell $(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
-             RNNLIB_PATH=$(CURDIR)/$(LIBRARY))
+             RNNLIB_PATH="$(CURDIR)/$(LIBRARY)")
 C_TEST  := $(BUILD)/test_rnnlib
 
 test: $(VENV)/.dev lib test-c ## run the fast tests (SAN=1: under the address and undefined-behaviour sanitizers)

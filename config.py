@@ -88,6 +88,8 @@ class TrainConfig:
             require(getattr(self, name) <= 1 << 14, name, f"at most {1 << 14}")  # RNN_MAX_EMBED, RNN_MAX_HIDDEN
         require(math.isfinite(self.learning_rate) and self.learning_rate > 0, "learning_rate", "a number above 0")
         require(0.0 <= self.momentum < 1.0, "momentum", "from 0 to below 1")
+        for name in ("learning_rate", "weight_decay", "clip"):
+            require(getattr(self, name) < 3.4e38, name, "below 3.4e38, the largest float32")
         for name in ("weight_decay", "clip"):
             require(math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, name, "a number, 0 or more")
         require(self.threads is None or self.threads <= 1024, "threads", "at most 1024")
@@ -102,6 +104,10 @@ class TrainConfig:
         """Where the run of `backend` ("c" or "torch") saves its weights."""
         if self.out:
             path = Path(self.out)
+            if not path.name or path.name == ".." or path.is_dir() or self.out.endswith(("/", "\\")):
+                raise ConfigError(
+                    f"--out must name a file, got {self.out}: add a name, such as {self.out.rstrip('/')}/model"
+                )
             return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
         return Path("weights", self.preset + ("-torch" if backend == "torch" else "") + ".safetensors")
 

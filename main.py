@@ -39,12 +39,12 @@ class Trainer:
         self.moments = {name: np.zeros_like(self.params) for name in moments}
         self.updates = 0
         self.hidden = np.zeros((config.batch_size, weights.hidden_size), dtype=np.float32)
-        self.work: Workspace | None = None  # made for the first, which is the largest, chunk
+        self.work: Workspace | None = None  # made for the first chunk; the last of an epoch may be shorter
         self.evaluation = Workspace(*self.dims, max_steps=EVALUATION_STEPS, max_batch=1, threads=self.threads)
 
     def train_step(self, x: I32, y: I32, learning_rate: float) -> tuple[float, float]:
         config = self.config
-        if self.work is None:
+        if self.work is None or x.shape[0] > self.work.max_steps:  # resumed at a short chunk, say
             self.work = Workspace(*self.dims, max_steps=x.shape[0], max_batch=x.shape[1], threads=self.threads)
         scale = 1.0 / x.size if config.reduction == "mean" else 1.0
         loss = self.work.loss_grad(self.params, self.embeddings, x, y, self.hidden, self.grads, scale)

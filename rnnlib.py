@@ -237,7 +237,7 @@ class Workspace:
     """
 
     def __init__(self, vocab: int, embed: int, hidden: int, *, max_steps: int, max_batch: int, threads: int) -> None:
-        self.vocab, self.embed, self.hidden = vocab, embed, hidden
+        self.vocab, self.embed, self.hidden, self.max_steps = vocab, embed, hidden, max_steps
         self.param_count = param_count(vocab, embed, hidden)
         self._handle = _handle(
             *("rnn_work_create", "rnn_work_destroy", self, byref(Dims(vocab, embed, hidden))),

@@ -160,13 +160,16 @@ class Run:
 
     def __init__(self, config: TrainConfig, corpus: Corpus, trainer: Trainer) -> None:
         self.config, self.corpus, self.trainer = config, corpus, trainer
+        if corpus.validation.size < 2:
+            raise ConfigError("the validation split has fewer than two tokens; use a larger text")
         self.data = fingerprint(corpus, trainer.weights().embeddings)
         self.path = config.weights_path(trainer.backend)
         self.x, self.y = streams(corpus.train, config.batch_size)
         self.bptt = min(config.bptt or len(self.x), len(self.x))
         self.steps_per_epoch = math.ceil(len(self.x) / self.bptt)
         self.progress = Progress()
-        self.unsaved: SaveError | None = None
+        self.unsaved: dict[str, SaveError] = {}  # what could not be written when it was last tried
+        self.best: Weights | None = None  # those of the best evaluation: the file may lag behind, on a full disk
         self.drawn = -math.inf
 
     @property
@@ -214,12 +217,13 @@ class Run:
             row = self.evaluate(train_loss)
             if at.best_loss is None or row["validation_loss"] < at.best_loss:
                 at.best_loss, at.best_epoch, at.stale = row["validation_loss"], at.epoch, 0
-                self.save_weights()
+                self.best = self.trainer.weights()
+                self.save_weights(self.best)
             else:
                 at.stale += 1
                 if config.schedule == "plateau" and not self.exhausted:
                     at.rate_scale *= 0.5
-                    self.trainer.load_weights(checkpoint.load(self.path, copy=True).weights)
+                    self.trainer.load_weights(self.best_weights())
         at.loss_sum = at.norm_max = 0.0
         if row:
             self.save_state()
@@ -269,49 +273,64 @@ class Run:
     def interrupted(self) -> Interrupted:
         at = self.progress
         if not at.best_epoch and not self.path.exists():
-            self.save_weights()  # nothing was evaluated yet, but there is something to generate from
+            self.save_weights(
+                self.trainer.weights()
+            )  # nothing was evaluated yet, but there is something to generate from
         self.save_state()
         command = shlex.join(["python", *sys.argv, *([] if "--resume" in sys.argv else ["--resume"])])
         saved = f"saved {self.resume_path}; go on with: {command}"
         return Interrupted(
             f"stopped after step {at.step} of {self.steps_per_epoch} in epoch {at.epoch + 1}: "
-            + (f"not saved: {self.unsaved}" if self.unsaved else saved)
+            + (f"not saved: {self.unsaved['state']}" if "state" in self.unsaved else saved)
         )
 
     # -- files
 
-    def save_weights(self) -> None:
-        """Write the weights file, the metrics and the curve. A full disk does not end the run: it is reported."""
+    def best_weights(self) -> Weights:
+        """Those of the best evaluation; after a resume, as the file has them. Raises ConfigError, CheckpointError."""
+        if self.best is None:
+            saved = checkpoint.load(self.path, copy=True)
+            epochs = [row.get("epoch", 0) for row in saved.history]
+            if saved.vocabulary != self.corpus.vocabulary.words or max(epochs, default=0) < self.progress.best_epoch:
+                raise ConfigError(
+                    f"{self.path} does not hold the weights of epoch {self.progress.best_epoch}, to which this run "
+                    "goes back: put that file there again, or start without --resume"
+                )
+            self.best = saved.weights
+        return self.best
+
+    def save_weights(self, weights: Weights) -> None:
+        """Write the weights file. A full disk does not end the run: it is reported, and what was there stays."""
         source = Checkpoint(
-            weights=self.trainer.weights(),
+            weights=weights,
             vocabulary=self.corpus.vocabulary.words,
             tokenizer=self.corpus.tokenizer,
             backend=self.trainer.backend,
             config=self.config.as_dict(),
             history=self.progress.history,
         )
-        self.attempt(lambda: checkpoint.save(self.path, source))
+        self.attempt("weights", lambda: checkpoint.save(self.path, source))
 
     def save_state(self) -> None:
         """Write what --resume needs, beside the weights."""
         metadata = {"config": self.config.as_dict(), "data": self.data}
         metadata |= {"backend": self.trainer.backend, "progress": asdict(self.progress)}
-        self.attempt(lambda: checkpoint.save_state(self.resume_path, self.trainer.state(), metadata))
-        self.attempt(lambda: reporting.write_metrics(self.path, self.progress.history))
+        self.attempt("state", lambda: checkpoint.save_state(self.resume_path, self.trainer.state(), metadata))
+        self.attempt("metrics", lambda: reporting.write_metrics(self.path, self.progress.history))
         if time.monotonic() - self.drawn > DRAW_SECONDS:
             self.draw()
 
     def draw(self) -> None:
         """Draw the loss curve, beside the weights."""
-        self.attempt(lambda: reporting.write_curve(self.path, self.progress.history))
+        self.attempt("curve", lambda: reporting.write_curve(self.path, self.progress.history))
         self.drawn = time.monotonic()
 
-    def attempt(self, save: Callable[[], None]) -> None:
+    def attempt(self, name: str, save: Callable[[], None]) -> None:
         try:
             save()
-            self.unsaved = None
+            self.unsaved.pop(name, None)
         except SaveError as error:
-            self.unsaved = error
+            self.unsaved[name] = error
             log.warning("%s; the run goes on", error)
 
     def resume(self) -> None:
@@ -377,8 +396,8 @@ def fit(run: Run) -> None:
     if at.best_epoch < at.epoch:
         log.info("best was epoch %d", at.best_epoch)
     run.draw()
-    if run.unsaved:
-        raise run.unsaved
+    for error in run.unsaved.values():
+        raise error
 
 
 # ---- The command line ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, WIKITEXT, needs_wikitext
+from conftest import ROOT, WIKITEXT, make_weights, needs_wikitext
 
 import checkpoint
 import training
@@ -220,6 +221,7 @@ def test_a_diverging_run_names_the_step_and_keeps_the_last_good_weights(
     "changed,words",
     [
         ({"epochs": 0}, ["--epochs", "0"]),
+        ({"learning_rate": 1e39}, ["--learning-rate", "1e+39"]),
         ({"learning_rate": 0}, ["--learning-rate", "0"]),
         ({"learning_rate": "nan"}, ["--learning-rate", "nan"]),
         ({"learning_rate": "-1"}, ["--learning-rate", "-1"]),
@@ -269,22 +271,41 @@ def test_a_full_disk_is_said_and_harms_nothing(text: Path, tmp_path: Path) -> No
     import resource
 
     out = tmp_path / "model.safetensors"
-    assert run("c", *options(text, out)).returncode == 0
+    large = {"hidden_size": 400, "epochs": 1}
+    assert run("c", *options(text, out, **large)).returncode == 0
     before = out.read_bytes()
+    assert out.with_suffix(".png").stat().st_size < len(before)
 
-    def limit() -> None:
+    def limit(size: int) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    result = subprocess.run(
-        command("c", *options(text, out, epochs=1)),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        preexec_fn=limit,
-    )
-    refused(result, 1, "model")
-    assert out.read_bytes() == before and not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".saving*"))
+    for size in (1024, len(before) - 1000):  # nothing can be saved; all but the weights and the state can
+        result = subprocess.run(
+            command("c", *options(text, out, **large)),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            preexec_fn=functools.partial(limit, size),
+        )
+        refused(result, 1, "model")
+        assert out.read_bytes() == before and not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".saving*"))
+
+
+def test_a_run_stopped_before_an_epochs_short_last_chunk_goes_on(text: Path, tmp_path: Path) -> None:
+    """The workspace is then first asked for the short chunk, and next for a whole one."""
+    import main
+
+    config = TrainConfig(batch_size=2, learning_rate=0.1, reduction="mean", threads=1)
+    trainer = main.Trainer(make_weights(11, 4, 5), config)
+    ids = np.zeros((9, 2), dtype=np.int32)
+    for rows in (3, 9):
+        assert math.isfinite(trainer.train_step(ids[:rows], ids[:rows], 0.1)[0])
+
+
+def test_an_output_that_is_no_file_name(text: Path, tmp_path: Path) -> None:
+    for out in (Path("."), tmp_path, Path("..")):
+        refused(run("c", *options(text, out)), 2, "--out", str(out))
 
 
 def test_cuda_where_there_is_none(text: Path, tmp_path: Path) -> None:
