@@ -13,6 +13,9 @@ const MOVES = {
 };
 
 export class Words {
+    #given = html("span", { class: "given" });
+    #tokens = new Map(); // by element
+
     /** label: what the text is, for those who do not see it. */
     constructor(label) {
         this.element = html("p", {
@@ -25,12 +28,8 @@ export class Words {
             onpointerover: (event) => this.#show(event.target),
             onpointerout: inspector.hideSoon,
         });
-        this.#given = html("span", { class: "given" });
         this.element.append(this.#given);
     }
-
-    #given;
-    #tokens = new Map(); // by element
 
     get count() {
         return this.#tokens.size;
@@ -69,7 +68,7 @@ export class Words {
     get text() {
         const pieces = [this.#given.textContent.trim()];
         for (const { word } of this.#tokens.values()) {
-            const isFirst = pieces.length === 0 || pieces.at(-1).endsWith("\n") || pieces.at(-1) === "";
+            const isFirst = /(^|\n)$/.test(pieces.at(-1));
             pieces.push(word === EOS ? "\n" : `${isFirst ? "" : " "}${word}`);
         }
         return pieces.join("").trimEnd();
