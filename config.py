@@ -54,6 +54,11 @@ class TrainConfig:
     learning_rate: float = option(1e-5, "step size")
     momentum: float = option(0.0, "momentum of sgd")
     weight_decay: float = option(0.0, "decoupled weight decay of adamw")
+    dropout: float = option(0.0, "dropout of the hidden state on its way to the output layer")
+    input_dropout: float = option(0.0, "dropout of the word vectors on their way in")
+    sampled_softmax: int = option(
+        0, "learn from a sample of N words and those of the chunk, instead of the whole vocabulary; 0: the full softmax"
+    )
     clip: float = option(0.0, "ceiling on the global gradient norm; 0: no clipping")
     schedule: str = option(
         "constant",
@@ -82,12 +87,13 @@ class TrainConfig:
             require(value is None or value >= 1, name, "1 or more")
         for name in ("embedding_size", "hidden_size", "epochs", "batch_size", "evaluate_every"):
             require(getattr(self, name) >= 1, name, "1 or more")
-        for name in ("warmup_steps", "patience", "seed"):
+        for name in ("warmup_steps", "patience", "seed", "sampled_softmax"):
             require(getattr(self, name) >= 0, name, "0 or more")
         for name in ("embedding_size", "hidden_size"):
             require(getattr(self, name) <= 1 << 14, name, f"at most {1 << 14}")  # RNN_MAX_EMBED, RNN_MAX_HIDDEN
         require(math.isfinite(self.learning_rate) and self.learning_rate > 0, "learning_rate", "a number above 0")
-        require(0.0 <= self.momentum < 1.0, "momentum", "from 0 to below 1")
+        for name in ("momentum", "dropout", "input_dropout"):
+            require(0.0 <= getattr(self, name) < 1.0, name, "from 0 to below 1")
         for name in ("learning_rate", "weight_decay", "clip"):
             require(getattr(self, name) < 3.4e38, name, "below 3.4e38, the largest float32")
         for name in ("weight_decay", "clip"):

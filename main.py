@@ -15,6 +15,7 @@ import rnnlib
 import training
 from checkpoint import Weights
 from config import ConfigError, TrainConfig
+from noise import NO_NOISE, StepNoise
 from rnn import RNN
 from rnnlib import F32, I32, AdamWOptions, Workspace
 
@@ -42,12 +43,18 @@ class Trainer:
         self.work: Workspace | None = None  # made for the first chunk; the last of an epoch may be shorter
         self.evaluation = Workspace(*self.dims, max_steps=EVALUATION_STEPS, max_batch=1, threads=self.threads)
 
-    def train_step(self, x: I32, y: I32, learning_rate: float) -> tuple[float, float]:
+    def train_step(self, x: I32, y: I32, learning_rate: float, noise: StepNoise = NO_NOISE) -> tuple[float, float]:
         config = self.config
         if self.work is None or x.shape[0] > self.work.max_steps:  # resumed at a short chunk, say
-            self.work = Workspace(*self.dims, max_steps=x.shape[0], max_batch=x.shape[1], threads=self.threads)
+            self.work = Workspace(
+                *self.dims,
+                max_steps=x.shape[0],
+                max_batch=x.shape[1],
+                max_candidates=min(self.dims[0], config.sampled_softmax + x.size) if config.sampled_softmax else 0,
+                threads=self.threads,
+            )
         scale = 1.0 / x.size if config.reduction == "mean" else 1.0
-        loss = self.work.loss_grad(self.params, self.embeddings, x, y, self.hidden, self.grads, scale)
+        loss = self.work.train_grad(self.params, self.embeddings, x, y, self.hidden, self.grads, scale, noise)
         norm = rnnlib.grad_norm(self.grads, self.threads)
         # As torch.nn.utils.clip_grad_norm_, with its 1e-6.
         clip = min(1.0, config.clip / (norm + 1e-6)) if config.clip else 1.0

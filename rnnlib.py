@@ -28,11 +28,12 @@ from numpy.ctypeslib import ndpointer
 
 from checkpoint import Weights
 from errors import Failure
+from noise import StepNoise
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 
 class RNNLibraryError(Failure):
@@ -83,6 +84,19 @@ class AdamWOptions(ctypes.Structure):
     ]
 
 
+class TrainOptions(ctypes.Structure):
+    """`rnn_train_options`."""
+
+    _fields_ = [
+        ("input_mask", c_void_p),
+        ("output_mask", c_void_p),
+        ("candidates", c_void_p),
+        ("correction", c_void_p),
+        ("candidate_count", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
 SAMPLING = np.dtype(  # rnn_sampling
     [("u", "f8"), ("temperature", "f4"), ("top_k", "i4"), ("banned", "i4"), ("reserved", "i4")]
 )
@@ -111,9 +125,10 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib
     "rnn_sizeof_dims": ([], c_size_t),
     "rnn_sizeof_sampling": ([], c_size_t),
     "rnn_sizeof_adamw": ([], c_size_t),
+    "rnn_sizeof_train_options": ([], c_size_t),
     "rnn_strerror": ([c_int32], c_char_p),
     "rnn_param_count": ([POINTER(Dims), POINTER(c_int64)], c_int32),
-    "rnn_work_create": ([POINTER(Dims), c_int32, c_int32, c_int32, POINTER(c_void_p)], c_int32),
+    "rnn_work_create": ([POINTER(Dims), c_int32, c_int32, c_int32, c_int32, POINTER(c_void_p)], c_int32),
     "rnn_work_destroy": ([c_void_p], None),
     "rnn_loss": (
         [c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, _F32_OUT, POINTER(c_double), _or_null(_F32_OUT)],
@@ -121,6 +136,13 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib
     ),
     "rnn_loss_grad": (
         [c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, c_float, _F32_OUT, POINTER(c_double), _F32_OUT],
+        c_int32,
+    ),
+    "rnn_train_grad": (
+        [
+            *(c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, c_float, POINTER(TrainOptions)),
+            *(_F32_OUT, POINTER(c_double), _F32_OUT),
+        ],
         c_int32,
     ),
     "rnn_grad_norm": ([_F32, c_int64, c_int32, POINTER(c_double)], c_int32),
@@ -186,6 +208,7 @@ def library() -> ctypes.CDLL:
         ("sizeof(rnn_dims)", lib.rnn_sizeof_dims(), ctypes.sizeof(Dims)),
         ("sizeof(rnn_sampling)", lib.rnn_sizeof_sampling(), SAMPLING.itemsize),
         ("sizeof(rnn_adamw)", lib.rnn_sizeof_adamw(), ctypes.sizeof(AdamWOptions)),
+        ("sizeof(rnn_train_options)", lib.rnn_sizeof_train_options(), ctypes.sizeof(TrainOptions)),
     ):
         if theirs != ours:
             raise RNNLibraryError(f"{path}: its {name} is {theirs}, this program needs {ours}; run `make clean lib`")
@@ -234,15 +257,27 @@ class Workspace:
     """The activations of one chunk of training. Belongs to one thread; the parameters stay outside.
 
     max_steps, max_batch: the largest chunk. threads: how many one call may use.
+    max_candidates: 0, or the most candidates of a sampled softmax, for which alone the workspace then is.
     """
 
-    def __init__(self, vocab: int, embed: int, hidden: int, *, max_steps: int, max_batch: int, threads: int) -> None:
+    def __init__(
+        self,
+        vocab: int,
+        embed: int,
+        hidden: int,
+        *,
+        max_steps: int,
+        max_batch: int,
+        threads: int,
+        max_candidates: int = 0,
+    ) -> None:
         self.vocab, self.embed, self.hidden, self.max_steps = vocab, embed, hidden, max_steps
         self.param_count = param_count(vocab, embed, hidden)
         self._handle = _handle(
             *("rnn_work_create", "rnn_work_destroy", self, byref(Dims(vocab, embed, hidden))),
-            *(max_steps, max_batch, threads),
-            context=f"V={vocab}, E={embed}, H={hidden}, steps={max_steps}, batch={max_batch}, threads={threads}",
+            *(max_steps, max_batch, max_candidates, threads),
+            context=f"V={vocab}, E={embed}, H={hidden}, steps={max_steps}, batch={max_batch}, "
+            f"candidates={max_candidates}, threads={threads}",
         )
 
     def _require(self, params: F32, embeddings: F32, x: I32, y: I32, state: F32) -> None:
@@ -285,6 +320,48 @@ class Workspace:
         )
         _check(status, f"gradient of a chunk of {x.shape[0]} steps x {x.shape[1]} streams")
         return loss.value
+
+    def train_grad(
+        self,
+        params: F32,
+        embeddings: F32,
+        x: I32,
+        y: I32,
+        state: F32,
+        grads: F32,
+        scale: float,
+        noise: StepNoise,
+    ) -> float:
+        """As `loss_grad`, with dropout and sampled softmax as `noise` has them. The loss is that of the noisy chunk."""
+        candidates = noise.candidates
+        targets = y if candidates is None else candidates.targets
+        self._require(params, embeddings, x, targets, state)
+        _require_shape("grads", grads, (self.param_count,))
+        arrays = {"input_mask": (noise.input_mask, self.embed), "output_mask": (noise.output_mask, self.hidden)}
+        options = TrainOptions()
+        for name, (mask, width) in arrays.items():
+            if mask is not None:
+                _require_shape(name, mask, (x.shape[1], width))
+                setattr(options, name, _address(mask, np.float32))
+        if candidates is not None:
+            _require_shape("correction", candidates.correction, candidates.ids.shape)
+            options.candidates = _address(candidates.ids, np.int32)
+            options.correction = _address(candidates.correction, np.float32)
+            options.candidate_count = candidates.ids.size
+        loss = c_double()
+        status = library().rnn_train_grad(
+            *(self._handle, params, embeddings, x, targets, *x.shape, scale),
+            *(byref(options), state, byref(loss), grads),
+        )
+        _check(status, f"gradient of a chunk of {x.shape[0]} steps x {x.shape[1]} streams")
+        return loss.value
+
+
+def _address(array: npt.NDArray[Any], dtype: type) -> int:
+    """Where C finds the numbers of an array, which the caller keeps alive."""
+    if array.dtype != dtype or not array.flags.c_contiguous:
+        raise RNNInputError(-6, f"expected a C-contiguous array of {np.dtype(dtype)}, got {array.dtype}")
+    return array.ctypes.data
 
 
 def grad_norm(grads: F32, threads: int = 1) -> float:

@@ -24,6 +24,7 @@ import checkpoint
 from checkpoint import Weights
 from config import ConfigError, TrainConfig
 from language_model import LanguageModel, Sampling, StepStream
+from noise import NO_NOISE, StepNoise
 from text import Vocabulary
 
 F32 = npt.NDArray[np.float32]
@@ -109,10 +110,23 @@ class RNN(nn.Module, LanguageModel):
             }
         )
 
-    def forward(self, x: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (T, B, V) and the last hidden state (1, B, H) for ids x (T, B) and hidden (1, B, H)."""
-        states, hidden = self.rnn(self.embedding(x), hidden)
-        return self.output(states), hidden
+    def forward(
+        self, x: torch.Tensor, hidden: torch.Tensor, noise: StepNoise = NO_NOISE
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (T, B, V) and the last hidden state (1, B, H) for ids x (T, B) and hidden (1, B, H).
+
+        noise: dropout, and the candidates of a sampled softmax; the logits are then theirs, (T, B, C).
+        """
+        states, hidden = self.rnn(self._drop(self.embedding(x), noise.input_mask), hidden)
+        states = self._drop(states, noise.output_mask)
+        if noise.candidates is None:
+            return self.output(states), hidden
+        ids = torch.tensor(noise.candidates.ids, dtype=torch.long, device=self.device)
+        correction = torch.tensor(noise.candidates.correction, device=self.device)
+        return nn.functional.linear(states, self.output.weight[ids], self.output.bias[ids] + correction), hidden
+
+    def _drop(self, values: torch.Tensor, mask: F32 | None) -> torch.Tensor:
+        return values if mask is None else values * torch.tensor(mask, device=self.device)
 
     @property
     def device(self) -> torch.device:
@@ -196,11 +210,10 @@ class Trainer:
         self.parameters = parameters
         self.hidden = self.model.zero_state(config.batch_size)
 
-    def train_step(self, x: I32, y: I32, learning_rate: float) -> tuple[float, float]:
-        logits, hidden = self.model(self._ids(x), self.hidden)
-        loss = nn.functional.cross_entropy(
-            logits.flatten(0, 1), self._ids(y).flatten(), reduction=self.config.reduction
-        )
+    def train_step(self, x: I32, y: I32, learning_rate: float, noise: StepNoise = NO_NOISE) -> tuple[float, float]:
+        logits, hidden = self.model(self._ids(x), self.hidden, noise)
+        targets = self._ids(noise.candidates.targets if noise.candidates else y)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=self.config.reduction)
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))

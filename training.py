@@ -41,6 +41,7 @@ from corpus import Corpus, load_corpus
 from embeddings import load_embeddings
 from errors import Failure, UserError
 from language_model import LanguageModel, PromptError
+from noise import NO_NOISE, CandidateSampler, Noise, StepNoise
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Trainer(Protocol):
 
     def __init__(self, weights: Weights, config: TrainConfig) -> None: ...
 
-    def train_step(self, x: I32, y: I32, learning_rate: float) -> tuple[float, float]:
+    def train_step(self, x: I32, y: I32, learning_rate: float, noise: StepNoise = NO_NOISE) -> tuple[float, float]:
         """Learn from one chunk: x, y (T, B), time-major. The hidden state is carried over.
 
         Returns the chunk's mean loss in nats per token, and the gradient's norm before clipping.
@@ -162,15 +163,34 @@ class Run:
         self.config, self.corpus, self.trainer = config, corpus, trainer
         if corpus.validation.size < 2:
             raise ConfigError("the validation split has fewer than two tokens; use a larger text")
-        self.data = fingerprint(corpus, trainer.weights().embeddings)
+        embeddings = trainer.weights().embeddings
+        self.data = fingerprint(corpus, embeddings)
         self.path = config.weights_path(trainer.backend)
         self.x, self.y = streams(corpus.train, config.batch_size)
         self.bptt = min(config.bptt or len(self.x), len(self.x))
         self.steps_per_epoch = math.ceil(len(self.x) / self.bptt)
+        self.noise = self.make_noise(embeddings.shape[1])
         self.progress = Progress()
         self.unsaved: dict[str, SaveError] = {}  # what could not be written when it was last tried
         self.best: Weights | None = None  # those of the best evaluation: the file may lag behind, on a full disk
         self.drawn = -math.inf
+
+    def make_noise(self, input_size: int) -> Noise:
+        """The dropout and the sampling that the configuration asks for. Raises ConfigError."""
+        config, counts = self.config, self.corpus.counts
+        if config.sampled_softmax > counts.size:
+            raise ConfigError(
+                f"--sampled-softmax {config.sampled_softmax} is more than the {counts.size} words of the vocabulary: "
+                "leave it out for the full softmax"
+            )
+        return Noise(
+            seed=config.seed,
+            input_size=input_size,
+            hidden_size=config.hidden_size,
+            dropout=config.dropout,
+            input_dropout=config.input_dropout,
+            sampler=CandidateSampler(counts, config.sampled_softmax) if config.sampled_softmax else None,
+        )
 
     @property
     def resume_path(self) -> Path:
@@ -188,11 +208,10 @@ class Run:
         for step in range(at.step, self.steps_per_epoch):
             rows = slice(step * self.bptt, (step + 1) * self.bptt)
             x, y = self.x[rows], self.y[rows]
-            rate = learning_rate(
-                config, at.epoch * self.steps_per_epoch + step, config.epochs * self.steps_per_epoch, at.rate_scale
-            )
+            steps = at.epoch * self.steps_per_epoch + step
+            rate = learning_rate(config, steps, config.epochs * self.steps_per_epoch, at.rate_scale)
             try:
-                loss, norm = self.trainer.train_step(x, y, rate)
+                loss, norm = self.trainer.train_step(x, y, rate, self.noise.of_step(steps, y))
             except ArithmeticError as error:
                 raise self.diverged(f"at step {step + 1} of epoch {at.epoch + 1}", rate) from error
             at.step = step + 1

@@ -13,20 +13,23 @@
 
 #include "internal.h"
 
-/* The embeddings of tokens x (rows), columns e0 to e1, one after the other. */
-static void gather(const float *embeddings, size_t E, const int32_t *x, size_t rows, size_t e0, size_t e1, float *out) {
+/* The embeddings of tokens n0 to n0 + rows, columns e0 to e1, one after the other. */
+static void gather(const rnn_inputs *in, size_t E, size_t n0, size_t rows, size_t e0, size_t e1, float *out) {
     size_t width = e1 - e0;
-    for (size_t n = 0; n < rows; n++) {
-        memcpy(out + n * width, embeddings + (size_t)x[n] * E + e0, width * sizeof *out);
+    for (size_t n = n0; n < n0 + rows; n++, out += width) {
+        memcpy(out, in->embeddings + (size_t)in->x[n] * E + e0, width * sizeof *out);
+        if (!in->mask) continue;
+        const float *mask = in->mask + n % in->B * E + e0;
+        for (size_t e = 0; e < width; e++) out[e] *= mask[e];
     }
 }
 
 /* hidden (N, stride) = embeddings[x] Wxh + bh, in the place where the sweep finds it. Returns the largest magnitude of
  * what it has read. */
-static float project_inputs(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t N,
-                            float *hidden) {
+static float project_inputs(rnn_work *w, const rnn_inputs *in, const float *params, float *hidden) {
     const rnn_kernels *k = w->kernels;
     const float *bh = params + w->at.bh;
+    size_t N = in->T * in->B;
     size_t tiles = rnn_ceil_div(N, RNN_GATHER), E = w->E, H = w->H, stride = w->stride;
     float largest = k->pack(params + w->at.wxh, H, E, H, 0.0f, w->wxh);
     largest = fmaxf(largest, k->max_abs(H, bh));
@@ -34,7 +37,7 @@ static float project_inputs(rnn_work *w, const float *params, const float *embed
     for (size_t tile = 0; tile < tiles; tile++) {
         size_t n0 = tile * RNN_GATHER, rows = rnn_min(RNN_GATHER, N - n0);
         float *inputs = w->gathered + rnn_thread() * RNN_GATHER * E, *out = hidden + n0 * stride;
-        gather(embeddings, E, x + n0, rows, 0, E, inputs);
+        gather(in, E, n0, rows, 0, E, inputs);
         largest = fmaxf(largest, k->max_abs(rows * E, inputs));
         for (size_t n = 0; n < rows; n++) {
             memcpy(out + n * stride, bh, H * sizeof *bh);
@@ -45,11 +48,10 @@ static float project_inputs(rnn_work *w, const float *params, const float *embed
     return largest;
 }
 
-bool rnn_hidden_forward(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t T, size_t B,
-                        const float *state) {
+bool rnn_hidden_forward(rnn_work *w, const rnn_inputs *in, const float *params, const float *state) {
     const rnn_kernels *k = w->kernels;
-    size_t H = w->H, stride = w->stride, panels = rnn_ceil_div(H, k->panel);
-    float largest = project_inputs(w, params, embeddings, x, T * B, w->hidden + B * stride);
+    size_t T = in->T, B = in->B, H = w->H, stride = w->stride, panels = rnn_ceil_div(H, k->panel);
+    float largest = project_inputs(w, in, params, w->hidden + B * stride);
     largest = fmaxf(largest, k->pack(params + w->at.whh, H, H, H, 0.0f, w->whh));
     largest = fmaxf(largest, k->max_abs(B * H, state));
     /* tanh would hide an infinity, and the loss with it. */
@@ -97,11 +99,10 @@ static void sweep_back(rnn_work *w, const float *whh, size_t T, size_t B) {
     }
 }
 
-void rnn_hidden_backward(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t T,
-                         size_t B, float *grads) {
+void rnn_hidden_backward(rnn_work *w, const rnn_inputs *in, const float *params, float *grads) {
     enum { ROWS = 48 }; /* of a gradient, as one piece of work */
     const rnn_kernels *k = w->kernels;
-    size_t N = T * B, E = w->E, H = w->H, stride = w->stride, panel = k->panel;
+    size_t T = in->T, B = in->B, N = T * B, E = w->E, H = w->H, stride = w->stride, panel = k->panel;
     sweep_back(w, params + w->at.whh, T, B);
     size_t input_shares = rnn_ceil_div(E, ROWS), shares = input_shares + rnn_ceil_div(H + 1, ROWS);
     RNN_OMP(parallel for num_threads(w->threads) schedule(dynamic))
@@ -115,7 +116,7 @@ void rnn_hidden_backward(rnn_work *w, const float *params, const float *embeddin
             size_t rows = rnn_min(RNN_GATHER, N - n0);
             const float *a = w->hidden + n0 * stride + i0; /* h_{t-1} stands one step before a_t */
             if (is_input) {
-                gather(embeddings, E, x + n0, rows, i0, i0 + m, inputs);
+                gather(in, E, n0, rows, i0, i0 + m, inputs);
                 a = inputs;
             }
             k->multiply_at(m, rows, H, a, is_input ? m : stride, w->dhidden + n0 * stride, stride, panel, out, H,

@@ -150,11 +150,16 @@ struct rnn_work {
     rnn_offsets at;
     size_t max_steps, max_batch;
     int threads;
+    size_t max_columns;   /* of the output layer: V, or the most candidates of a sampled softmax */
+    bool sampled;         /* whether the softmax is a sampled one */
     size_t stride;        /* of a row [h, 1, 0 ...]: H + 1 rounded up to whole panels */
-    size_t blocks;        /* of the vocabulary */
+    size_t blocks;        /* of max_columns */
     size_t rows;          /* tokens whose logits are held at a time: a tile */
     float *hidden;        /* (T + 1, B, stride): row 0 is the initial state */
     float *dhidden;       /* (T, B, stride): dL/dh, then the gradient before tanh */
+    float *dropped;       /* (T, B, stride): hidden rows after dropout */
+    float *candidates;    /* (H + 1, max_columns): the candidates' columns of [Why; by] */
+    float *dcandidates;   /* likewise: of the gradient */
     float *wxh, *whh;     /* packed (E, stride), (H, stride) */
     float *whh_t;         /* packed (H, stride): the transpose of Whh */
     float *transposed;    /* (H, H) */
@@ -174,21 +179,38 @@ struct rnn_work {
     double *logp;         /* (N): log p of each y */
 };
 
+/* The output layer of one call: of all words, or of the candidates of a sampled softmax. */
+typedef struct rnn_output {
+    const float *why;    /* (H + 1, columns): [Why; by] */
+    float *dwhy;         /* likewise: its gradient; NULL: only the loss is wanted */
+    size_t columns;      /* V, or the number of candidates */
+    const float *hidden; /* (N, stride) */
+    const int32_t *y;    /* (N): the column of each target */
+    double bound;        /* on |hidden|: 1, and more after dropout */
+    float scale;         /* of the gradient */
+} rnn_output;
+
 enum { RNN_GATHER = 128 }; /* tokens gathered at a time */
 
+/* What a chunk feeds to the hidden layer. */
+typedef struct rnn_inputs {
+    const float *embeddings; /* (V, E) */
+    const float *mask;       /* (B, E), which multiplies the embeddings; NULL: none */
+    const int32_t *x;        /* (T, B) */
+    size_t T, B;
+} rnn_inputs;
+
 /* Whether all that it has read, and the hidden states, are finite. */
-bool rnn_hidden_forward(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t T, size_t B,
-                        const float *state);
-void rnn_hidden_backward(rnn_work *w, const float *params, const float *embeddings, const int32_t *x, size_t T,
-                         size_t B, float *grads);
+bool rnn_hidden_forward(rnn_work *w, const rnn_inputs *inputs, const float *params, const float *state);
+void rnn_hidden_backward(rnn_work *w, const rnn_inputs *inputs, const float *params, float *grads);
 
-/* log p of each y into w->logp; the sum of -log p, not finite when any of them, or of Why and by, is not. */
-double rnn_output_loss(rnn_work *w, const float *params, const int32_t *y, size_t B, size_t N);
+/* log p of N targets into w->logp, and with out->dwhy the gradient: of Why and by there, of the hidden rows into
+ * w->dhidden. Returns the sum of -log p, not finite when any of them, or of Why and by, is not; dwhy is then as it was. */
+double rnn_output_pass(rnn_work *w, const rnn_output *out, size_t N);
 
-/* The same, and the gradient: of Why and by into grads, of the hidden rows into w->dhidden. When the loss is not
- * finite, grads is as it was. */
-double rnn_output_loss_grad(rnn_work *w, const float *params, const int32_t *y, size_t B, size_t N, float scale,
-                            float *grads);
+/* Sampled softmax: the candidates' columns out of Why and by, and their gradient back into that of all words. */
+void rnn_candidates_gather(rnn_work *w, const float *why, const rnn_train_options *options);
+void rnn_candidates_scatter(rnn_work *w, const rnn_train_options *options, float *dwhy);
 
 /* ---- Inference ------------------------------------------------------------------------------------------------------ */
 

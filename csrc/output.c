@@ -24,9 +24,10 @@
 
 /* One tile: tokens n0 to n0 + rows of a chunk. */
 typedef struct tile {
+    const rnn_output *out;
     const float *hidden; /* (rows, stride) */
     const int32_t *y;    /* (rows) */
-    size_t rows;
+    size_t rows, blocks;
 } tile;
 
 /* From panel to panel of the logits of a block. */
@@ -40,15 +41,16 @@ static size_t logit_at(const rnn_work *w, size_t rows, size_t n, size_t v) {
 
 /* The logits of one block, each row's maximum and the sum of its exponentials, which take the place of the logits.
  * With a gradient, also what the block adds to dh. */
-static void block_forward(rnn_work *w, const float *why, const tile *t, size_t block, bool gradient) {
+static void block_forward(rnn_work *w, const tile *t, size_t block, bool gradient) {
     const rnn_kernels *k = w->kernels;
-    size_t v0 = block * RNN_BLOCK, cols = rnn_min(RNN_BLOCK, w->V - v0), K = w->H + 1, rows = t->rows;
+    size_t V = t->out->columns, v0 = block * RNN_BLOCK, cols = rnn_min(RNN_BLOCK, V - v0);
+    size_t K = w->H + 1, rows = t->rows;
     size_t panel = k->panel, panels = rnn_ceil_div(cols, panel);
     float *packed = w->why + rnn_thread() * K * RNN_BLOCK;
     size_t step = panel_step(w, rows);
     float *z = w->logits + (gradient ? block : rnn_thread()) * w->slot;
     /* A word that is not there has a bias of -inf, so its exponential is 0. */
-    w->block_largest[block] = k->pack(why + v0, w->V, K, cols, -INFINITY, packed);
+    w->block_largest[block] = k->pack(t->out->why + v0, V, K, cols, -INFINITY, packed);
     k->multiply(rows, K, panels, t->hidden, w->stride, packed, z, panel, step, false);
     for (size_t n = 0; n < rows; n++) {
         size_t v = (size_t)t->y[n] - v0;
@@ -69,10 +71,10 @@ static void block_forward(rnn_work *w, const float *why, const tile *t, size_t b
 #define LEAST_FACTOR 8.75651076269652e-27 /* exp(-60) */
 
 /* Row n once all blocks are done: its log-sum-exp and log p, and with dh (stride) also the factors and dL/dh. */
-static void row_forward(rnn_work *w, size_t n, float scale, double *logp, float *dh) {
+static void row_forward(rnn_work *w, size_t blocks, size_t n, float scale, double *logp, float *dh) {
     double max = w->block_max[n], sum = 0.0;
-    for (size_t b = 1; b < w->blocks; b++) max = fmax(max, w->block_max[b * w->rows + n]);
-    for (size_t b = 0; b < w->blocks; b++) {
+    for (size_t b = 1; b < blocks; b++) max = fmax(max, w->block_max[b * w->rows + n]);
+    for (size_t b = 0; b < blocks; b++) {
         double share = exp(w->block_max[b * w->rows + n] - max);
         sum += w->block_sum[b * w->rows + n] * share;
         w->factor[b * w->rows + n] = (float)share;
@@ -81,23 +83,24 @@ static void row_forward(rnn_work *w, size_t n, float scale, double *logp, float 
     *logp = w->target[n] - w->lse[n];
     if (!dh) return;
     size_t H = w->H, stride = w->stride;
-    for (size_t b = 0; b < w->blocks; b++) {
+    for (size_t b = 0; b < blocks; b++) {
         float *factor = w->factor + b * w->rows + n;
         *factor = (float)fmax(*factor / sum, LEAST_FACTOR);
     }
-    w->kernels->weighted_sum(w->blocks, H, w->factor + n, w->rows, w->dhidden_part + n * stride, w->rows * stride, dh);
+    w->kernels->weighted_sum(blocks, H, w->factor + n, w->rows, w->dhidden_part + n * stride, w->rows * stride, dh);
     for (size_t i = 0; i < H; i++) dh[i] = scale * (dh[i] - w->target_why[n * stride + i]);
     memset(dh + H, 0, (stride - H) * sizeof *dh);
 }
 
 /* d[Why; by] of one block: = of the first tile, += of the others. */
-static void block_backward(rnn_work *w, const tile *t, size_t block, float scale, bool add, float *dwhy) {
+static void block_backward(rnn_work *w, const tile *t, size_t block, bool add) {
     const rnn_kernels *k = w->kernels;
-    size_t v0 = block * RNN_BLOCK, cols = rnn_min(RNN_BLOCK, w->V - v0), K = w->H + 1, stride = w->stride;
+    size_t V = t->out->columns, v0 = block * RNN_BLOCK, cols = rnn_min(RNN_BLOCK, V - v0);
+    size_t K = w->H + 1, stride = w->stride;
     float *scaled = w->scaled + rnn_thread() * w->rows * stride;
     float *e = w->logits + block * w->slot;
     for (size_t n = 0; n < t->rows; n++) {
-        float factor = scale * w->factor[block * w->rows + n];
+        float factor = t->out->scale * w->factor[block * w->rows + n];
         for (size_t i = 0; i < K; i++) scaled[n * stride + i] = factor * t->hidden[n * stride + i];
         size_t v = (size_t)t->y[n] - v0;
         if (v < cols) {
@@ -106,16 +109,17 @@ static void block_backward(rnn_work *w, const tile *t, size_t block, float scale
             *target = (float)(*target - fmin(exp(shortfall), 1.0 / LEAST_FACTOR));
         }
     }
-    k->multiply_at(K, t->rows, cols, scaled, stride, e, k->panel, panel_step(w, t->rows), dwhy + v0, w->V, add);
+    k->multiply_at(K, t->rows, cols, scaled, stride, e, k->panel, panel_step(w, t->rows), t->out->dwhy + v0, V, add);
 }
 
 /* All blocks of one tile, then all of its rows. Returns the tile's sum of -log p. */
-static double tile_forward(rnn_work *w, const float *params, const tile *t, size_t n0, float scale, bool gradient) {
+static double tile_forward(rnn_work *w, const tile *t, size_t n0, bool gradient) {
     RNN_OMP(parallel for num_threads(w->threads) schedule(dynamic))
-    for (size_t b = 0; b < w->blocks; b++) block_forward(w, params + w->at.why, t, b, gradient);
+    for (size_t b = 0; b < t->blocks; b++) block_forward(w, t, b, gradient);
     RNN_OMP(parallel for num_threads(w->threads) schedule(static))
     for (size_t n = 0; n < t->rows; n++) {
-        row_forward(w, n, scale, w->logp + n0 + n, gradient ? w->dhidden + (n0 + n) * w->stride : NULL);
+        float *dh = gradient ? w->dhidden + (n0 + n) * w->stride : NULL;
+        row_forward(w, t->blocks, n, t->out->scale, w->logp + n0 + n, dh);
     }
     double loss = 0.0;
     for (size_t n = 0; n < t->rows; n++) loss -= w->logp[n0 + n];
@@ -123,44 +127,51 @@ static double tile_forward(rnn_work *w, const float *params, const tile *t, size
 }
 
 /* The tile that begins at token n0. Tiles are about equal, and whole numbers of register tiles (6 and 4 rows). */
-static tile tile_at(const rnn_work *w, const int32_t *y, size_t B, size_t N, size_t n0) {
+static tile tile_at(const rnn_work *w, const rnn_output *out, size_t N, size_t n0) {
     size_t tiles = rnn_ceil_div(N, w->rows), rows = rnn_min(rnn_round_up(rnn_ceil_div(N, tiles), 12), w->rows);
-    return (tile){w->hidden + (B + n0) * w->stride, y + n0, rnn_min(rows, N - n0)};
+    return (tile){
+        .out = out,
+        .hidden = out->hidden + n0 * w->stride,
+        .y = out->y + n0,
+        .rows = rnn_min(rows, N - n0),
+        .blocks = rnn_ceil_div(out->columns, RNN_BLOCK),
+    };
 }
 
 /* The largest magnitude in Why and by, infinity when one is not finite; known once a tile has gone forward. */
-static double largest_weight(const rnn_work *w) {
+static double largest_weight(const rnn_work *w, size_t blocks) {
     double largest = 0.0;
-    for (size_t b = 0; b < w->blocks; b++) largest = fmax(largest, w->block_largest[b]);
+    for (size_t b = 0; b < blocks; b++) largest = fmax(largest, w->block_largest[b]);
     return largest;
 }
 
-double rnn_output_loss(rnn_work *w, const float *params, const int32_t *y, size_t B, size_t N) {
+static double loss_alone(rnn_work *w, const rnn_output *out, size_t N) {
     double loss = 0.0;
     for (size_t n0 = 0; n0 < N;) {
-        tile t = tile_at(w, y, B, N, n0);
-        loss += tile_forward(w, params, &t, n0, 0.0f, false);
+        tile t = tile_at(w, out, N, n0);
+        loss += tile_forward(w, &t, n0, false);
         n0 += t.rows;
     }
-    return isfinite(largest_weight(w)) ? loss : NAN; /* a bias of -inf is a probability of 0, and no weight */
+    /* A bias of -inf is a probability of 0, and no weight. */
+    return isfinite(largest_weight(w, rnn_ceil_div(out->columns, RNN_BLOCK))) ? loss : NAN;
 }
 
-double rnn_output_loss_grad(rnn_work *w, const float *params, const int32_t *y, size_t B, size_t N, float scale,
-                            float *grads) {
+double rnn_output_pass(rnn_work *w, const rnn_output *out, size_t N) {
+    if (!out->dwhy) return loss_alone(w, out, N);
     double loss = 0.0;
     for (size_t n0 = 0; n0 < N;) {
-        tile t = tile_at(w, y, B, N, n0);
-        loss += tile_forward(w, params, &t, n0, scale, true);
-        double largest = largest_weight(w);
+        tile t = tile_at(w, out, N, n0);
+        loss += tile_forward(w, &t, n0, true);
+        double largest = largest_weight(w, t.blocks);
         if (!isfinite(loss) || !isfinite(largest)) return NAN;
-        /* |h| <= 1, so no logit exceeds the sum of a column's weights. If that sum may overflow, the loss of a later tile
-         * may turn out not finite, and then grads must not have been written. */
-        if (n0 == 0 && N > t.rows && largest * (double)(w->H + 1) > (double)FLT_MAX) {
-            if (!isfinite(rnn_output_loss(w, params, y, B, N))) return NAN;
-            tile_forward(w, params, &t, n0, scale, true);
+        /* No |h| exceeds `bound`, so no logit exceeds that times the sum of a column's weights. If that may overflow,
+         * the loss of a later tile may turn out not finite, and then dwhy must not have been written. */
+        if (n0 == 0 && N > t.rows && largest * (double)(w->H + 1) * out->bound > (double)FLT_MAX) {
+            if (!isfinite(loss_alone(w, out, N))) return NAN;
+            tile_forward(w, &t, n0, true);
         }
         RNN_OMP(parallel for num_threads(w->threads) schedule(dynamic))
-        for (size_t b = 0; b < w->blocks; b++) block_backward(w, &t, b, scale, n0 > 0, grads + w->at.why);
+        for (size_t b = 0; b < t.blocks; b++) block_backward(w, &t, b, n0 > 0);
         n0 += t.rows;
     }
     return loss;

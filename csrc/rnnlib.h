@@ -43,7 +43,7 @@ extern "C" {
 
 /* ---- Version, status codes, limits ---------------------------------------------------------------------------- */
 
-#define RNN_ABI_VERSION 1 /* +1 on any change that code built against the old header would notice */
+#define RNN_ABI_VERSION 2 /* +1 on any change that code built against the old header would notice */
 
 /* One table makes the codes and the messages. Append only: a released number keeps its meaning. */
 #define RNN_STATUS_MAP(X)                                                                                              \
@@ -76,6 +76,7 @@ RNN_API int32_t rnn_abi_version(void);
 RNN_API size_t rnn_sizeof_dims(void);
 RNN_API size_t rnn_sizeof_sampling(void);
 RNN_API size_t rnn_sizeof_adamw(void);
+RNN_API size_t rnn_sizeof_train_options(void);
 
 /* The message of a status: a static string, never NULL. */
 RNN_API const char *rnn_strerror(int32_t status);
@@ -87,9 +88,11 @@ RNN_API int32_t rnn_param_count(const rnn_dims *dims, int64_t *count);
 
 typedef struct rnn_work rnn_work; /* the activations of one chunk; holds no parameters */
 
-/* A workspace for chunks of up to max_steps * max_batch tokens; its size does not grow with max_steps * V. */
-RNN_API int32_t rnn_work_create(const rnn_dims *dims, int32_t max_steps, int32_t max_batch, int32_t threads,
-                                rnn_work **work);
+/* A workspace for chunks of up to max_steps * max_batch tokens; its size does not grow with max_steps * V.
+ * max_candidates: 0, or for sampled softmax the most candidates of a chunk, at most V; such a workspace is for
+ * rnn_train_grad alone, and its size does not grow with V. */
+RNN_API int32_t rnn_work_create(const rnn_dims *dims, int32_t max_steps, int32_t max_batch, int32_t max_candidates,
+                                int32_t threads, rnn_work **work);
 RNN_API void rnn_work_destroy(rnn_work *work); /* accepts NULL */
 
 /* rnn_loss -- the loss of one chunk, nothing learned.
@@ -112,6 +115,31 @@ RNN_API int32_t rnn_loss(rnn_work *work, const float *params, const float *embed
 RNN_API int32_t rnn_loss_grad(rnn_work *work, const float *params, const float *embeddings, const int32_t *x,
                               const int32_t *y, int32_t steps, int32_t batch, float scale, float *state, double *loss,
                               float *grads);
+
+/* What a training step may add to the plain gradient. All zeros: nothing.
+ *
+ *   Dropout     with one mask per stream, the same at every step of the chunk (Gal & Ghahramani 2016): zeros, and
+ *               1 / (1 - rate) elsewhere.
+ *   Sampled     softmax (Bengio & Senecal 2003; Jean et al. 2015): as if the vocabulary were the candidates alone, with
+ *               `correction` added to their logits. With the negative log of the probability that a word is among the
+ *               candidates there, the gradient is that of the full softmax but for noise. */
+typedef struct rnn_train_options {
+    const float *input_mask;   /* (batch,E): multiplies the embeddings; NULL: no dropout */
+    const float *output_mask;  /* (batch,H): multiplies what the output layer sees of the state; NULL: no dropout */
+    const int32_t *candidates; /* (candidate_count): token ids, ascending; NULL unless the workspace is for them */
+    const float *correction;   /* (candidate_count) */
+    int32_t candidate_count;
+    int32_t reserved; /* fills the struct up; not looked at */
+} rnn_train_options;
+
+/* rnn_train_grad -- as rnn_loss_grad, with options; the loss is that of the chunk as the options make it.
+ *   in      y (steps,batch): with sampled softmax, the place of each target among the candidates
+ *   out     grads (P): with sampled softmax, 0 for the words that are no candidates
+ *   RNN_E_ARG when the workspace was made for candidates and there are none, or the reverse; RNN_E_TOKEN when the
+ *   candidates are not ascending ids, or a y is not below candidate_count. */
+RNN_API int32_t rnn_train_grad(rnn_work *work, const float *params, const float *embeddings, const int32_t *x,
+                               const int32_t *y, int32_t steps, int32_t batch, float scale,
+                               const rnn_train_options *options, float *state, double *loss, float *grads);
 
 /* ---- Optimisers: each one pass over memory --------------------------------------------------------------------- */
 

@@ -9,6 +9,8 @@ size_t rnn_sizeof_sampling(void) { return sizeof(rnn_sampling); }
 
 size_t rnn_sizeof_adamw(void) { return sizeof(rnn_adamw); }
 
+size_t rnn_sizeof_train_options(void) { return sizeof(rnn_train_options); }
+
 const char *rnn_strerror(int32_t status) {
     switch (status) {
 #define RNN_STATUS_CASE(name, value, text)                                                                             \

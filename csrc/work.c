@@ -35,6 +35,7 @@ static void lay_out(rnn_work *w, rnn_arena *arena) {
     size_t slots = rnn_max(w->blocks, threads);
     w->hidden = rnn_arena_take(arena, (tokens + w->max_batch) * w->stride, f);
     w->dhidden = rnn_arena_take(arena, tokens * w->stride, f);
+    w->dropped = rnn_arena_take(arena, tokens * w->stride, f);
     w->wxh = rnn_arena_take(arena, w->E * w->stride, f);
     w->whh = rnn_arena_take(arena, w->H * w->stride, f);
     w->whh_t = rnn_arena_take(arena, w->H * w->stride, f);
@@ -52,12 +53,17 @@ static void lay_out(rnn_work *w, rnn_arena *arena) {
     w->target_why = rnn_arena_take(arena, w->rows * w->stride, f);
     w->block_largest = rnn_arena_take(arena, w->blocks, f);
     w->logp = rnn_arena_take(arena, tokens, sizeof(double));
+    size_t sampled = w->sampled ? (w->H + 1) * w->max_columns : 0;
+    w->candidates = rnn_arena_take(arena, sampled, f);
+    w->dcandidates = rnn_arena_take(arena, sampled, f);
 }
 
-int32_t rnn_work_create(const rnn_dims *dims, int32_t max_steps, int32_t max_batch, int32_t threads, rnn_work **work) {
+int32_t rnn_work_create(const rnn_dims *dims, int32_t max_steps, int32_t max_batch, int32_t max_candidates,
+                        int32_t threads, rnn_work **work) {
     if (!dims || !work) return RNN_E_NULL;
     int32_t status = rnn_check_dims(dims);
     if (status) return status;
+    if (max_candidates < 0 || max_candidates > dims->vocab) return RNN_E_DIM;
     if (max_steps < 1 || max_batch < 1 || (int64_t)max_steps * max_batch > RNN_MAX_TOKENS) return RNN_E_DIM;
     if (threads < 1 || threads > RNN_MAX_THREADS) return RNN_E_ARG;
 
@@ -69,7 +75,9 @@ int32_t rnn_work_create(const rnn_dims *dims, int32_t max_steps, int32_t max_bat
     w.max_steps = (size_t)max_steps;
     w.max_batch = (size_t)max_batch;
     w.stride = rnn_round_up(w.H + 1, w.kernels->panel);
-    w.blocks = rnn_ceil_div(w.V, RNN_BLOCK);
+    w.sampled = max_candidates > 0;
+    w.max_columns = w.sampled ? (size_t)max_candidates : w.V;
+    w.blocks = rnn_ceil_div(w.max_columns, RNN_BLOCK);
     w.rows = tile_rows(w.max_steps * w.max_batch, w.blocks * RNN_BLOCK);
 
     w.slot = w.rows * RNN_BLOCK + RNN_SKEW * (RNN_BLOCK / w.kernels->panel);

@@ -394,7 +394,7 @@ static void test_passes(void) {
 
 static rnn_work *work_for(const problem *p, int32_t threads) {
     rnn_work *work = NULL;
-    CHECK(rnn_work_create(&p->dims, (int32_t)p->T, (int32_t)p->B, threads, &work) == RNN_OK);
+    CHECK(rnn_work_create(&p->dims, (int32_t)p->T, (int32_t)p->B, 0, threads, &work) == RNN_OK);
     return need(work);
 }
 
@@ -610,13 +610,13 @@ static void test_training_refusals(void) {
     rnn_work *none = NULL;
     int64_t count = -1;
     for (size_t i = 0; i < 6; i++) {
-        CHECK(rnn_work_create(&bad[i], 1, 1, 1, &none) == RNN_E_DIM);
+        CHECK(rnn_work_create(&bad[i], 1, 1, 0, 1, &none) == RNN_E_DIM);
         CHECK(rnn_param_count(&bad[i], &count) == RNN_E_DIM);
     }
-    CHECK(rnn_work_create(&p.dims, 0, 1, 1, &none) == RNN_E_DIM);
-    CHECK(rnn_work_create(&p.dims, RNN_MAX_TOKENS, 2, 1, &none) == RNN_E_DIM);
-    CHECK(rnn_work_create(&p.dims, 1, 1, 0, &none) == RNN_E_ARG);
-    CHECK(rnn_work_create(NULL, 1, 1, 1, &none) == RNN_E_NULL);
+    CHECK(rnn_work_create(&p.dims, 0, 1, 0, 1, &none) == RNN_E_DIM);
+    CHECK(rnn_work_create(&p.dims, RNN_MAX_TOKENS, 2, 0, 1, &none) == RNN_E_DIM);
+    CHECK(rnn_work_create(&p.dims, 1, 1, 0, 0, &none) == RNN_E_ARG);
+    CHECK(rnn_work_create(NULL, 1, 1, 0, 1, &none) == RNN_E_NULL);
     CHECK(none == NULL && count == -1);
     rnn_work_destroy(NULL);
     rnn_work_destroy(work);
