@@ -117,6 +117,40 @@ def test_both_back_ends_train_alike(text: Path, tmp_path: Path) -> None:
         assert a["validation_loss"] == pytest.approx(b["validation_loss"], abs=1e-4)
 
 
+NOISE = {"dropout": 0.3, "input_dropout": 0.1, "sampled_softmax": 5}
+
+
+def test_both_back_ends_train_alike_under_the_same_noise(text: Path, tmp_path: Path) -> None:
+    """The perplexity is that of the full softmax, whatever was trained with."""
+    from corpus import load_corpus
+
+    for backend in BACKENDS:
+        assert run(backend, *options(text, tmp_path / f"{backend}.safetensors", **NOISE)).returncode == 0
+    assert run("c", *options(text, tmp_path / "plain.safetensors")).returncode == 0
+    ours, theirs, plain = (checkpoint.load(tmp_path / f"{name}.safetensors").history for name in (*BACKENDS, "plain"))
+    for a, b in zip(ours[1:], theirs[1:], strict=True):
+        assert a["validation_loss"] == pytest.approx(b["validation_loss"], abs=1e-4)
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-4)
+    assert abs(ours[-1]["validation_loss"] - plain[-1]["validation_loss"]) > 1e-3
+
+    import torch_rnn
+
+    ids = load_corpus(str(text), vocab_size=14).validation
+    best = min(row["validation_loss"] for row in ours)
+    model = torch_rnn.RNN.load(tmp_path / "c.safetensors")
+    assert -model.log_probabilities(ids).mean() == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_noisy_run_goes_on_with_the_noise_it_would_have_seen(backend: str, text: Path, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    chosen = NOISE | {"schedule": "constant"}  # the cosine's rates depend on how long the run is to be
+    assert run(backend, *options(text, whole, epochs=3, **chosen)).returncode == 0
+    assert run(backend, *options(text, stopped, epochs=1, **chosen)).returncode == 0
+    assert run(backend, *options(text, stopped, epochs=3, **chosen), "--resume").returncode == 0
+    assert same_weights(whole, stopped)
+
+
 @needs_wikitext
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -230,6 +264,7 @@ def test_a_diverging_run_names_the_step_and_keeps_the_last_good_weights(
         ({"vocab_size": 1000}, ["1000", "16"]),
         ({"corpus": "no-such-corpus"}, ["no-such-corpus"]),
         ({"embeddings": "no-such-vectors"}, ["no-such-vectors"]),
+        ({"sampled_softmax": 15}, ["--sampled-softmax", "15", "14"]),
         ({"optimizer": "magic"}, ["magic"]),
         ({"bptt": "many"}, ["many"]),
     ],
@@ -405,6 +440,9 @@ def test_the_command_line_wins_over_the_preset(preset: str) -> None:
     "changed",
     [
         {"momentum": 1.0},
+        {"dropout": 1.0},
+        {"input_dropout": -0.1},
+        {"sampled_softmax": -1},
         {"momentum": 0.5, "optimizer": "adamw"},
         {"weight_decay": 0.1},
         {"clip": math.inf},

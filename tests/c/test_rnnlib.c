@@ -478,6 +478,54 @@ static void test_gradients(void) {
     }
 }
 
+/* Options that say nothing in many words: masks of 1, and candidates that are all the words there are. */
+static void test_options_that_change_nothing(void) {
+    problem p = make_problem(600, 17, 31, 30, 7);
+    size_t P = p.at.count, S = p.B * p.H;
+    float *ones = floats(p.B * (p.E + p.H)), *correction = floats(p.V);
+    int32_t *all = need(malloc(p.V * sizeof *all));
+    for (size_t i = 0; i < p.B * (p.E + p.H); i++) ones[i] = 1.0f;
+    for (size_t v = 0; v < p.V; v++) all[v] = (int32_t)v;
+    rnn_train_options options = {.input_mask = ones, .output_mask = ones};
+    rnn_train_options sampled = {.candidates = all, .correction = correction, .candidate_count = (int32_t)p.V};
+    float *want = floats(P), *grads = random_floats(P, 1.0), *state = copy_floats(p.state, S);
+    rnn_work *work = work_for(&p, 2), *small = NULL;
+    CHECK(rnn_work_create(&p.dims, (int32_t)p.T, (int32_t)p.B, (int32_t)p.V, 2, &small) == RNN_OK);
+    double loss = 0.0, other = 0.0;
+#define TRAIN(work_, y_, options_, grads_, loss_)                                                                      \
+    (memcpy(state, p.state, S * sizeof *state), rnn_train_grad(work_, p.params, p.embeddings, p.x, y_, (int32_t)p.T,   \
+                                                               (int32_t)p.B, 1.0f, options_, state, loss_, grads_))
+    CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, (int32_t)p.T, (int32_t)p.B, 1.0f, state, &loss, want) ==
+          RNN_OK);
+    CHECK(TRAIN(work, p.y, &options, grads, &other) == RNN_OK && loss == other);
+    CHECK(same(want, grads, P * sizeof *grads));
+    CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_OK && loss == other);
+    CHECK(same(want, grads, P * sizeof *grads));
+
+    /* Refusals; the arithmetic of real candidates and masks is compared with torch's in Python. */
+    CHECK(TRAIN(work, p.y, &sampled, grads, &other) == RNN_E_ARG);
+    CHECK(TRAIN(small, p.y, &options, grads, &other) == RNN_E_ARG);
+    CHECK(TRAIN(small, p.y, NULL, grads, &other) == RNN_E_NULL);
+    for (int32_t count = -1; count <= 601; count += 602) {
+        sampled.candidate_count = count;
+        CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_E_DIM);
+    }
+    sampled.candidate_count = (int32_t)p.V - 1;
+    p.y[5] = (int32_t)p.V - 1;
+    CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_E_TOKEN);
+    all[9] = 8;
+    sampled.candidate_count = (int32_t)p.V;
+    CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_E_TOKEN);
+    sampled.correction = NULL;
+    CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_E_NULL);
+    CHECK(same(want, grads, P * sizeof *grads) && loss == other && same(state, p.state, S * sizeof *state));
+#undef TRAIN
+    rnn_work_destroy(work);
+    rnn_work_destroy(small);
+    free(ones), free(correction), free(all), free(want), free(grads), free(state);
+    free_problem(&p);
+}
+
 static void test_extreme_logits(void) {
     for (int kind = 0; kind < 4; kind++) {
         problem p = make_problem(700, 3, 10, 20, 1);
@@ -1133,6 +1181,7 @@ int main(void) {
         {"passes over a vector", test_passes},
         {"the plain model against finite differences", test_plain_model_itself},
         {"loss, state and gradients against the plain model", test_gradients},
+        {"options that change nothing", test_options_that_change_nothing},
         {"extreme logits", test_extreme_logits},
         {"two chunks with the state carried are one", test_carried_state},
         {"training refuses, and leaves outputs untouched", test_training_refusals},
