@@ -24,7 +24,7 @@ import math
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -258,24 +258,25 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     _write(path, _WEIGHTS_FORMAT, metadata, tensors)
 
 
-def load(path: str | os.PathLike[str], *, copy: bool = False) -> Checkpoint:
+def load(
+    path: str | os.PathLike[str], *, copy: bool = False, on_map: Callable[[int, np.memmap], None] | None = None
+) -> Checkpoint:
     """Check a weights file and map it: its tensors are read-only views, read when used, shared by processes.
 
     Only the header and the vocabulary are read. That the numbers are finite takes reading them: check_finite.
     copy: read the tensors into memory instead, writable, and let go of the file: for a trainer, which will
-    save under the same name.   Raises CheckpointError.
+    save under the same name.   on_map: told of the open file and of its mapping, before anything in that is read.
+    Raises CheckpointError.
     """
     with _naming(path):
-        metadata, tensors = _read(path, _WEIGHTS_FORMAT)
+        metadata, tensors = _read(path, _WEIGHTS_FORMAT, copy, on_map)
         expected = {field.name for field in fields(Weights)} | {"vocabulary"}
         if tensors.keys() != expected:
             missing, unknown = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
             raise _Invalid(f"its tensors are not ours: {_show(missing)} missing, {_show(unknown)} unknown")
         # Another writer may have put the vocabulary first, and no float32 is then where a processor wants it.
         arrays = {
-            name: view.copy() if copy or not view.flags.aligned else view
-            for name, view in tensors.items()
-            if name != "vocabulary"
+            name: view if view.flags.aligned else view.copy() for name, view in tensors.items() if name != "vocabulary"
         }
         weights = Weights(**arrays)
         return Checkpoint(
@@ -343,7 +344,7 @@ def save_state(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], m
 def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays (new, writable, in memory) and the values of a resume file. Raises CheckpointError."""
     with _naming(path):
-        metadata, tensors = _read(path, _STATE_FORMAT)
+        metadata, tensors = _read(path, _STATE_FORMAT, copy=True)
         state = _decode_json("state", _metadata(metadata, "state"))
         if not isinstance(state, dict):
             raise _Invalid("state must be a JSON object")
@@ -353,8 +354,13 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
 # ---- Reading the container ---------------------------------------------------------------------------------
 
 
-def _read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """The metadata of a safetensors file of ours, and read-only views of its tensors, all on one mapping."""
+def _read(
+    path: str | os.PathLike[str],
+    kind: str,
+    copy: bool,
+    on_map: Callable[[int, np.memmap], None] | None = None,
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """The metadata of a safetensors file of ours, and views of its tensors: read-only on one mapping, or of a copy."""
     try:
         mode = os.stat(path).st_mode  # before open(): opening a named pipe would wait for a writer
         if stat.S_ISDIR(mode):
@@ -371,7 +377,15 @@ def _read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, str], dict
                     f"{length:,} (at most {MAX_HEADER_BYTES:,})"
                 )
             metadata, entries = _parse_header(file.read(length), size - 8 - length)
-            data = np.memmap(file, np.uint8, "r", shape=(size,)).view(np.ndarray)[8 + length :]
+            if copy:  # without a mapping, which whoever cuts the file short would take from under it
+                data = np.empty(size - 8 - length, np.uint8)
+                if file.readinto(data) != data.size:
+                    raise _Invalid("was cut short while it was read")
+            else:
+                mapping = np.memmap(file, np.uint8, "r", shape=(size,))
+                if on_map:
+                    on_map(file.fileno(), mapping)
+                data = mapping.view(np.ndarray)[8 + length :]
     except _Invalid:
         raise
     except FileNotFoundError as error:

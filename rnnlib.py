@@ -17,7 +17,7 @@ import functools
 import os
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,9 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib
         c_int32,
     ),
     "rnn_score": ([c_void_p, _I32, c_int32, _F32_OUT, _F32_OUT], c_int32),
+    "rnn_guard_add": ([c_void_p, c_size_t], c_int32),
+    "rnn_guard_remove": ([c_void_p], None),
+    "rnn_guard_lost": ([c_void_p], c_int32),
 }
 
 
@@ -476,3 +479,18 @@ class Decoder:
         state = np.zeros(self.model.hidden, dtype=np.float32)
         _check(library().rnn_score(self._handle, ids, ids.size, state, logprobs), f"score of {ids.size} tokens")
         return logprobs
+
+
+# ---- Mapped files --------------------------------------------------------------------------------------------------
+
+
+def guard(mapping: np.memmap) -> Callable[[], bool]:
+    """From now on, pages of `mapping` that its file has lost read as zeros and do not end the process.
+
+    Returns a function that says whether any were lost; it does not keep the mapping alive.
+    Raises RNNLibraryError, RNNError.
+    """
+    lib, address = library(), mapping.ctypes.data
+    _check(lib.rnn_guard_add(address, mapping.nbytes), f"guard of a mapping of {mapping.nbytes:,} bytes")
+    weakref.finalize(mapping, lib.rnn_guard_remove, address)
+    return lambda: bool(lib.rnn_guard_lost(address))

@@ -15,7 +15,7 @@
  *             No function but the *_create ones allocates.
  *   Errors    Every int32_t function returns a status: RNN_OK (0) or a negative RNN_E_*. Arguments are checked first;
  *             a refusal (any status but RNN_OK and RNN_E_CANCELLED) leaves the caller's output buffers untouched.
- *             Nothing prints, exits or keeps global state.
+ *             Nothing prints, exits or keeps global state (but for the guard of mapped files).
  *   Random    numbers are arguments: uniforms in [0,1). The library owns no generator.
  *   Kernels   The inner loops exist for several instruction sets; each handle takes the best that the processor has, or
  *             what the environment variable RNN_ISA names: avx512, avx2, baseline, or reference (plain loops, slow).
@@ -232,6 +232,19 @@ RNN_API int32_t rnn_generate(rnn_decoder *decoder, int32_t n, const int32_t *pro
  *   in/out  state (H): before the first token; on return, after tokens[count-2]. count is at least 2.
  *   out     logp (count-1) */
 RNN_API int32_t rnn_score(rnn_decoder *decoder, const int32_t *tokens, int32_t count, float *state, float *logp);
+
+/* ---- Mapped files ----------------------------------------------------------------------------------------------- */
+
+/* A mapped file loses pages when somebody truncates it, or its disk fails. Who then reads them is sent SIGBUS, and the
+ * process ends. In a guarded range they read as zeros instead, from the first that fails to the range's end, and
+ * rnn_guard_lost says so. That takes a handler of SIGBUS, which the first call installs for the whole process; what
+ * is in no guarded range goes to the handler that was there before. On Windows, which refuses to truncate a mapped
+ * file, the calls do nothing.
+ *   memory, size: what mmap returned, and its length.
+ *   RNN_E_ARG when memory is not the start of a page; RNN_E_NOMEM when 4,096 ranges are guarded already. */
+RNN_API int32_t rnn_guard_add(const void *memory, size_t size);
+RNN_API void rnn_guard_remove(const void *memory);  /* before munmap; accepts what is not guarded */
+RNN_API int32_t rnn_guard_lost(const void *memory); /* 1 when pages of the range were lost, else 0 */
 
 #ifdef __cplusplus
 }

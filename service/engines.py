@@ -49,6 +49,10 @@ class Engine(ABC):
 
     model: LanguageModel
 
+    def intact(self) -> bool:
+        """Whether the weights that all steps until now were made with are the ones that were loaded."""
+        return True
+
     @abstractmethod
     def begin(self) -> Any:
         """The state of a sequence that has seen nothing."""

@@ -5,9 +5,9 @@ loaded stays in a small cache under its name together with the file's inode, tim
 these, so that a file which was replaced, by an upload here, in another process or on a mounted bucket, is seen by the
 next request, while those that run keep the old one until they are done.
 
-A mapped file must be replaced by renaming, as our uploads and trainers do. Who truncates it in place (`cp` over it)
-takes the pages from under the model, and the system then ends the process (SIGBUS), which no program can prevent that
-maps files of others. For folders where that may happen, RNN_WEIGHTS_MODE=read copies the weights to memory instead.
+A mapped file must be replaced by renaming, as our uploads and trainers do. Who changes it in place (`cp` over it) ends
+the requests that run on it with an error (service/watch.py); the next ones load it anew. For folders where that is the
+custom, RNN_WEIGHTS_MODE=read copies the weights to memory instead, and those requests end well.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import stat
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +28,12 @@ from typing import Any, NamedTuple
 import checkpoint
 from checkpoint import BACKENDS, Checkpoint
 from errors import UserError
-from rnnlib import RNNLibraryError
+from rnnlib import RNNLibraryError, library
 from service.engines import CEngine, Engine, TorchEngine
 from service.errors import BackendMissing, InvalidRequest, NotReady, WeightsNotFound, WeightsUnusable
 from service.metrics import Metrics
 from service.settings import Settings
+from service.watch import Watch
 from text import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -90,11 +92,19 @@ class Summary:
 class Entry:
     """One version of a weights file: mapped, and with the models that were asked for."""
 
-    def __init__(self, summary: Summary, fingerprint: Fingerprint, source: Checkpoint, settings: Settings) -> None:
+    def __init__(
+        self,
+        summary: Summary,
+        fingerprint: Fingerprint,
+        source: Checkpoint,
+        settings: Settings,
+        intact: Callable[[], bool],
+    ) -> None:
         self.name = summary.name
         self.sha256 = summary.sha256 or ""
         self.fingerprint = fingerprint
         self.vocabulary = Vocabulary(source.vocabulary)
+        self.intact = intact
         self._source = source
         self._settings = settings
         self._engines: dict[str, Engine] = {}
@@ -116,6 +126,7 @@ class Entry:
                     ) from error
                 except (UserError, MemoryError) as error:
                     raise WeightsUnusable(f"the weights {self.name} cannot be used: {error}") from error
+                self._engines[backend].intact = self.intact
                 log.info("loaded %s for %s in %.3f s", self.name, backend, time.monotonic() - started)
             return self._engines[backend]
 
@@ -179,17 +190,17 @@ class Registry:
         for _ in range(3):  # a file that is replaced just now is looked at again
             fingerprint = self._fingerprint(name)
             entry = self._kept(name)
-            if entry and entry.fingerprint == fingerprint:
+            if entry and entry.fingerprint == fingerprint and entry.intact():
                 return entry
             with self._loading:
                 if self._entries.get(name) is not entry:
                     continue  # another request has loaded it meanwhile
-                summary, source = self._read(name, fingerprint)
-                if self._fingerprint(name) != fingerprint:
+                summary, source, intact = self._read(name, fingerprint)
+                if self._fingerprint(name) != fingerprint or not intact():
                     continue
                 if source is None:
                     raise WeightsUnusable(f"the weights {name} cannot be used: {summary.problem}")
-                entry = Entry(summary, fingerprint, source, self._settings)
+                entry = Entry(summary, fingerprint, source, self._settings, intact)
                 self._keep(entry)
                 return entry
         raise WeightsUnusable(f"the weights {name} are being replaced over and over: try again")
@@ -209,7 +220,7 @@ class Registry:
         name = self._name(name)
         fingerprint = self._fingerprint(name)
         entry = self._kept(name)
-        if entry and entry.fingerprint == fingerprint and backend in entry.loaded:
+        if entry and entry.fingerprint == fingerprint and entry.intact() and backend in entry.loaded:
             return entry, entry.engine(backend)
         return None
 
@@ -277,8 +288,8 @@ class Registry:
         except OSError as error:
             raise WeightsNotFound(f"there are no weights named {name}: GET /weights lists what there is") from error
 
-    def _read(self, name: str, fingerprint: Fingerprint) -> tuple[Summary, Checkpoint | None]:
-        """Check and map a file."""
+    def _read(self, name: str, fingerprint: Fingerprint) -> tuple[Summary, Checkpoint | None, Callable[[], bool]]:
+        """Check and map a file. Returns what is told of it, what it holds, and what says whether that still holds."""
         path = self.path(name)
         before = self._summaries.get(name)
         sha256 = before[1].sha256 if before and before[0] == fingerprint else None
@@ -287,9 +298,14 @@ class Registry:
             "size": fingerprint.size,
             "modified": fingerprint.modified_ns / 1e9,
         }
-        source = None
+        source, passing = None, False
+        watches: list[Watch] = []
         try:
-            source = checkpoint.load(path, copy=self._settings.weights_mode == "read")
+            source = checkpoint.load(
+                path,
+                copy=self._settings.weights_mode == "read" or not _can_guard(),
+                on_map=lambda handle, mapping: watches.append(Watch(handle, mapping)),
+            )
             summary = Summary(
                 **known,
                 sha256=sha256 or _sha256(path),
@@ -304,12 +320,19 @@ class Registry:
         except checkpoint.CheckpointError as error:
             summary = Summary(**known, problem=public_reason(error, path))
             log.warning("%s", error)
+            passing = isinstance(getattr(error.__cause__, "__cause__", None), OSError)  # not the file's own fault
         except OSError as error:
-            summary = Summary(**known, problem="it cannot be read")
+            summary, passing = Summary(**known, problem="it cannot be read"), True
             log.warning("%s cannot be read: %s", path, error)
+        except MemoryError:
+            summary, passing = Summary(**known, problem="there is no memory left for it"), True
+            log.warning("%s: out of memory", path)
         with self._lock:
-            self._summaries[name] = fingerprint, summary
-        return summary, source
+            if passing:  # the next request tries again
+                self._summaries.pop(name, None)
+            else:
+                self._summaries[name] = fingerprint, summary
+        return summary, source, lambda: all(watch.intact() for watch in watches)
 
     def _keep(self, entry: Entry) -> None:
         with self._lock:
@@ -317,6 +340,15 @@ class Registry:
             self._entries.move_to_end(entry.name)
             while len(self._entries) > self._settings.cached_weights:
                 self._entries.popitem(last=False)
+
+
+def _can_guard() -> bool:
+    """Whether mapped files can be guarded, which takes the C library. A service of torch alone does without it."""
+    try:
+        return bool(library())
+    except RNNLibraryError as error:
+        log.warning("%s: until then weights are copied, not mapped", error)
+        return False
 
 
 def _sha256(path: Path) -> str:

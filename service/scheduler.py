@@ -23,7 +23,7 @@ import numpy as np
 
 from language_model import Sampling
 from service.engines import Engine, Feed, Step
-from service.errors import Busy, ClientGone, Internal, ServiceError, ShuttingDown, TimeLimit
+from service.errors import Busy, ClientGone, Internal, ServiceError, ShuttingDown, TimeLimit, WeightsUnusable
 from service.metrics import BackendMetrics
 from service.wording import Phrase, ends_with, held_back
 
@@ -257,15 +257,13 @@ class Scheduler:
             try:
                 if sequence.prefill():
                     ready.setdefault(sequence.engine, []).append((run, sequence))
-            except Exception:
-                log.exception("a prompt failed")
-                self._fail({run}, Internal())
+            except Exception as error:
+                self._fail({run}, _reason(sequence.engine, error))
         for engine, pairs in ready.items():
             try:
                 self._advance(engine, pairs)
-            except Exception:  # not the service's end, but that of the sequences that were in the call
-                log.exception("a step of %d sequences failed", len(pairs))
-                self._fail({run for run, _ in pairs}, Internal())
+            except Exception as error:  # not the service's end, but that of the sequences that were in the call
+                self._fail({run for run, _ in pairs}, _reason(engine, error))
 
     def _let_go(self, now: float) -> None:
         with self._condition:
@@ -289,6 +287,8 @@ class Scheduler:
     def _advance(self, engine: Engine, pairs: list[tuple[Run, TokenSequence]]) -> None:
         feeds, states = zip(*(sequence.feed() for _, sequence in pairs), strict=True)
         steps, states = engine.step(feeds, states)
+        if not engine.intact():
+            raise RuntimeError("the weights have changed")
         now = time.monotonic()
         touched = set()
         for (run, sequence), step, state in zip(pairs, steps, states, strict=True):
@@ -314,6 +314,15 @@ class Scheduler:
             runs[0].loop.call_soon_threadsafe(_set_changed, runs)
         except RuntimeError:  # the loop is closed: nobody reads any more
             log.debug("nobody reads: the event loop is closed")
+
+
+def _reason(engine: Engine, error: Exception) -> ServiceError:
+    """What the clients are told whose sequences a failure ends."""
+    if not engine.intact():
+        log.warning("a weights file was changed in place: requests that ran on it are ended")
+        return WeightsUnusable("the weights were changed while the request ran on them: send it again")
+    log.error("a step or a prompt failed", exc_info=error)
+    return Internal()
 
 
 def _goes_on(run: Run, sequence: TokenSequence) -> bool:

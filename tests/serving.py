@@ -59,6 +59,19 @@ def until(condition: Callable[[], Any]) -> Any:
     return said
 
 
+def read_until(connection: socket.socket, wanted: bytes) -> bytes:
+    received = b""
+    while wanted not in received:
+        piece = connection.recv(65536)
+        assert piece, received
+        received += piece
+    return received
+
+
+def read_all(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
 class Server:
     """`uvicorn api:app --http h11` in a process of its own, on a free port, with its log in a file."""
 

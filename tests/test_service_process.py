@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from serving import ADMIN, GUARD_SECONDS, Server, needs_library, save_tiny, until
+from serving import ADMIN, GUARD_SECONDS, Server, needs_library, read_all, read_until, save_tiny, until
 
 from service.settings import Settings, SettingsError, table, variable
 
@@ -50,19 +49,6 @@ def start(folder: Path, tmp_path: Path) -> Iterator[StartServer]:
     yield start
     for server in servers:
         server.close()
-
-
-def read_until(connection: socket.socket, wanted: bytes) -> bytes:
-    received = b""
-    while wanted not in received:
-        piece = connection.recv(65536)
-        assert piece, received
-        received += piece
-    return received
-
-
-def read_all(connection: socket.socket) -> bytes:
-    return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 # ---- Streams and clients that go away -------------------------------------------------------------------------------

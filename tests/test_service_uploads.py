@@ -316,7 +316,7 @@ def test_a_folder_that_cannot_be_written(client: TestClient, sound: bytes, monke
 @pytest.mark.parametrize(
     ("script", "status", "code"),
     [
-        ("echo /secret/path >&2; kill -SEGV $$", 422, "invalid_weights"),
+        ("echo /secret/path >&2; kill -ABRT $$", 422, "invalid_weights"),
         ("echo /secret/path >&2; exit 3", 500, "internal"),
         ("echo /secret/path >&2; echo no good; exit 2", 422, "invalid_weights"),
         ('echo "$RNN_ADMIN_TOKEN$RNN_API_TOKEN$RNN_PRELOAD"; exit 2', 422, "invalid_weights"),
