@@ -1,7 +1,8 @@
 # Every task of the project. `make help` lists them.
 # CC, CFLAGS, LDFLAGS and PYTHON are honoured: make lib CC=clang OMP=0
 
-.PHONY: help train serve load test test-slow test-c lint format lib bench clean
+.PHONY: help train serve load test test-slow test-c lint format lib bench clean \
+        test-san test-threads run-threads test-valgrind run-valgrind fuzz run-fuzz
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -43,9 +44,12 @@ EXT  ?= so
 OMP  ?= 1
 SAN  ?= 0
 OMP_FLAGS := $(if $(filter 1,$(OMP)),-fopenmp)
-comma := ,
-# gcc's AddressSanitizer and UBSan; such a library stays in build/, never in lib/.
-SAN_FLAGS := $(if $(filter 1,$(SAN)),-fsanitize=address$(comma)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
+# SAN=1: AddressSanitizer and UBSan; thread: ThreadSanitizer; fuzz: as 1, with libFuzzer's coverage (clang). Such a
+# library stays in build/, never in lib/.
+SAN_FLAGS_1      := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
+SAN_FLAGS_thread := -fsanitize=thread -fno-omit-frame-pointer -g
+SAN_FLAGS_fuzz   := $(SAN_FLAGS_1) -fsanitize=fuzzer-no-link
+SAN_FLAGS        := $(SAN_FLAGS_$(SAN))
 
 # -O3 and no fast-math: the library checks for NaN and infinity, and -ffast-math compiles such checks away.
 CFLAGS ?= -O3
@@ -56,6 +60,9 @@ override CFLAGS += -std=c11 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wvla
 # one instruction, and -fno-math-errno vectorises sqrtf; neither is fast-math. The compiler is asked what it compiles
 # for, not uname, so that cross builds are right.
 KERNEL_FLAGS := -ffp-contract=fast -fno-math-errno
+ifeq ($(SAN),fuzz) # counting the turns of inner loops makes them ten times slower, and finds nothing
+KERNEL_FLAGS += -fno-sanitize=fuzzer-no-link
+endif
 AVX2_FLAGS   := -mavx2 -mfma
 AVX512_FLAGS := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512
 ISAS         := baseline
@@ -63,7 +70,7 @@ ISAS         := baseline
 # Objects lie in a folder keyed by what changes them, so that no build meets another's.
 BUILD   := build/$(notdir $(CC))-$(EXT)-omp$(OMP)-san$(SAN)
 OBJECTS := $(patsubst csrc/%.c,$(BUILD)/%.o,$(wildcard csrc/*.c))
-LIBRARY := $(if $(filter 1,$(SAN)),$(BUILD),lib)/rnnlib.$(EXT)
+LIBRARY := $(if $(filter 0,$(SAN)),lib,$(BUILD))/rnnlib.$(EXT)
 
 ifneq ($(filter x86_64%,$(shell $(CC) -dumpmachine 2>/dev/null)),)
 ISAS    := avx512 avx2 baseline
@@ -95,9 +102,10 @@ $(BUILD)/kernels.avx512.o: csrc/kernels.c Makefile
 
 # ---- Tests and style --------------------------------------------------------------------------------------------------
 
-# With SAN=1 the library needs its sanitizer's runtime loaded before Python; Python's own allocations are not its matter.
-SAN_ENV := $(if $(filter 1,$(SAN)),LD_PRELOAD=$(shell $(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
-             RNNLIB_PATH="$(CURDIR)/$(LIBRARY)")
+# With SAN=1 the library needs its sanitizer's runtime loaded before Python, and with it libstdc++, whose exceptions it
+# watches; Python's own allocations are not its matter.
+SAN_ENV := $(if $(filter 1,$(SAN)),ASAN_OPTIONS=detect_leaks=0 RNNLIB_PATH="$(CURDIR)/$(LIBRARY)" \
+             LD_PRELOAD="$(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libstdc++.so)")
 C_TEST  := $(BUILD)/test_rnnlib
 
 test: $(VENV)/.dev lib test-c ## run the fast tests (SAN=1: under the address and undefined-behaviour sanitizers)
@@ -106,8 +114,8 @@ test: $(VENV)/.dev lib test-c ## run the fast tests (SAN=1: under the address an
 test-c: $(C_TEST) ## run the C tests on every instruction set
 	@for isa in $(ISAS) reference; do echo "RNN_ISA=$$isa"; RNN_ISA=$$isa $< || exit 1; done
 
-$(C_TEST): tests/c/test_rnnlib.c $(OBJECTS) Makefile
-	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $< $(OBJECTS) -lm
+$(BUILD)/test_%: tests/c/test_%.c $(OBJECTS) Makefile
+	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $< $(OBJECTS) -lm -lpthread
 
 test-slow: $(VENV)/.dev lib ## run the tests that take minutes
 	$(PY) -m pytest -q -m slow
@@ -125,6 +133,52 @@ format: $(VENV)/.dev ## rewrite the sources in the project's style
 bench: $(VENV)/.run lib ## compare C with PyTorch: a table, bench/results/bench.jsonl, plots in docs/ (QUICK=1: fewer cases)
 	$(PY) bench/bench.py $(if $(QUICK),--quick)
 	$(PY) bench/plots.py
+
+# ---- Hard to break: what takes minutes; docs/reliability.md has the figures ------------------------------------------
+
+test-san: ## the tests under gcc's address and undefined-behaviour sanitizers
+	$(MAKE) test SAN=1 CC=gcc
+
+# gcc's OpenMP is unknown to ThreadSanitizer. clang's is known, through archer; where it is missing: threads of our own.
+TSAN_OMP = $(if $(wildcard $(shell clang -print-file-name=include/omp.h)),1,0)
+
+test-threads: ## the C tests under ThreadSanitizer: one model, many threads, models replaced under load
+	$(MAKE) run-threads CC=clang SAN=thread OMP=$(TSAN_OMP)
+
+TSAN := OMP_NUM_THREADS=3 OMP_WAIT_POLICY=passive TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1"
+
+run-threads: $(BUILD)/test_threads $(C_TEST)
+	$(TSAN) $(BUILD)/test_threads
+	$(TSAN) $(C_TEST)
+
+VALGRIND := valgrind --quiet --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite,possible
+
+test-valgrind: ## the C tests under valgrind's memcheck, which knows AVX2 but no AVX-512
+	$(MAKE) run-valgrind OMP=0
+
+run-valgrind: $(BUILD)/test_threads $(C_TEST)
+	for isa in avx2 reference; do RNN_ISA=$$isa $(VALGRIND) $(C_TEST) || exit 1; done
+	RNN_ISA=avx2 $(VALGRIND) $(BUILD)/test_threads
+
+FUZZ_RUNS ?= 10000000
+FUZZ_ISAS ?= $(ISAS) reference
+
+fuzz: ## libFuzzer on the C library: FUZZ_RUNS inputs (10 million), in equal parts for each instruction set
+	$(MAKE) run-fuzz CC=clang OMP=0 SAN=fuzz
+
+FUZZER := $(BUILD)/fuzz_rnnlib
+FUZZ   := -runs=$$(($(FUZZ_RUNS) / $(words $(FUZZ_ISAS)))) -max_len=300 -len_control=0 -timeout=20 -rss_limit_mb=2048 \
+          -verbosity=0 -print_final_stats=1 -artifact_prefix=$(BUILD)/
+run-fuzz: export ASAN_OPTIONS = allocator_may_return_null=1:max_allocation_size_mb=64
+run-fuzz: $(FUZZER)
+	@for isa in $(FUZZ_ISAS); do \
+	    mkdir -p $(BUILD)/corpus-$$isa; log=$(BUILD)/fuzz-$$isa.log; echo "RNN_ISA=$$isa"; \
+	    RNN_ISA=$$isa $< $(FUZZ) $(BUILD)/corpus-$$isa >$$log 2>&1 || { tail -n 60 $$log; exit 1; }; \
+	    grep -E '^stat::(number|average|peak)' $$log; \
+	done
+
+$(FUZZER): tests/c/fuzz_rnnlib.c $(OBJECTS) Makefile
+	$(CC) $(CFLAGS) -fsanitize=fuzzer -Icsrc -o $@ $< $(OBJECTS) -lm
 
 clean: ## remove what was built; weights and the virtual environment stay
 	rm -rf build lib

@@ -821,7 +821,7 @@ def test_check_finite_looks_at_every_block_in_little_memory() -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 3 << 20  # the weights take 36 MB
+    assert peak < 4 << 20  # the weights take 36 MB
 
 
 def test_diverged_weights_do_not_replace_good_ones(path: Path) -> None:
