@@ -1,7 +1,7 @@
 # Every task of the project. `make help` lists them.
 # CC, CFLAGS, LDFLAGS and PYTHON are honoured: make lib CC=clang OMP=0
 
-.PHONY: help train serve load test test-slow test-c lint format lib bench clean \
+.PHONY: help train serve load test test-slow test-c lint format lib bench results clean \
         test-san test-threads run-threads test-valgrind run-valgrind fuzz run-fuzz
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
@@ -179,6 +179,8 @@ run-fuzz: $(FUZZER)
 
 $(FUZZER): tests/c/fuzz_rnnlib.c $(OBJECTS) Makefile
 	$(CC) $(CFLAGS) -fsanitize=fuzzer -Icsrc -o $@ $< $(OBJECTS) -lm
+results: $(VENV)/.run lib ## train `best` on WikiText-2 beside n-grams, `reference` and torch: hours (CORPUS=FOLDER:wikitext-2-v1)
+	$(PY) bench/results.py $(if $(CORPUS),--corpus $(CORPUS))
 
 clean: ## remove what was built; weights and the virtual environment stay
 	rm -rf build lib

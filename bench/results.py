@@ -1,0 +1,142 @@
+"""What each model reaches on WikiText-2's tokens: one table, and perplexity over seconds in one picture.
+
+python bench/results.py                                               the dataset hub's WikiText-2
+python bench/results.py --corpus ../shared/wikitext:wikitext-2-v1     a local copy of it
+
+Trains what has no weights file in --folder yet, goes on with what was stopped, and otherwise only evaluates. The recipe
+was chosen by the validation figures; the test figure of the model that they chose is computed here, once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import checkpoint
+from bench.ngram import KneserNey
+from corpus import Corpus, load_corpus
+from rnn import RNN
+
+ORDER = 5  # words of the n-grams
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to train: the program, its preset, and the options that differ."""
+
+    name: str
+    program: str
+    preset: str
+    options: tuple[str, ...] = ()
+
+    def train(self, corpus: str, folder: Path) -> Path:
+        """The weights file; the run goes on where it was stopped, or begins."""
+        path = folder / f"{self.name.replace(' ', '-')}.safetensors"
+        resume = path.with_suffix(".resume")
+        if not (path.exists() and _finished(path)):
+            arguments = ["--preset", self.preset, "--corpus", corpus, "--embeddings", "train", "--out", str(path)]
+            more = ["--resume"] if resume.exists() else []
+            subprocess.run([sys.executable, self.program, *arguments, *self.options, *more], cwd=ROOT, check=True)
+        return path
+
+
+MODELS = {
+    "reference": Model("reference", "main.py", "reference"),
+    "c-100": Model("best, H = 100", "main.py", "best", ("--hidden-size", "100")),
+    "c": Model("best", "main.py", "best"),
+    "torch": Model("best, torch", "torch_rnn.py", "best"),
+}
+
+
+def _finished(path: Path) -> bool:
+    config = checkpoint.load(path).config
+    rows = metrics(path)
+    stale = len(rows) - 1 - min(range(len(rows)), key=lambda i: rows[i]["validation_loss"])
+    return rows[-1]["epoch"] >= config["epochs"] or 0 < config["patience"] <= stale
+
+
+def metrics(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+
+
+def yardsticks(corpus: Corpus) -> list[tuple[str, float]]:
+    """Validation perplexities of the models that only count."""
+    vocab = len(corpus.vocabulary)
+    return [
+        ("unigram", KneserNey(corpus.train, vocab, 1).perplexity(corpus.validation)),
+        (f"Kneser-Ney {ORDER}-gram", KneserNey(corpus.train, vocab, ORDER).perplexity(corpus.validation)),
+    ]
+
+
+def draw(path: Path, runs: list[tuple[str, list[dict[str, float]]]], yardstick: tuple[str, float]) -> None:
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    axes = FigureCanvasAgg(figure).figure.subplots()
+    for name, rows in runs:
+        axes.plot(
+            [row["seconds"] / 60 for row in rows[1:]],
+            [row["validation_perplexity"] for row in rows[1:]],
+            marker="o",
+            markersize=3,
+            linewidth=1.5,
+            label=name,
+        )
+    axes.axhline(yardstick[1], color="0.5", linestyle="--", linewidth=1)
+    axes.annotate(
+        yardstick[0], (1, yardstick[1]), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.4"
+    )
+    axes.set(xlabel="minutes of training", ylabel="validation perplexity", yscale="log")
+    ticks = [250, 300, 350, 400, 500, 600, 800, 1000, 1500]
+    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3, linewidth=0.5)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", default="wikitext-2-v1", help="WikiText-2 (default: the dataset hub's)")
+    parser.add_argument("--folder", type=Path, default=ROOT / "weights", help="where the weights files are and go")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "results.png", help="the PNG to write")
+    options = parser.parse_args()
+
+    paths = {name: MODELS[name].train(options.corpus, options.folder) for name in options.models}
+    corpus = load_corpus(options.corpus, vocab_size=None)
+    counted = yardsticks(corpus)
+    print(f"\n{'model':<22}{'hidden':>7}{'epochs':>8}{'minutes':>9}{'validation':>12}{'test':>8}   perplexity")
+    for name, perplexity in counted:
+        print(f"{name:<22}{'':>24}{perplexity:>12.1f}")
+    runs = []
+    for key, path in paths.items():
+        rows, config = metrics(path), checkpoint.load(path).config
+        best = min(rows, key=lambda row: row["validation_loss"])
+        test = ""
+        if key == "c" and corpus.test is not None:
+            test = f"{math.exp(-np.mean(RNN.load(path).log_probabilities(corpus.test))):.1f}"
+        print(
+            f"{MODELS[key].name:<22}{config['hidden_size']:>7}{best['epoch']:>4.0f}/{config['epochs']:<3}"
+            f"{rows[-1]['seconds'] / 60:>9.1f}{best['validation_perplexity']:>12.1f}{test:>8}"
+        )
+        if key != "reference":
+            runs.append((MODELS[key].name, rows))
+    if runs:
+        draw(options.picture, runs, counted[-1])
+        print(f"\n{options.picture}")
+
+
+if __name__ == "__main__":
+    main()
