@@ -179,6 +179,8 @@ run-fuzz: $(FUZZER)
 
 $(FUZZER): tests/c/fuzz_rnnlib.c $(OBJECTS) Makefile
 	$(CC) $(CFLAGS) -fsanitize=fuzzer -Icsrc -o $@ $< $(OBJECTS) -lm
+
+
 results: $(VENV)/.run lib ## train `best` on WikiText-2 beside n-grams, `reference` and torch: hours (CORPUS=FOLDER:wikitext-2-v1)
 	$(PY) bench/results.py $(if $(CORPUS),--corpus $(CORPUS))
 
