@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,10 +13,11 @@ from typing import NamedTuple
 from language_model import MAX_SEED, PromptError, Sampling, check_seed
 from service import schemas
 from service.engines import Engine, Step
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, TimeLimit, WeightsUnusable
 from service.metrics import Metrics
 from service.registry import Entry, Registry
-from service.scheduler import Run, Scheduler, TokenSequence
+from service.scheduler import Scheduler
+from service.sequences import Run, TokenSequence
 from service.settings import Settings
 from service.wording import parse_stop
 
@@ -53,19 +54,17 @@ class Work:
         self.entry = entry
         self.prompts = prompts
         self.run = run
+        self._told = [0] * len(run.sequences)
 
-    async def steps(self, silence: float) -> AsyncIterator[list[tuple[int, list[Step]]]]:
-        """(sequence, new steps) as they come; an empty list after `silence` seconds without."""
-        shown = [0] * len(self.run.sequences)
-        async for changed in self.run.changes(silence):
-            news = []
-            for index, sequence in enumerate(self.run.sequences):
-                visible = sequence.visible
-                if visible > shown[index]:
-                    news.append((index, sequence.steps[shown[index] : visible]))
-                    shown[index] = visible
-            if news or not changed:
-                yield news
+    def news(self) -> list[tuple[int, list[Step]]]:
+        """(sequence, steps that can be shown and were not told of before)."""
+        news = []
+        for index, sequence in enumerate(self.run.sequences):
+            told, visible = self._told[index], sequence.visible
+            if visible > told:
+                news.append((index, sequence.steps[told:visible]))
+                self._told[index] = visible
+        return news
 
     def token(self, step: Step) -> schemas.Token:
         words = self.entry.vocabulary.words
@@ -114,27 +113,38 @@ class Generator:
     async def start(self, order: Order) -> Work:
         """Raises the ServiceErrors of a request that cannot be served, before any token is made."""
         arrived = time.monotonic()
-        entry, engine = await self._engine(order.backend, order.weights)
-        prompts = await asyncio.to_thread(_encode, engine, order.prompts)
-        self._check_size(order, prompts)
-        self._metrics.prompt_tokens.labels(order.backend).inc(sum(len(prompt.ids) for prompt in prompts))
-        run = Run(
-            self._sequences(order, entry, engine, prompts),
-            created_at=arrived,
-            seconds=self._settings.request_seconds,
-            every_token=order.stream,
-        )
+        seconds = self._settings.request_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                prepared = await asyncio.to_thread(self._prepare, order)
+                if prepared is None:
+                    await self._load(order)
+                    prepared = await asyncio.to_thread(self._prepare, order)
+        except TimeoutError:
+            raise TimeLimit(f"the model was not loaded within {seconds:g} seconds: try again later") from None
+        if prepared is None:  # replaced, or pushed out by others, since it was loaded
+            raise WeightsUnusable("the weights are being replaced over and over: try again")
+        entry, prompts, sequences = prepared
+        run = Run(sequences, created_at=arrived, seconds=seconds, every_token=order.stream)
         self._schedulers[order.backend].submit(run)
+        self._metrics.prompt_tokens.labels(order.backend).inc(sum(len(prompt.ids) for prompt in prompts))
         return Work(order, entry, prompts, run)
 
-    async def _engine(self, backend: str, weights: str | None) -> tuple[Entry, Engine]:
-        found = await asyncio.to_thread(self._registry.loaded_engine, backend, weights)
+    def _prepare(self, order: Order) -> tuple[Entry, list[Prompt], list[TokenSequence]] | None:
+        """All that takes a file system's time, or a processor's; None where a model must be loaded first."""
+        found = self._registry.loaded_engine(order.backend, order.weights)
         if found is None:
-            load = contextvars.copy_context().run  # as asyncio.to_thread does: the log names the request
-            found = await asyncio.get_running_loop().run_in_executor(
-                self._loaders[backend], load, self._registry.engine, backend, weights
-            )
-        return found
+            return None
+        entry, engine = found
+        prompts = _encode(engine, order.prompts)
+        self._check_size(order, prompts)
+        return entry, prompts, self._sequences(order, entry, engine, prompts)
+
+    async def _load(self, order: Order) -> None:
+        load = contextvars.copy_context().run  # as asyncio.to_thread does: the log names the request
+        await asyncio.get_running_loop().run_in_executor(
+            self._loaders[order.backend], load, self._registry.engine, order.backend, order.weights
+        )
 
     def _check_size(self, order: Order, prompts: list[Prompt]) -> None:
         # Each token is kept, with its alternatives, until the request is answered.

@@ -36,17 +36,9 @@ class BackendMetrics:
         self.running = metrics.running.labels(backend)
         self.waiting = metrics.waiting.labels(backend)
         self.cancelled = metrics.cancelled.labels(backend)
-        self._tokens = metrics.tokens.labels(backend)
-        self._first = metrics.first_token_seconds.labels(backend)
-        self._between = metrics.between_tokens_seconds.labels(backend)
-
-    def token(self, *, since: float | None, created: float, now: float) -> None:
-        """One token of a run made at `created`. since: the time of its sequence's token before; None at the first."""
-        self._tokens.inc()
-        if since is None:
-            self._first.observe(now - created)
-        else:
-            self._between.observe(now - since)
+        self.tokens = metrics.tokens.labels(backend)
+        self.first_token = metrics.first_token_seconds.labels(backend).observe
+        self.next_token = metrics.between_tokens_seconds.labels(backend).observe
 
 
 class Metrics:

@@ -3,179 +3,27 @@
 One thread for each back end owns the engines. Between two tokens it lets finished, cancelled and overdue sequences go,
 and takes in those that wait (Orca, Yu et al. 2022). A request's tokens are kept in its sequences until it is answered,
 at most max_tokens of each, so that a slow reader holds nobody back.
-
-A `Run` is the work of one request. The event loop makes it, awaits it and may cancel it; the thread writes to it.
-Lists only grow, flags are only set, so that neither side needs a lock to read what the other wrote.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
-import numpy as np
-
-from language_model import Sampling
-from service.engines import Engine, Feed, Step
-from service.errors import Busy, ClientGone, Internal, ServiceError, ShuttingDown, TimeLimit, WeightsUnusable
+from service.engines import Engine
+from service.errors import Busy, Internal, ServiceError, ShuttingDown, TimeLimit, WeightsUnusable
 from service.metrics import BackendMetrics
-from service.wording import Phrase, ends_with, held_back
+from service.sequences import Run, TokenSequence
 
 log = logging.getLogger(__name__)
 
-PREFILL_TOKENS = 64  # of a prompt at a time, so that a long one does not hold the others' next token up for long
-
-
-class TokenSequence:
-    """One prompt and what is written after it.
-
-    prompt: ids; at least one.   eos: the id that ends it; None to go on after the end of a sentence.
-    scored: its prompt's tokens but the first are steps too, which tell how probable they are.
-    max_tokens: may be 0 when it is scored.   uniforms: (max_tokens,) draw its tokens: its own, whatever its company.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        prompt: Sequence[int],
-        *,
-        max_tokens: int,
-        sampling: Sampling,
-        seed: int,
-        eos: int | None,
-        stop: Sequence[Phrase] = (),
-        top: int = 0,
-        scored: bool = False,
-    ) -> None:
-        self.engine = engine
-        self.prompt = tuple(prompt)
-        self.max_tokens = max_tokens
-        self.seed = seed
-        self.prompt_steps = len(self.prompt) - 1 if scored else 0
-        self.steps: list[Step] = []  # the prompt's, then the new ones
-        self.visible = 0  # how many of them can be shown: the rest may be the start of a stop phrase
-        self.finish_reason: str | None = None  # "eos", "stop" or "length"
-        self.started_at: float | None = None  # this and the next two on the clock of time.monotonic
-        self.first_at: float | None = None
-        self.last_at: float | None = None
-        self._sampling = sampling
-        self._uniforms = np.random.default_rng(seed).random(max_tokens).tolist()
-        self._eos = eos
-        self._stop = stop
-        self._top = top
-        self._new: list[int] = []
-        self._prefilled = 0
-        self._state: Any = None
-
-    @property
-    def new_tokens(self) -> int:
-        """Tokens written, those of a stop phrase included."""
-        return len(self._new)
-
-    # What follows is the thread's.
-
-    def prefill(self) -> bool:
-        """Let the next part of the prompt through the hidden layer. Returns whether the first step can be taken."""
-        if self._state is None:
-            self._state = self.engine.begin()
-        end = 0 if self.prompt_steps else len(self.prompt) - 1  # a scored prompt is fed step by step
-        if self._prefilled < end:
-            part = self.prompt[self._prefilled : min(self._prefilled + PREFILL_TOKENS, end)]
-            self._state = self.engine.prefill(part, self._state)
-            self._prefilled += len(part)
-        return self._prefilled >= end
-
-    def feed(self) -> tuple[Feed, Any]:
-        """What the next step needs."""
-        done = len(self.steps)
-        if done < self.prompt_steps:
-            return Feed(self.prompt[done], 0.0, self._sampling, self._top, self.prompt[done + 1]), self._state
-        token = self._new[-1] if self._new else self.prompt[-1]
-        return Feed(token, self._uniforms[len(self._new)], self._sampling, self._top, None), self._state
-
-    def take(self, step: Step, state: Any) -> None:
-        """Add a token, and see whether it is the last."""
-        self._state = state
-        if not math.isfinite(step.logprob):
-            raise FloatingPointError(f"log-probability {step.logprob}")
-        self.steps.append(step)
-        if len(self.steps) > self.prompt_steps:
-            self._new.append(step.token)
-            stopped = ends_with(self._new, self._stop)
-            if stopped:
-                self._finish("stop", len(self.steps) - stopped)
-                return
-            if step.token == self._eos:
-                self._finish("eos", len(self.steps))
-                return
-        if len(self._new) >= self.max_tokens and len(self.steps) >= self.prompt_steps:
-            self._finish("length", len(self.steps))
-        else:
-            self.visible = len(self.steps) - held_back(self._new, self._stop)
-
-    def _finish(self, reason: str, visible: int) -> None:
-        self.visible = visible
-        self.finish_reason = reason  # last: the reader takes `visible` for final once it sees this
-
-
-class Run:
-    """The sequences of one request. Made on the event loop that awaits it.
-
-    created_at: when the request came, on the clock of time.monotonic.   seconds: its time limit, from then on.
-    every_token: wake the reader for each token, not only at the end.
-    """
-
-    def __init__(
-        self, sequences: Sequence[TokenSequence], *, created_at: float, seconds: float, every_token: bool
-    ) -> None:
-        self.sequences = tuple(sequences)
-        self.created_at = created_at
-        self.seconds = seconds
-        self.every_token = every_token
-        self.error: ServiceError | None = None
-        self.cancelled = False
-        self.loop = asyncio.get_running_loop()
-        self.changed = asyncio.Event()
-
-    @property
-    def done(self) -> bool:
-        return all(sequence.finish_reason for sequence in self.sequences)
-
-    def cancel(self) -> None:
-        """Stop the work before its next token. Without effect on a run that is over."""
-        self.cancelled = True
-        self.changed.set()
-
-    async def wait(self) -> None:
-        """Until every sequence is finished. Raises the run's error; ClientGone when it was cancelled."""
-        async for _ in self.changes():
-            pass
-
-    async def changes(self, silence: float | None = None) -> AsyncIterator[bool]:
-        """Yields True when there may be more to read, the last time when all is there; False after `silence` seconds
-        without. Raises as `wait`."""
-        while True:
-            self.changed.clear()
-            done = self.done  # read before the reader reads: what it then finds is at least that
-            if self.cancelled and not done:
-                raise ClientGone
-            if self.error and not done:
-                raise self.error
-            yield True
-            if done:
-                return
-            while not self.changed.is_set():
-                try:
-                    async with asyncio.timeout(silence):
-                        await self.changed.wait()
-                except TimeoutError:
-                    yield False
+# To wake a reader and to send takes longer than to make a token in company. So where n streams run, each is told of its
+# tokens no more often than every n - 1 of these: one stream of each token at once, 32 streams of two or three together.
+SECONDS_PER_EVENT = 0.00025
 
 
 class Scheduler:
@@ -191,6 +39,8 @@ class Scheduler:
         self._stopping: ServiceError | None = None
         self._closed = False
         self._seconds_per_sequence = 1.0  # a running mean, for Retry-After
+        self._to_tell: set[Run] = set()  # these two are the thread's: who has tokens that it was not told of,
+        self._told_at = 0.0  # and when all of those were last told
         self._thread = threading.Thread(target=self._work, name=f"scheduler-{name}", daemon=True)
 
     def start(self) -> None:
@@ -219,9 +69,7 @@ class Scheduler:
         with self._condition:
             self._stopping = ShuttingDown()
             runs = {run for run, _ in (*self._waiting, *self._running)}
-        for run in runs:
-            run.error = run.error or self._stopping
-            run.changed.set()
+        self._fail(runs, self._stopping)
 
     def close(self) -> None:
         """Cut, and end the thread."""
@@ -236,6 +84,8 @@ class Scheduler:
     def _work(self) -> None:
         while True:
             with self._condition:
+                if not self._running:
+                    self._to_tell.clear()  # runs that were cut off, and would keep their model in memory
                 while not (self._waiting or self._running or self._closed):
                     self._condition.wait()
                 if self._closed and not (self._waiting or self._running):
@@ -260,10 +110,7 @@ class Scheduler:
             except Exception as error:
                 self._fail({run}, _reason(sequence.engine, error))
         for engine, pairs in ready.items():
-            try:
-                self._advance(engine, pairs)
-            except Exception as error:  # not the service's end, but that of the sequences that were in the call
-                self._fail({run for run, _ in pairs}, _reason(engine, error))
+            self._advance(engine, pairs)
 
     def _let_go(self, now: float) -> None:
         with self._condition:
@@ -285,20 +132,43 @@ class Scheduler:
             self._metrics.waiting.set(len(self._waiting))
 
     def _advance(self, engine: Engine, pairs: list[tuple[Run, TokenSequence]]) -> None:
+        """One token more for each. What fails costs its own run only."""
         feeds, states = zip(*(sequence.feed() for _, sequence in pairs), strict=True)
-        steps, states = engine.step(feeds, states)
-        if not engine.intact():
-            raise RuntimeError("the weights have changed")
+        try:
+            steps, states = engine.step(feeds, states)
+            if not engine.intact():
+                raise RuntimeError("the weights have changed")
+        except Exception as error:
+            if len(pairs) > 1 and engine.intact():  # each on its own: the others' states are as they were
+                for pair in pairs:
+                    self._advance(engine, [pair])
+            else:
+                self._fail({run for run, _ in pairs}, _reason(engine, error))
+            return
         now = time.monotonic()
-        touched = set()
+        at_once = set()
         for (run, sequence), step, state in zip(pairs, steps, states, strict=True):
-            self._metrics.token(since=sequence.last_at, created=run.created_at, now=now)
-            sequence.first_at = sequence.first_at or now
-            sequence.last_at = now
+            if not math.isfinite(step.logprob):
+                log.error("a step failed: its log-probability is %s", step.logprob)
+                self._fail({run}, Internal())
+                continue
             sequence.take(step, state)
-            if run.every_token or sequence.finish_reason:
-                touched.add(run)
-        self._wake(touched)
+            if sequence.last_at is None:
+                sequence.first_at = now
+                self._metrics.first_token(now - run.created_at)
+            else:
+                self._metrics.next_token(now - sequence.last_at)
+            if sequence.finish_reason or (run.every_token and sequence.last_at is None):
+                at_once.add(run)
+            elif run.every_token:
+                self._to_tell.add(run)
+            sequence.last_at = now
+        self._metrics.tokens.inc(len(pairs))
+        if now - self._told_at >= SECONDS_PER_EVENT * (len(self._to_tell) - 1):
+            at_once |= self._to_tell
+            self._to_tell.clear()
+            self._told_at = now
+        self._wake(at_once)
 
     def _fail(self, runs: Iterable[Run], error: ServiceError) -> None:
         for run in runs:
@@ -306,12 +176,12 @@ class Scheduler:
         self._wake(runs)
 
     def _wake(self, runs: Iterable[Run]) -> None:
-        """One call into the event loop for all readers of a token."""
+        """One call into the event loop for all of these readers. From any thread."""
         runs = tuple(runs)
         if not runs:
             return
         try:
-            runs[0].loop.call_soon_threadsafe(_set_changed, runs)
+            runs[0].loop.call_soon_threadsafe(_notify, runs)
         except RuntimeError:  # the loop is closed: nobody reads any more
             log.debug("nobody reads: the event loop is closed")
 
@@ -329,6 +199,6 @@ def _goes_on(run: Run, sequence: TokenSequence) -> bool:
     return not (run.cancelled or run.error or sequence.finish_reason)
 
 
-def _set_changed(runs: Iterable[Run]) -> None:
+def _notify(runs: Iterable[Run]) -> None:
     for run in runs:
-        run.changed.set()
+        run.notify()

@@ -11,11 +11,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.errors import ClientGone, ServiceError
-from service.scheduler import Run
+from service.sequences import Run
 
 COMMENT = b": the work goes on\n\n"
 DONE = b"data: [DONE]\n\n"
-GRACE_SECONDS = 2.0  # for a client to read the rest, past the time limit of its request
 
 
 def event(data: str, name: str | None = None) -> bytes:
@@ -41,46 +40,57 @@ async def cancelling(run: Run, receive: Receive) -> AsyncIterator[None]:
 
 
 class EventStream(Response):
-    """Sends `chunks` as they come. An error before the first is a response of its own, a later one the last event.
+    """Events as they come. An error before the first is a response of its own, a later one the last event.
 
-    on_error: makes the event that tells of an error.
+    news: the events that were not sent yet, maybe none.   end: those that close the stream.   silence: after so many
+    seconds without an event, a comment is sent.   on_error: the event that tells of an error.
+    A client that does not read is waited for here; middleware.py ends that with the request's time.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, run: Run, chunks: AsyncIterator[bytes], on_error: Callable[[ServiceError], bytes]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        news: Callable[[], bytes],
+        end: Callable[[], bytes],
+        silence: float,
+        on_error: Callable[[ServiceError], bytes],
+    ) -> None:
         self.status_code = 200
         self.background = None
         # X-Accel-Buffering: nginx would otherwise collect the events. There is no body yet, and so no length.
         self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
         self._run = run
-        self._chunks = chunks
+        self._news = news
+        self._end = end
+        self._silence = silence
         self._on_error = on_error
+        self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        rest = b""
         try:
-            async with asyncio.timeout(self._run.seconds + GRACE_SECONDS):
-                try:
-                    async with cancelling(self._run, receive):
-                        async for chunk in self._chunks:
-                            if not started:
-                                started = True
-                                await send(
-                                    {
-                                        "type": "http.response.start",
-                                        "status": self.status_code,
-                                        "headers": self.raw_headers,
-                                    }
-                                )
-                            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                except ServiceError as error:
-                    if not started:
-                        raise
-                    await send({"type": "http.response.body", "body": self._on_error(error), "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except ClientGone:
-            if not started:
+            async with cancelling(self._run, receive), contextlib.aclosing(self._run.changes(self._silence)) as changes:
+                async for changed in changes:
+                    rest += self._news() if changed else COMMENT
+                    if rest and not self._run.done:
+                        await self._send(rest, send)
+                        rest = b""
+            rest += self._end()
+        except ServiceError as error:
+            if not self._started:
                 raise
-        except TimeoutError:
-            return  # it does not read; the server closes its connection
+            rest += self._on_error(error)
+        except ClientGone:
+            if not self._started:
+                raise
+            return
+        await self._send(rest, send, last=True)
+
+    async def _send(self, body: bytes, send: Send, last: bool = False) -> None:
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": body, "more_body": not last})

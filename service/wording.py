@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Self
 
 from text import EOS, Vocabulary
 
@@ -25,7 +26,24 @@ class Wording:
         return piece
 
 
-Phrase = tuple[int, ...]
+class Phrase(NamedTuple):
+    """A stop phrase. borders[i]: the length of the longest proper prefix that ids[: i + 1] end with."""
+
+    ids: tuple[int, ...]
+    borders: tuple[int, ...]
+
+    @classmethod
+    def of(cls, ids: Iterable[int]) -> Self:
+        """ids: at least one."""
+        ids = tuple(ids)
+        borders = [0]
+        length = 0
+        for token in ids[1:]:
+            while length and ids[length] != token:
+                length = borders[length - 1]
+            length += ids[length] == token
+            borders.append(length)
+        return cls(ids, tuple(borders))
 
 
 def parse_stop(stop: Sequence[str], vocabulary: Vocabulary) -> tuple[Phrase, ...]:
@@ -38,23 +56,33 @@ def parse_stop(stop: Sequence[str], vocabulary: Vocabulary) -> tuple[Phrase, ...
         words = [EOS if word == "\n" else word for word in re.findall(r"\n|[^\s]+", text)]
         ids = tuple(vocabulary.ids.get(word, -1) for word in words)
         if ids and -1 not in ids:
-            phrases.append(ids)
+            phrases.append(Phrase.of(ids))
     return tuple(phrases)
 
 
-def ends_with(tokens: Sequence[int], phrases: Sequence[Phrase]) -> int:
-    """The length of the longest phrase that `tokens` end with; 0 for none."""
-    return max((len(phrase) for phrase in phrases if tuple(tokens[-len(phrase) :]) == phrase), default=0)
+class StopMatcher:
+    """Watches a growing sequence for stop phrases, at a cost per token that does not grow with its length or theirs
+    (Knuth, Morris and Pratt 1977)."""
 
+    def __init__(self, phrases: Sequence[Phrase]) -> None:
+        self._phrases = phrases
+        self._lengths = [0] * len(phrases)  # of each phrase, how much the sequence ends with
 
-def held_back(tokens: Sequence[int], phrases: Sequence[Phrase]) -> int:
-    """How many tokens at the end may turn out to be the start of a phrase, and so cannot be shown yet."""
-    return max(
-        (
-            length
-            for phrase in phrases
-            for length in range(1, len(phrase))
-            if tuple(tokens[-length:]) == phrase[:length]
-        ),
-        default=0,
-    )
+    def add(self, token: int) -> int:
+        """The length of the longest phrase that `token` completes; 0 for none."""
+        longest = 0
+        for index, (ids, borders) in enumerate(self._phrases):
+            length = self._lengths[index]
+            while length and ids[length] != token:
+                length = borders[length - 1]
+            length += ids[length] == token
+            if length == len(ids):
+                longest = max(longest, length)
+                length = borders[length - 1]
+            self._lengths[index] = length
+        return longest
+
+    @property
+    def held_back(self) -> int:
+        """How many tokens at the end may turn out to be the start of a phrase, and so cannot be shown yet."""
+        return max(self._lengths, default=0)

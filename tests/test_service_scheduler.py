@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +18,9 @@ from language_model import Sampling
 from service.engines import Engine, Feed, Step
 from service.errors import Busy, ClientGone, Internal, ShuttingDown, TimeLimit
 from service.metrics import Metrics
-from service.scheduler import PREFILL_TOKENS, Run, Scheduler, TokenSequence
+from service.scheduler import Scheduler
+from service.sequences import PREFILL_TOKENS, Run, TokenSequence
+from service.wording import Phrase
 from text import UNK, Vocabulary
 
 EOS = 0
@@ -230,20 +232,115 @@ def test_what_is_done_is_not_taken_back() -> None:
     with_scheduler(test)
 
 
+class PoisonedEngine(CountingEngine):
+    """Fails for whoever has come to state 2: the whole step, or only its row."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def step(self, feeds: Sequence[Feed], states: Sequence[int]) -> tuple[list[Step], Sequence[int]]:
+        if self.how == "raises" and 2 in states:
+            raise RuntimeError("broken")
+        steps, following = super().step(feeds, states)
+        return [s._replace(logprob=float("nan")) if s.token == 3 else s for s in steps], following
+
+
 @pytest.mark.parametrize("how", ["raises", "overflows"])
-def test_a_step_that_fails_ends_its_own_sequences_only(how: str) -> None:
+def test_a_step_that_fails_ends_its_own_sequence_only(how: str) -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
-        broken, sound = CountingEngine(), CountingEngine()
-        broken.fails = how == "raises"
-        broken.logprob = float("nan") if how == "overflows" else -1.0
-        runs = run_of(sequence(broken)), run_of(sequence(sound))
-        for run in runs:
-            scheduler.submit(run)
+        engine = PoisonedEngine(how)
+        poisoned, short = run_of(sequence(engine)), run_of(sequence(engine, max_tokens=2))
+        scheduler.submit(poisoned)
+        scheduler.submit(short)
         with pytest.raises(Internal):
-            await runs[0].wait()
-        await runs[1].wait()
+            await poisoned.wait()
+        await short.wait()
+        assert tokens(short.sequences[0]) == [1, 2]
 
     with_scheduler(test)
+
+
+def test_neighbours_of_a_failure_go_on() -> None:
+    class Sick(CountingEngine):
+        def step(self, feeds: Sequence[Feed], states: Sequence[int]) -> tuple[list[Step], Sequence[int]]:
+            if any(feed.u < 0.3 for feed in feeds):  # of seed 3 the first uniform, of seed 1 none
+                raise RuntimeError("broken")
+            return super().step(feeds, states)
+
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        engine = Sick()
+        well, sick = run_of(sequence(engine, seed=1, max_tokens=1)), run_of(sequence(engine, seed=3, max_tokens=1))
+        assert well.sequences[0].feed()[0].u >= 0.3 > sick.sequences[0].feed()[0].u
+        scheduler.submit(well)
+        scheduler.submit(sick)
+        with pytest.raises(Internal):
+            await sick.wait()
+        await well.wait()
+        assert metrics.cancelled.labels("test")._value.get() == 0  # nobody went away
+
+    with_scheduler(test)
+
+
+def test_only_a_client_that_goes_away_counts_as_cancelled() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        gate = threading.Semaphore(1)
+        run = run_of(sequence(CountingEngine(gate)))
+        scheduler.submit(run)
+        while not run.sequences[0].steps:
+            await asyncio.sleep(0.001)
+        run.error = Internal()
+        run.cancel()  # as its request does whenever it ends
+        gate.release(5)
+        after = run_of(sequence(CountingEngine()))
+        scheduler.submit(after)
+        await after.wait()
+        assert metrics.cancelled.labels("test")._value.get() == 0
+
+    with_scheduler(test)
+
+
+def test_closing_from_another_thread_wakes_who_waits() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        asyncio.get_running_loop().set_debug(True)  # call_soon from another thread then raises
+        gate = threading.Semaphore(0)
+        run = run_of(sequence(CountingEngine(gate)))
+        scheduler.submit(run)
+        waiting = asyncio.create_task(run.wait())
+        await asyncio.sleep(0.01)
+        closing = asyncio.create_task(asyncio.to_thread(scheduler.close))
+        with pytest.raises(ShuttingDown):
+            await waiting
+        gate.release(10)
+        await closing
+
+    with_scheduler(test)
+
+
+def test_many_streams_are_told_of_several_tokens_at_once_and_one_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.scheduler.SECONDS_PER_EVENT", 1000.0)
+
+    async def looks(scheduler: Scheduler, run: Run) -> int:
+        scheduler.submit(run)
+        count = 0
+        async for _ in run.changes():
+            count += 1
+            gate.release(1)
+        return count
+
+    async def alone(scheduler: Scheduler, metrics: Metrics) -> None:
+        assert await looks(scheduler, run_of(sequence(CountingEngine(gate), max_tokens=20))) == 21
+
+    async def together(scheduler: Scheduler, metrics: Metrics) -> None:
+        engine = CountingEngine()
+        runs = [run_of(sequence(engine, max_tokens=200)) for _ in range(4)]
+        counts = await asyncio.gather(*(looks(scheduler, run) for run in runs))
+        assert max(counts[:-1]) <= 30  # once at the start, once at the end, and until the other three have come
+        assert all(len(tokens(run.sequences[0])) == 200 for run in runs)
+
+    gate = threading.Semaphore(0)
+    with_scheduler(alone)
+    with_scheduler(together)
 
 
 def test_a_long_prompt_goes_in_by_parts() -> None:
@@ -260,7 +357,7 @@ def test_a_long_prompt_goes_in_by_parts() -> None:
 def test_a_stop_phrase_is_cut_off_and_its_start_held_back() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         gate = threading.Semaphore(0)
-        run = run_of(sequence(CountingEngine(gate), max_tokens=9, stop=((3, 4, 5),)))
+        run = run_of(sequence(CountingEngine(gate), max_tokens=9, stop=(Phrase.of((3, 4, 5)),)))
         scheduler.submit(run)
         seen = []
         async for _ in run.changes():
@@ -400,35 +497,3 @@ def test_the_smallest_temperatures_take_the_most_probable_word(temperature: floa
     logits = torch.tensor([-3.0, 2.0, 9.0, 1.0], dtype=torch.float64)
     for u in (0.0, 0.5, 0.999):
         assert torch_rnn.draw(logits, Sampling(temperature), u, banned=2) == 1
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_the_end_of_a_stream_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-    from service import sse
-
-    monkeypatch.setattr(sse, "GRACE_SECONDS", 0.05)
-    sent: list[bytes] = []
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield b"first"
-        if fails:
-            raise Internal
-
-    async def send(message: Any) -> None:
-        if message.get("body", b"first") != b"first":
-            await asyncio.Event().wait()  # the client no longer reads
-        if not message.get("more_body", True):
-            await asyncio.Event().wait()
-        sent.append(message.get("body", b""))
-
-    async def test() -> None:
-        async def receive() -> Any:
-            await asyncio.Event().wait()
-
-        run = Run([], created_at=time.monotonic(), seconds=0.0, every_token=True)
-        stream = sse.EventStream(run, chunks(), lambda error: b"error")
-        await asyncio.wait_for(stream({}, receive, send), GUARD_SECONDS)
-        await asyncio.sleep(0)
-
-    asyncio.run(test())
-    assert sent == [b"", b"first"]

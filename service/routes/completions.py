@@ -7,7 +7,6 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
@@ -56,8 +55,10 @@ def router(service: Service) -> APIRouter:
         if body.stream:
             return sse.EventStream(
                 work.run,
-                completion.events(service.settings.comment_seconds),
-                lambda error: sse.event(json.dumps(errors.content(error, request.scope))),
+                news=completion.news,
+                end=completion.end,
+                silence=service.settings.comment_seconds,
+                on_error=lambda error: sse.event(json.dumps(errors.content(error, request.scope))),
             )
         async with sse.cancelling(work.run, request.receive):
             await work.run.wait()
@@ -192,6 +193,7 @@ class _Completion:
             "model": body.model,
             "system_fingerprint": work.entry.sha256[:16],
         }
+        self._opening = json.dumps(self._frame)[:-1]  # the same for each event
         self._texts = [_Text(work, index, bool(body.echo)) for index in range(len(work.run.sequences))]
 
     def reply(self) -> dict[str, Any]:
@@ -200,21 +202,19 @@ class _Completion:
             choices.append(self._choice(index, sequence.steps[: sequence.visible], sequence.finish_reason))
         return {**self._frame, "choices": choices, "usage": self._work.usage().model_dump()}
 
-    async def events(self, silence: float) -> AsyncIterator[bytes]:
-        async for news in self._work.steps(silence):
-            if not news:
-                yield sse.COMMENT
-            else:
-                chunks = (self._choice(index, [step], None) for index, steps in news for step in steps)
-                yield b"".join(self._event(choices=[chunk]) for chunk in chunks)
-        sequences = self._work.run.sequences
-        end = [
-            self._event(choices=[self._choice(index, [], sequence.finish_reason)])
-            for index, sequence in enumerate(sequences)
-        ]
+    def news(self) -> bytes:
+        """The events of what was not told yet, one for each token."""
+        return b"".join(
+            [self._event(self._choice(index, [step], None)) for index, steps in self._work.news() for step in steps]
+        )
+
+    def end(self) -> bytes:
+        """The last events: why each choice ended, and the usage if that was asked for."""
+        sequences = enumerate(self._work.run.sequences)
+        end = [self._event(self._choice(index, [], sequence.finish_reason)) for index, sequence in sequences]
         if self._body.stream_options and self._body.stream_options.include_usage:
-            end.append(self._event(choices=[], usage=self._work.usage().model_dump()))
-        yield b"".join(end) + sse.DONE
+            end.append(sse.event(json.dumps({**self._frame, "choices": [], "usage": self._work.usage().model_dump()})))
+        return b"".join(end) + sse.DONE
 
     def _choice(self, index: int, steps: list[Step], reason: str | None) -> dict[str, Any]:
         text, logprobs = self._texts[index].add(steps)
@@ -225,5 +225,5 @@ class _Completion:
             "finish_reason": _FINISH[reason] if reason else None,
         }
 
-    def _event(self, **parts: Any) -> bytes:
-        return sse.event(json.dumps({**self._frame, **parts}))
+    def _event(self, choice: dict[str, Any]) -> bytes:
+        return sse.event(f'{self._opening}, "choices": [{json.dumps(choice)}]}}')

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
@@ -12,6 +11,7 @@ from starlette.responses import Response
 
 from service import errors, schemas, sse
 from service.core import Service
+from service.engines import Step
 from service.generation import Order, Work, as_tuple
 from service.routes.described import problems
 from service.wording import Wording
@@ -76,7 +76,13 @@ def router(service: Service) -> APIRouter:
             )
         )
         if body.stream:
-            return sse.EventStream(work.run, _events(work, silence), _error_event(request))
+            return sse.EventStream(
+                work.run,
+                news=_Events(work).news,
+                end=lambda: sse.event(_end(work).model_dump_json()) + sse.DONE,
+                silence=silence,
+                on_error=lambda error: sse.event(json.dumps(errors.content(error, request.scope)), name="error"),
+            )
         async with sse.cancelling(work.run, request.receive):
             await work.run.wait()
         return await asyncio.to_thread(lambda: _json(_reply(work)))
@@ -113,26 +119,32 @@ def _json(reply: BaseModel) -> Response:
     return Response(reply.model_dump_json(exclude_none=True), media_type="application/json")
 
 
-async def _events(work: Work, silence: float) -> AsyncIterator[bytes]:
-    wordings = [Wording(work.entry.vocabulary) for _ in work.run.sequences]
-    async for news in work.steps(silence):
-        if not news:
-            yield sse.COMMENT
-            continue
-        yield b"".join(
-            sse.event(
-                schemas.TokenEvent(
-                    index=index, text=wordings[index].add(step.token), token=work.token(step)
-                ).model_dump_json(exclude_none=True)
-            )
-            for index, steps in news
-            for step in steps
-        )
-    yield sse.event(_end(work).model_dump_json()) + sse.DONE
+class _Events:
+    """A stream's events, each a `TokenEvent`. Written by hand: a model object for each would take longer than a token
+    in company."""
 
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._wordings = [Wording(work.entry.vocabulary) for _ in work.run.sequences]
 
-def _error_event(request: Request) -> Any:
-    return lambda error: sse.event(json.dumps(errors.content(error, request.scope)), name="error")
+    def news(self) -> bytes:
+        return "".join([self._event(index, step) for index, steps in self._work.news() for step in steps]).encode()
+
+    def _event(self, index: int, step: Step) -> str:
+        text = json.dumps(self._wordings[index].add(step.token))
+        return f'data: {{"index":{index},"text":{text},"token":{self._token(step)}}}\n\n'
+
+    def _token(self, step: Step) -> str:
+        words = self._work.entry.vocabulary.words
+
+        def word(token: int, logprob: float) -> str:
+            return f'{{"id":{token},"word":{json.dumps(words[token])},"logprob":{logprob!r}'
+
+        token = word(step.token, step.logprob)
+        if not self._work.order.top:
+            return token + "}"
+        top = ",".join([word(token, logprob) + "}" for token, logprob in step.top])
+        return f'{token},"top":[{top}]}}'
 
 
 def _choice_ends(work: Work) -> list[dict[str, Any]]:

@@ -1,0 +1,206 @@
+"""The work of one request: its sequences of tokens, and the wait for them.
+
+The event loop makes a `Run`, awaits it and may cancel it; the scheduler's thread writes to it. Lists only grow, flags
+are only set, so that neither side needs a lock to read what the other wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from language_model import Sampling
+from service.engines import Engine, Feed, Step
+from service.errors import ClientGone, ServiceError
+from service.wording import Phrase, StopMatcher
+
+PREFILL_TOKENS = 64  # of a prompt at a time, so that a long one does not hold the others' next token up for long
+
+
+class TokenSequence:
+    """One prompt and what is written after it.
+
+    prompt: ids; at least one.   eos: the id that ends it; None to go on after the end of a sentence.
+    scored: its prompt's tokens but the first are steps too, which tell how probable they are.
+    max_tokens: may be 0 when it is scored.   uniforms: (max_tokens,) draw its tokens: its own, whatever its company.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        sampling: Sampling,
+        seed: int,
+        eos: int | None,
+        stop: Sequence[Phrase] = (),
+        top: int = 0,
+        scored: bool = False,
+    ) -> None:
+        self.engine = engine
+        self.prompt = tuple(prompt)
+        self.max_tokens = max_tokens
+        self.seed = seed
+        self.prompt_steps = len(self.prompt) - 1 if scored else 0
+        self.steps: list[Step] = []  # the prompt's, then the new ones
+        self.visible = 0  # how many of them can be shown: the rest may be the start of a stop phrase
+        self.finish_reason: str | None = None  # "eos", "stop" or "length"
+        self.started_at: float | None = None  # this and the next two on the clock of time.monotonic
+        self.first_at: float | None = None
+        self.last_at: float | None = None
+        self._sampling = sampling
+        self._uniforms = np.random.default_rng(seed).random(max_tokens).tolist()
+        self._eos = eos
+        self._stop = StopMatcher(stop) if stop else None
+        self._top = top
+        self._new: list[int] = []
+        self._prefilled = 0
+        self._state: Any = None
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens written, those of a stop phrase included."""
+        return len(self._new)
+
+    # What follows is the thread's.
+
+    def prefill(self) -> bool:
+        """Let the next part of the prompt through the hidden layer. Returns whether the first step can be taken."""
+        if self._state is None:
+            self._state = self.engine.begin()
+        end = 0 if self.prompt_steps else len(self.prompt) - 1  # a scored prompt is fed step by step
+        if self._prefilled < end:
+            part = self.prompt[self._prefilled : min(self._prefilled + PREFILL_TOKENS, end)]
+            self._state = self.engine.prefill(part, self._state)
+            self._prefilled += len(part)
+        return self._prefilled >= end
+
+    def feed(self) -> tuple[Feed, Any]:
+        """What the next step needs."""
+        done = len(self.steps)
+        if done < self.prompt_steps:
+            return Feed(self.prompt[done], 0.0, self._sampling, self._top, self.prompt[done + 1]), self._state
+        token = self._new[-1] if self._new else self.prompt[-1]
+        return Feed(token, self._uniforms[len(self._new)], self._sampling, self._top, None), self._state
+
+    def take(self, step: Step, state: Any) -> None:
+        """Add a token, and see whether it is the last."""
+        self._state = state
+        self.steps.append(step)
+        held_back = 0
+        if len(self.steps) > self.prompt_steps:
+            self._new.append(step.token)
+            if self._stop and (stopped := self._stop.add(step.token)):
+                self._finish("stop", len(self.steps) - stopped)
+                return
+            if step.token == self._eos:
+                self._finish("eos", len(self.steps))
+                return
+            held_back = self._stop.held_back if self._stop else 0
+        if len(self._new) >= self.max_tokens and len(self.steps) >= self.prompt_steps:
+            self._finish("length", len(self.steps))
+        else:
+            self.visible = len(self.steps) - held_back
+
+    def _finish(self, reason: str, visible: int) -> None:
+        self.visible = visible
+        self.finish_reason = reason  # last: the reader takes `visible` for final once it sees this
+
+
+class Run:
+    """The sequences of one request. Made on the event loop that awaits it.
+
+    created_at: when the request came, on the clock of time.monotonic.   seconds: its time limit, from then on.
+    every_token: wake the reader for new tokens, not only at the end.
+    """
+
+    def __init__(
+        self, sequences: Sequence[TokenSequence], *, created_at: float, seconds: float, every_token: bool
+    ) -> None:
+        self.sequences = tuple(sequences)
+        self.created_at = created_at
+        self.seconds = seconds
+        self.every_token = every_token
+        self.error: ServiceError | None = None
+        self.cancelled = False
+        self.loop = asyncio.get_running_loop()
+        self._news = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def done(self) -> bool:
+        return all(sequence.finish_reason for sequence in self.sequences)
+
+    def cancel(self) -> None:
+        """Stop the work before its next token. Without effect on a run that is over."""
+        if not (self.error or self.done):
+            self.cancelled = True
+            self.notify()
+
+    def notify(self) -> None:
+        """There may be more to read. On the event loop."""
+        self._news = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Until every sequence is finished. Raises the run's error; ClientGone when it was cancelled."""
+        async for _ in self.changes():
+            pass
+
+    async def changes(self, silence: float | None = None) -> AsyncIterator[bool]:
+        """Yields True when there may be more to read, the last time when all is there; False after `silence` seconds
+        without. Raises as `wait`."""
+        alarm = _Alarm(self.loop, silence, self._wake) if silence is not None else None
+        try:
+            while True:
+                self._news = False
+                done = self.done  # read before the reader reads: what it then finds is at least that
+                if self.cancelled and not done:
+                    raise ClientGone
+                if self.error and not done:
+                    raise self.error
+                yield True
+                if done:
+                    return
+                if alarm:
+                    alarm.put_off()
+                while not self._news:
+                    self._waiter = self.loop.create_future()
+                    await self._waiter
+                    if not self._news:
+                        yield False
+        finally:
+            if alarm:
+                alarm.stop()
+
+
+class _Alarm:
+    """Rings after so many seconds without being put off, again and again. To put it off, once a token, costs nothing:
+    the timer of the event loop is left alone, and looks at the clock when it goes."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, ring: Callable[[], None]) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._ring = ring
+        self._due = loop.time() + seconds
+        self._timer = loop.call_at(self._due, self._check)
+
+    def put_off(self) -> None:
+        self._due = self._loop.time() + self._seconds
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        if self._loop.time() >= self._due:
+            self._ring()
+            self.put_off()
+        self._timer = self._loop.call_at(self._due, self._check)
