@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from service import errors, lifecycle
 from service.core import Service
@@ -30,6 +31,15 @@ class _Page(StaticFiles):
         return response
 
 
+class _App(FastAPI):
+    """The framework's application with our `edge` around all of it, its own outermost layer included."""
+
+    edge: Edge
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.edge(scope, receive, send)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """A service of its own, with its own state."""
     service = Service(settings)
@@ -39,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
         async with lifecycle.running(service):
             yield
 
-    app = FastAPI(
+    app = _App(
         title="RNN word model",
         description=DESCRIPTION,
         version="1",
@@ -48,9 +58,10 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,  # these three are in routes/operations.py, where they can be guarded
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,  # an address with a slash too many is not there, on every method alike
     )
     app.state.service = service
-    app.add_middleware(Edge, service=service)
+    app.edge = Edge(super(_App, app).__call__, service)
     web = ROOT / "web"
     app.include_router(generate.router(service), dependencies=service.guard.users)
     app.include_router(completions.router(service), dependencies=service.guard.users)

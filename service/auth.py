@@ -9,12 +9,16 @@ from typing import Annotated
 
 from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
 
 from service.errors import Forbidden, Unauthorized
 from service.settings import Settings
 
 _bearer = HTTPBearer(auto_error=False, description="RNN_API_TOKEN, or RNN_ADMIN_TOKEN for uploads and deletions")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+
+OPEN = ("/", "/health", "/ready")  # to everybody, and so are the page's files
+OPEN_FOLDER = "/web/"
 
 
 def make_admin_token() -> str:
@@ -26,7 +30,10 @@ def make_admin_token() -> str:
 
 
 class Guard:
-    """The checks, as dependencies of routes: `users` and `admins`."""
+    """The checks, as dependencies of routes: `users` and `admins`.
+
+    The framework reads a request's body before it runs these. So `admit` is asked first, before anything is read.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.made_token = None if settings.admin_token else make_admin_token()
@@ -35,6 +42,15 @@ class Guard:
         # Without an API token nothing is asked for, and the OpenAPI document does not say so either.
         self.users = [Depends(self.user)] if settings.api_token else []
         self.admins = [Depends(self.admin)]
+
+    def admit(self, path: str, headers: Headers) -> None:
+        """Raises Unauthorized for who has no token at all where everything asks for one."""
+        if not self._user or path in OPEN or path.startswith(OPEN_FOLDER):
+            return
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        self.user(
+            HTTPAuthorizationCredentials(scheme=scheme, credentials=token) if scheme.lower() == "bearer" else None
+        )
 
     def user(self, credentials: Credentials) -> None:
         """Raises Unauthorized unless the caller may use the service."""

@@ -216,11 +216,16 @@ async def on_http_error(request: Request, error: HTTPException) -> Response:
     return response(HttpError(error), request.scope)
 
 
+async def on_bug(request: Request, error: Exception) -> Response:
+    return response(Internal(), request.scope)  # the framework raises it once more: middleware.py writes the log
+
+
 def _methods(request: Request) -> list[str]:
     """The methods of an address, as the OpenAPI document has them."""
     for template, operations in request.app.openapi()["paths"].items():
         if compile_path(template)[0].match(route_path(request.scope)):
-            return sorted(method.upper() for method in operations)
+            methods = {method.upper() for method in operations}
+            return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
     return []
 
 
@@ -228,4 +233,5 @@ HANDLERS: dict[Any, Any] = {
     ServiceError: on_service_error,
     RequestValidationError: on_validation_error,
     HTTPException: on_http_error,
+    Exception: on_bug,
 }

@@ -30,6 +30,11 @@ def setting(default: Any, help_text: str, *, least: float | None = None, most: f
     return field(default=default, metadata={"help": help_text, "least": least, "most": most})
 
 
+def secret(help_text: str) -> Any:
+    """A setting that no representation shows: those end up in logs."""
+    return field(default="", repr=False, metadata={"help": help_text, "least": None, "most": None})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What can be set from outside. Raises SettingsError, which names the variable, its value and its limit."""
@@ -48,8 +53,8 @@ class Settings:
     torch_threads: int = setting(1, "threads of one step of the torch model", least=1, most=1024)
 
     # Who may use it
-    api_token: str = setting("", "if set, all but /, /health and /ready asks for it (Authorization: Bearer ...)")
-    admin_token: str = setting("", "asked for by uploads and deletions; if unset, one is made and logged at start")
+    api_token: str = secret("if set, all but /, /health and /ready asks for it (Authorization: Bearer ...)")
+    admin_token: str = secret("asked for by uploads and deletions; if unset, one is made and logged at start")
 
     # What a request may ask for
     max_tokens: int = setting(1000, "tokens of one sequence, at most", least=1, most=1 << 20)
@@ -64,6 +69,7 @@ class Settings:
     # How much at once, how long
     max_sequences: int = setting(64, "sequences of a back end that advance together", least=1, most=4096)
     max_waiting: int = setting(128, "sequences that may wait for a place; past that: 429", least=0, most=1 << 16)
+    max_requests: int = setting(512, "requests answered at once; past that: 429", least=1, most=1 << 16)
     request_seconds: float = setting(120.0, "time limit of a request, waiting included", least=0.01, most=3600)
     upload_seconds: float = setting(300.0, "time limit of an upload", least=0.01, most=3600)
     comment_seconds: float = setting(15.0, "silence after which a stream sends a comment", least=0.01, most=3600)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -285,7 +286,7 @@ def test_more_tokens_than_a_request_may_make(client: TestClient) -> None:
 def test_a_body_too_large(client: TestClient) -> None:
     raw = json.dumps({"prompt": "w" * (64 << 10)}).encode()
     headers = {"content-type": "application/json"}
-    for path in ("/generate/c", "/score", "/health", "/nowhere"):
+    for path in ("/generate/c", "/score", "/nowhere"):
         refused(client.post(path, content=raw, headers=headers), 413, "body_too_large")
 
     def pieces() -> Iterator[bytes]:  # without a content length
@@ -315,8 +316,26 @@ def test_addresses_that_do_not_exist(client: TestClient, method: str, path: str,
 
 
 def test_the_allowed_methods_are_told(client: TestClient) -> None:
-    for path, allowed in (("/weights", "GET, POST"), ("/weights/demo", "DELETE"), ("/score", "POST"), ("/", "GET")):
+    for path, allowed in (
+        ("/weights", "GET, HEAD, POST"),
+        ("/weights/demo", "DELETE"),
+        ("/score", "POST"),
+        ("/ready", "GET, HEAD"),
+    ):
         assert client.patch(path).headers["allow"] == allowed
+
+
+def test_head_is_get_without_a_body(client: TestClient) -> None:
+    for path in ("/", "/health", "/ready", "/weights", "/metrics", "/openapi.json", "/docs", "/v1/models"):
+        head, whole = client.head(path), client.get(path)
+        assert head.status_code == 200 and head.content == b"", path
+        assert head.headers["content-type"] == whole.headers["content-type"]
+    assert client.head("/nowhere").status_code == 404 and client.head("/score").status_code == 405
+
+
+def test_an_address_with_a_slash_too_many_is_not_there(client: TestClient) -> None:
+    for path in ("/weights/", "/score/", "/health/", "/v1/models/"):
+        assert client.get(path, follow_redirects=False).status_code == 404, path
 
 
 # ---- Weights --------------------------------------------------------------------------------------------------------
@@ -528,6 +547,44 @@ def test_the_queue_and_the_time_limit(tmp_path: Path) -> None:
             refused(streamed, 504, "time_limit")
 
 
+def test_requests_at_once_are_bounded(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    with serving(tmp_path, max_requests=1) as client:
+        tasks = client.app.state.service.tasks  # type: ignore[attr-defined]
+        assert client.post("/generate/c", json={"prompt": "waa"}).status_code == 200 and not tasks
+        tasks.add("another")
+        for path in ("/generate/c", "/v1/completions", "/nowhere"):
+            response = client.post(path, json={"prompt": "waa"})
+            assert response.status_code == 429 and int(response.headers["retry-after"]) > 0
+        assert client.get("/health").status_code == client.get("/ready").status_code == 200
+        tasks.clear()
+
+
+@pytest.mark.parametrize("path", ["/generate/c", "/score", "/v1/completions"])
+def test_limits_on_every_route_that_generates(tmp_path: Path, path: str) -> None:
+    """What a client can be told besides the faults of its own body; the slow body is in test_service_process."""
+    save_tiny(tmp_path)
+    body = {"/generate/c": {"prompt": "waa"}, "/score": {"text": "waa wab"}}.get(
+        path, {"model": "c/demo", "prompt": "waa"}
+    )
+
+    def code(response: Any) -> tuple[int, str]:
+        said = response.json()
+        return response.status_code, (said.get("error") or said)["code"]
+
+    with serving(tmp_path, max_sequences=1, max_waiting=0, max_prompts=1, max_choices=1) as client:
+        client.app.state.service.schedulers["c"]._max_waiting = -1  # type: ignore[attr-defined]
+        response = client.post(path, json=body)
+        assert code(response) == (429, "busy") and int(response.headers["retry-after"]) >= 1
+        assert "rnn_prompt_tokens_total{" not in client.get("/metrics").text  # nothing was taken in
+        assert code(client.post(path, json={**body, "prompt": "w" * 70_000})) == (413, "body_too_large")
+    with serving(tmp_path, request_seconds=0.01) as client:
+        generator = client.app.state.service.generator  # type: ignore[attr-defined]
+        prepare = generator._prepare
+        generator._prepare = lambda order: time.sleep(0.1) or prepare(order)
+        assert code(client.post(path, json=body)) == (504, "time_limit")
+
+
 def test_a_bug_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     save_tiny(tmp_path)
     with serving(tmp_path) as client:
@@ -553,6 +610,7 @@ def test_metrics(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
         client.post("/generate/c", json={"prompt": "waa", "max_tokens": 5, "ignore_eos": True})
         client.get("/made-up-7")
+        client.request("SPURIOUS", "/score")
         text = client.get("/metrics").text
         for line in (
             'rnn_requests_total{method="POST",route="/generate/{backend}",status="200"} 1.0',
@@ -566,6 +624,7 @@ def test_metrics(tmp_path: Path) -> None:
         ):
             assert line in text, line
         assert 'rnn_model_info{backend="c",sha256="' in text and "made-up" not in text
+        assert "SPURIOUS" not in text
         assert "process_resident_memory_bytes" in text
 
 

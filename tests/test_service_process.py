@@ -100,13 +100,34 @@ def test_a_slow_reader_holds_nobody_back(start: StartServer) -> None:
     assert text.count(b'"token":') == 4000
 
 
-def test_a_client_that_never_reads_is_given_up(start: StartServer) -> None:
-    server = start(RNN_REQUEST_SECONDS="1", **UNLIMITED)
-    connection = server.send_json("/generate/c", {**BODY, "top_logprobs": 20, "stream": True})
-    read_until(connection, b"data: ")
+def test_who_never_reads_keeps_no_connection(start: StartServer) -> None:
+    server = start(RNN_REQUEST_SECONDS="5", **UNLIMITED)
+
+    def open_sockets() -> int:
+        return sum("socket:" in os.readlink(link) for link in Path(f"/proc/{server.process.pid}/fd").iterdir())
+
     until(lambda: server.metric("rnn_requests_in_flight") == 1)  # only the one that asks
+    before = open_sockets()
+    # Each some MB, which is more than the system takes in for a connection.
+    big = {**BODY, "top_logprobs": 20}
+    whole = server.send_json("/generate/c", {**big, "max_tokens": 3000})
+    read_until(whole, b"HTTP/1.1 200")
+    streamed = server.send_json("/generate/c", {**big, "stream": True})
+    read_until(streamed, b"data: ")
+    assert open_sockets() > before
+    until(lambda: server.metric("rnn_requests_in_flight") == 1)
+    until(lambda: open_sockets() <= before)
     assert server.metric("rnn_sequences_running") == 0
-    connection.close()
+    assert not [line for line in server.lines() if line["severity"] == "ERROR"]
+    streamed.close()
+    whole.close()
+
+
+def test_a_large_reply_arrives_whole(start: StartServer) -> None:
+    server = start(RNN_REQUEST_SECONDS="60", **UNLIMITED)
+    reply = server.post("/generate/c", json={**BODY, "max_tokens": 3000, "top_logprobs": 20, "seed": 1})
+    assert len(reply.content) > 1_000_000 and int(reply.headers["content-length"]) == len(reply.content)
+    assert len(reply.json()["choices"][0]["tokens"]) == 3000
 
 
 def test_many_streams_at_once_each_get_their_own_text(start: StartServer) -> None:
@@ -182,6 +203,17 @@ def test_a_refusal_reaches_a_client_that_is_still_sending(start: StartServer) ->
     )
     assert b"413" in read_until(expecting, b"\r\n\r\n").splitlines()[0]  # without having asked for the body
     expecting.close()
+
+
+@pytest.mark.parametrize("path", ["/weights", "/generate/c", "/v1/completions"])
+def test_who_has_no_token_is_refused_before_the_body(start: StartServer, path: str) -> None:
+    server = start(RNN_API_TOKEN="user-secret")
+    connection = server.connect()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer wrong-secret\r\ncontent-length: 5000\r\n\r\n"
+    connection.settimeout(1.5)  # less than a client that still sends is heard out
+    connection.sendall(head.encode())
+    assert b"HTTP/1.1 401" in read_until(connection, b"unauthorized" if path == "/weights" else b"token")
+    connection.close()
 
 
 def test_garbage_does_not_disturb(start: StartServer) -> None:
