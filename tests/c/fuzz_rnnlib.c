@@ -132,7 +132,7 @@ static void fuzz_sizes(void) {
     if (status == RNN_OK) rnn_guard_remove(place);
     /* A workspace of any size: it is made, or refused, or there is no memory for it. */
     rnn_work *work = NULL;
-    status = rnn_work_create(or_null(&dims), number(1, 9), number(1, 9), number(1, 3), &work);
+    status = rnn_work_create(or_null(&dims), number(1, 9), number(1, 9), number(0, 9), number(1, 3), &work);
     REQUIRE((status == RNN_OK) == (work != NULL));
     rnn_work_destroy(work);
     /* No model can be made of sizes that are out of range, and nothing is read to find that out. */
@@ -150,15 +150,17 @@ static const rnn_dims sizes[] = {{1, 1, 1}, {2, 3, 1}, {13, 9, 6}, {31, 4, 17}, 
 enum { SIZES = sizeof sizes / sizeof *sizes, MAX_STEPS = 6, MAX_BATCH = 4, MAX_STREAMS = 18 };
 
 static void fuzz_training(void) {
-    static rnn_work *works[SIZES];
+    static rnn_work *works[SIZES][2];
     size_t which = byte() % SIZES;
+    bool sampled = byte() % 2;
     rnn_dims dims = sizes[which];
     int32_t V = dims.vocab, E = dims.embed, H = dims.hidden, max_steps = MAX_STEPS, max_batch = MAX_BATCH;
     int64_t P = 0;
     REQUIRE(rnn_param_count(&dims, &P) == RNN_OK);
-    rnn_work *work = works[which];
-    if (!work) REQUIRE(rnn_work_create(&dims, max_steps, max_batch, 1, &work) == RNN_OK);
-    works[which] = work;
+    int32_t most = sampled ? (V + 1) / 2 : 0; /* candidates */
+    rnn_work *work = works[which][sampled];
+    if (!work) REQUIRE(rnn_work_create(&dims, max_steps, max_batch, most, 1, &work) == RNN_OK);
+    works[which][sampled] = work;
     int32_t steps = number(1, max_steps), batch = number(1, max_batch);
     bool fits = steps >= 1 && steps <= max_steps && batch >= 1 && batch <= max_batch;
     size_t B = fits ? (size_t)batch : 1, N = fits ? (size_t)steps * B : 1, S = B * (size_t)H;
@@ -172,6 +174,7 @@ static void fuzz_training(void) {
     memset(&loss, 0xA5, sizeof loss);
 
     int32_t status = rnn_loss(work, or_null(params), embeddings, x, y, steps, batch, state, &loss, logp);
+    REQUIRE(!sampled || status != RNN_OK);
     REQUIRE(fits || status != RNN_OK);
     if (status == RNN_OK) {
         REQUIRE(isfinite(loss) && loss >= -1e-3 && all_finite(state, S));
@@ -180,6 +183,7 @@ static void fuzz_training(void) {
         REQUIRE(is_blank(&loss, sizeof loss) && is_blank(logp, N * sizeof *logp));
         REQUIRE(memcmp(state, state0, S * sizeof *state) == 0);
     }
+
     memcpy(state, state0, S * sizeof *state);
     double plain = loss;
     memset(&loss, 0xA5, sizeof loss);
@@ -190,6 +194,30 @@ static void fuzz_training(void) {
         REQUIRE(is_blank(&loss, sizeof loss) && is_blank(grads, (size_t)P * sizeof *grads));
         REQUIRE(memcmp(state, state0, S * sizeof *state) == 0);
     }
+
+    /* With dropout, and with candidates: every second word, or fewer, or some that are none. */
+    memcpy(state, state0, S * sizeof *state);
+    memset(&loss, 0xA5, sizeof loss);
+    memset(grads, 0xA5, (size_t)P * sizeof *grads);
+    int32_t count = sampled ? 1 + byte() % most : 0;
+    float *input_mask = byte() % 2 ? floats(B * (size_t)E, 2.0f) : NULL;
+    float *output_mask = byte() % 2 ? floats(S, 2.0f) : NULL, *correction = floats((size_t)count, 4.0f);
+    int32_t *candidates = allocate((size_t)count * sizeof *candidates);
+    for (int32_t i = 0; i < count; i++) candidates[i] = 2 * i;
+    if (count && odd()) candidates[byte() % count] = any_int();
+    for (size_t i = 0; count && i < N; i++) y[i] = odd() ? any_int() : y[i] % count;
+    rnn_train_options options = {input_mask, output_mask, candidates, correction, odd() ? any_int() : count, 0};
+    if (options.candidate_count > count) options.candidate_count = odd() ? INT32_MAX : most + 1; /* never read */
+    if (sampled ? odd() : byte() < 200) options.candidates = NULL;
+    if (byte() == 5) options.correction = NULL;
+    again = rnn_train_grad(work, params, embeddings, x, y, steps, batch, scale, or_null(&options), state, &loss, grads);
+    if (again == RNN_OK) {
+        REQUIRE(isfinite(loss) && all_finite(state, S));
+    } else {
+        REQUIRE(is_blank(&loss, sizeof loss) && memcmp(state, state0, S * sizeof *state) == 0);
+        REQUIRE(is_blank(grads, (size_t)P * sizeof *grads));
+    }
+    free(input_mask), free(output_mask), free(correction), free(candidates);
     free(params), free(embeddings), free(state), free(state0), free(logp), free(grads), free(x), free(y);
 }
 
