@@ -1,13 +1,14 @@
 # Every task of the project. `make help` lists them.
 # CC, CFLAGS, LDFLAGS and PYTHON are honoured: make lib CC=clang OMP=0
 
-.PHONY: help train serve load test test-slow test-c lint format lib bench results clean \
-        test-san test-threads run-threads test-valgrind run-valgrind fuzz run-fuzz
+.PHONY: help train serve load test test-slow test-c lint format lib dll bench results clean \
+        test-san test-threads run-threads test-valgrind run-valgrind fuzz run-fuzz \
+        test-windows test-arm test-macos fixed-run
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ---- Python: one virtual environment, made at first use -------------------------------------------------------------
 
@@ -37,12 +38,20 @@ load: $(VENV)/.run lib ## load test: the service, and beside it a plain FastAPI 
 
 # ---- The C library --------------------------------------------------------------------------------------------------
 
+WIN_CC ?= x86_64-w64-mingw32-gcc
 ifeq ($(origin CC),default)
 CC := gcc
 endif
-EXT  ?= so
-OMP  ?= 1
+TARGET ?=#                 # a triple, for clang as a cross compiler: TARGET=aarch64-linux-gnu
+TARGET_FLAGS := $(if $(TARGET),--target=$(TARGET))
+MACHINE := $(shell $(CC) $(TARGET_FLAGS) -dumpmachine 2>/dev/null)
+WINDOWS := $(findstring mingw,$(MACHINE))
+MACOS   := $(findstring darwin,$(MACHINE))$(findstring macos,$(MACHINE))
+EXT  ?= $(if $(WINDOWS),dll,$(if $(MACOS),dylib,so))
+OMP  ?= $(if $(MACOS),0,1)# Apple's clang comes without OpenMP
 SAN  ?= 0
+EXE  := $(if $(WINDOWS),.exe)
+comma := ,
 OMP_FLAGS := $(if $(filter 1,$(OMP)),-fopenmp)
 # SAN=1: AddressSanitizer and UBSan; thread: ThreadSanitizer; fuzz: as 1, with libFuzzer's coverage (clang). Such a
 # library stays in build/, never in lib/.
@@ -54,7 +63,7 @@ SAN_FLAGS        := $(SAN_FLAGS_$(SAN))
 # -O3 and no fast-math: the library checks for NaN and infinity, and -ffast-math compiles such checks away.
 CFLAGS ?= -O3
 override CFLAGS += -std=c11 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wvla -Wmissing-prototypes \
-                   -fPIC -fvisibility=hidden -DRNN_BUILD $(OMP_FLAGS) $(SAN_FLAGS) $(WERROR)
+                   $(TARGET_FLAGS) -fPIC -fvisibility=hidden -DRNN_BUILD $(OMP_FLAGS) $(SAN_FLAGS) $(WERROR)
 
 # kernels.c is compiled once for each instruction set, and the library chooses at run time. Contraction makes a * b + c
 # one instruction, and -fno-math-errno vectorises sqrtf; neither is fast-math. The compiler is asked what it compiles
@@ -67,18 +76,37 @@ AVX2_FLAGS   := -mavx2 -mfma
 AVX512_FLAGS := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512
 ISAS         := baseline
 
+# gcc 12 for arm64 ends with an internal error when it vectorises a maximum of doubles. The kernels have none.
+ifneq ($(and $(findstring aarch64,$(MACHINE)),$(findstring gcc,$(CC))),)
+override CFLAGS += -fno-tree-vectorize
+KERNEL_FLAGS += -ftree-vectorize
+endif
+
 # Objects lie in a folder keyed by what changes them, so that no build meets another's.
-BUILD   := build/$(notdir $(CC))-$(EXT)-omp$(OMP)-san$(SAN)
+BUILD   := build/$(notdir $(CC))$(addprefix -,$(TARGET))-$(EXT)-omp$(OMP)-san$(SAN)
 OBJECTS := $(patsubst csrc/%.c,$(BUILD)/%.o,$(wildcard csrc/*.c))
 LIBRARY := $(if $(filter 0,$(SAN)),lib,$(BUILD))/rnnlib.$(EXT)
 
-ifneq ($(filter x86_64%,$(shell $(CC) -dumpmachine 2>/dev/null)),)
+ifneq ($(filter x86_64%,$(MACHINE)),)
 ISAS    := avx512 avx2 baseline
 OBJECTS += $(BUILD)/kernels.avx2.o $(BUILD)/kernels.avx512.o
 override CFLAGS += -DRNN_X86_KERNELS
 endif
 
+# Windows promises 16 bytes of stack alignment, and gcc for it may spill 32- and 64-byte registers with aligned moves (GCC
+# bug 54412; Debian's build does not): the assembler makes every move an unaligned one, which costs nothing where memory
+# is aligned. -static: the DLL brings its OpenMP along, and needs no other but the system's.
+ifneq ($(WINDOWS),)
+AVX2_FLAGS   += -Wa,-muse-unaligned-vector-move
+AVX512_FLAGS += -Wa,-muse-unaligned-vector-move
+override LDFLAGS += -static
+override CFLAGS += -Wno-float-conversion# mingw's isfinite() holds a cast for each type, in branches never taken
+endif
+
 lib: $(LIBRARY) ## compile lib/rnnlib.so
+
+dll: ## cross-compile lib/rnnlib.dll for Windows, with mingw-w64
+	$(MAKE) lib CC=$(WIN_CC)
 
 $(LIBRARY): $(OBJECTS)
 	@mkdir -p $(@D)
@@ -107,18 +135,44 @@ $(BUILD)/kernels.avx512.o: csrc/kernels.c Makefile
 SAN_ENV := $(if $(filter 1,$(SAN)),ASAN_OPTIONS=detect_leaks=0 RNNLIB_PATH="$(CURDIR)/$(LIBRARY)" \
              LD_PRELOAD="$(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libstdc++.so)")
 C_TEST  := $(BUILD)/test_rnnlib
+# With SAN=1 the library needs its sanitizer's runtime loaded before Python; Python's own allocations are not its matter.
+SAN_ENV := $(if $(filter 1,$(SAN)),LD_PRELOAD=$(shell $(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+             RNNLIB_PATH="$(CURDIR)/$(LIBRARY)")
+C_TEST    := $(BUILD)/test_rnnlib$(EXE)
+FIXED_RUN := $(BUILD)/fixed_run$(EXE)
+RUN       ?=#              what runs a program of a foreign machine: wine64, "qemu-aarch64 -L ..."
 
 test: $(VENV)/.dev lib test-c ## run the fast tests (SAN=1: under the address and undefined-behaviour sanitizers)
 	$(SAN_ENV) $(PY) -m pytest -q
 
 test-c: $(C_TEST) ## run the C tests on every instruction set
-	@for isa in $(ISAS) reference; do echo "RNN_ISA=$$isa"; RNN_ISA=$$isa $< || exit 1; done
+	@for isa in $(ISAS) reference; do echo "RNN_ISA=$$isa"; RNN_ISA=$$isa $(RUN) $< || exit 1; done
 
 $(BUILD)/test_%: tests/c/test_%.c $(OBJECTS) Makefile
 	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $< $(OBJECTS) -lm -lpthread
 
+# The numbers of one fixed training run: two systems are compared by it (tests/test_platforms.py). It takes the library
+# as a program of somebody else would, so it lies beside a copy of it.
+fixed-run: $(FIXED_RUN)
+	@$(RUN) $<
+
+$(FIXED_RUN): tests/c/fixed_run.c $(LIBRARY) Makefile
+	cp $(LIBRARY) $(BUILD)/rnnlib.$(EXT)
+	cd $(BUILD) && $(CC) $(CFLAGS) -URNN_BUILD $(LDFLAGS) -I$(CURDIR)/csrc -o $(@F) $(CURDIR)/$< rnnlib.$(EXT) \
+	    $(if $(EXE),,-Wl$(comma)-rpath$(comma)'$$ORIGIN')
+
 test-slow: $(VENV)/.dev lib ## run the tests that take minutes
 	$(PY) -m pytest -q -m slow
+
+test-windows: $(VENV)/.dev ## cross-compile the library and its C tests for Windows and run them under wine
+	$(PY) -m pytest -q -m slow tests/test_platforms.py -k windows
+
+test-arm: $(VENV)/.dev ## the same for arm64, with gcc and clang, under qemu
+	$(PY) -m pytest -q -m slow tests/test_platforms.py -k arm
+
+test-macos: $(VENV)/.dev ## compile and link the library for macOS, arm64 and x86-64 (nothing runs), with zig's clang
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-cross.txt
+	$(PY) -m pytest -q -m slow tests/test_platforms.py -k macos
 
 lint: $(VENV)/.dev ## check style and compiler warnings
 	$(VENV)/bin/ruff check .

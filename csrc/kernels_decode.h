@@ -69,7 +69,7 @@ INLINE void words_tile(size_t m, int32_t precision, size_t K, const float *a, si
         vec row[4];
         expand_row(precision, words, row);
         UNROLL for (size_t i = 0; i < m; i++) {
-            UNROLL for (size_t j = 0; j < 4; j++) acc[i][j] += a[i * lda + k] * row[j];
+            UNROLL for (size_t j = 0; j < 4; j++) acc[i][j] = multiply_add(splat(a[i * lda + k]), row[j], acc[i][j]);
         }
         words += precision == RNN_PRECISION_BF16 ? 2 * LANES : LANES;
     }
@@ -124,7 +124,7 @@ static void row_unpacked(size_t K, const float *h, const float *w, size_t ld, si
             UNROLL for (size_t j = 0; j < ROW_VECS; j++) {
                 /* The next columns of this row: no processor foresees K streams. */
                 if (j * LANES % 16 == 0) __builtin_prefetch(row + (ROW_VECS + j) * LANES);
-                acc[j] += h[k] * load(row + j * LANES);
+                acc[j] = multiply_add(splat(h[k]), load(row + j * LANES), acc[j]);
             }
         }
         UNROLL for (size_t j = 0; j < ROW_VECS; j++) store(z + v + j * LANES, acc[j]);

@@ -30,7 +30,8 @@ INLINE void tile_sum(size_t m, size_t K, operands in, vec acc[TILE_ROWS][TILE_VE
             UNROLL for (size_t j = 0; j < PANEL; j += 16) __builtin_prefetch(in.b + in.b_ahead + j);
         }
         UNROLL for (size_t i = 0; i < m; i++) {
-            UNROLL for (size_t j = 0; j < TILE_VECS; j++) acc[i][j] += in.a[i * in.a_row] * row[j];
+            UNROLL for (size_t j = 0; j < TILE_VECS; j++) acc[i][j] =
+                multiply_add(splat(in.a[i * in.a_row]), row[j], acc[i][j]);
         }
         in.a += in.a_k;
         in.b += in.b_row;
@@ -99,7 +100,8 @@ static void multiply_unpacked(size_t m, size_t K, size_t cols, const float *a, s
         for (size_t i = 0; i < m; i++) {
             vec acc = {0};
             for (size_t k = 0; k < K; k++) {
-                acc += a[i * lda + k] * load_part(b + k * ldb + j, rnn_min(LANES, cols - j), 0.0f);
+                vec row = load_part(b + k * ldb + j, rnn_min(LANES, cols - j), 0.0f);
+                acc = multiply_add(splat(a[i * lda + k]), row, acc);
             }
             store(c + i * ldc + j, acc);
         }
@@ -136,7 +138,7 @@ INLINE void dot_tile(size_t m, size_t n, size_t panels, const float *a, size_t a
             UNROLL for (size_t i = 0; i < m; i++) column[i] = load(a + i * PANEL + v);
             UNROLL for (size_t j = 0; j < n; j++) {
                 vec row = load(b + j * PANEL + v);
-                UNROLL for (size_t i = 0; i < m; i++) acc[i * n + j] += column[i] * row;
+                UNROLL for (size_t i = 0; i < m; i++) acc[i * n + j] = multiply_add(column[i], row, acc[i * n + j]);
             }
         }
         a += a_panel;

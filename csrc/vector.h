@@ -11,6 +11,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__aarch64__) && defined(__clang__)
+#include <arm_neon.h>
+#endif
+
 /* LANES floats fill a register. A tile of TILE_ROWS by TILE_VECS vectors fills the registers (kernels_matrix.h). */
 #if defined(__AVX512F__) /* 32 registers of 16 */
 #define LANES 16
@@ -56,6 +60,16 @@ INLINE vec load_part(const float *x, size_t count, float fill) {
     for (size_t i = 0; i < LANES; i++) part[i] = fill;
     for (size_t i = 0; i < count; i++) part[i] = x[i];
     return load(part);
+}
+
+/* c + a * b. clang for arm64 fuses the two only where it expects to gain by it, and sums over k would then differ from
+ * tile to tile; so there it is not asked. */
+INLINE vec multiply_add(vec a, vec b, vec c) {
+#if defined(__aarch64__) && defined(__clang__)
+    return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return c + a * b;
+#endif
 }
 
 INLINE vec splat(float x) { return x - (vec){0}; } /* x - 0 is x, -0 included: the compiler just broadcasts */

@@ -36,6 +36,15 @@ def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
     assert "RNNLibraryError" in run_python("import rnnlib; rnnlib.library()", RNNLIB_PATH=str(path)).stderr
 
 
+@pytest.mark.parametrize(
+    ("platform", "name"), [("win32", "rnnlib.dll"), ("darwin", "rnnlib.dylib"), ("linux", "rnnlib.so")]
+)
+def test_each_system_has_its_library(monkeypatch: pytest.MonkeyPatch, platform: str, name: str) -> None:
+    monkeypatch.delenv("RNNLIB_PATH", raising=False)
+    monkeypatch.setattr("sys.platform", platform)
+    assert rnnlib.library_path() == ROOT / "lib" / name
+
+
 def test_another_abi_is_refused() -> None:
     result = run_python("import rnnlib; rnnlib.ABI_VERSION = 99; rnnlib.library()")
     assert "RNNLibraryError" in result.stderr and "99" in result.stderr
