@@ -204,6 +204,8 @@ def test_stop_works_at_once(server: Server, open_page: OpenPage) -> None:
     expect(stop).to_be_focused()  # where Generate was
     for backend in ("c", "torch"):
         expect(words(page, backend).nth(3)).to_be_attached()
+        figures = page.locator(f'.output[data-backend="{backend}"] .figures')
+        expect(figures).to_contain_text("first token")  # while it writes
     counts = page.evaluate(
         """() => {
             document.getElementById("generate-stop").click();
@@ -257,6 +259,8 @@ def test_what_cannot_be_is_told_beside_its_field(server: Server, open_page: Open
         alert = page.get_by_role("alert").filter(has_text=re.compile(re.escape(complaint), re.IGNORECASE))
         expect(alert.first).to_be_visible()
         expect(words(page, "c")).to_have_count(0)
+        if page.locator("#generate-form .field-error").count() > 0:
+            expect(page.locator('.output[data-backend="c"] .tools')).to_be_hidden()  # nothing was run
         expect(page.locator("#generate-form .field-error")).to_have_count(page.locator("[aria-invalid]").count())
         field.fill(before)
     generate(page, "c", "torch")
@@ -301,6 +305,7 @@ def test_answers_that_no_working_service_gives(server: Server, open_page: OpenPa
         page.route("**/generate/c", answering(**answer))
         go_button(page).click()
         expect(page.get_by_role("alert")).to_contain_text(told)
+        expect(page.get_by_role("button", name="Try again")).to_be_visible()
         expect(words(page, "c")).to_have_text(written)
         page.unroute("**/generate/c")
 
@@ -394,12 +399,63 @@ def test_markup_in_prompt_and_vocabulary_stays_text(demo: Path, tmp_path: Path, 
 # ---- A service without torch, without weights, with a token ----------------------------------------------------------
 
 
+def test_the_page_runs_under_a_strict_policy(server: Server, browser: Any) -> None:
+    policy = server.get("/").headers["content-security-policy"]
+    directives = dict(directive.split(None, 1) for directive in policy.split("; "))
+    assert directives["default-src"] == "'none'"
+    allowed = {source for sources in directives.values() for source in sources.split()}
+    assert allowed == {"'none'", "'self'", "data:"} and "data:" not in directives["script-src"]
+    page = browser.new_page()
+    page.goto(server.url)
+    ran = page.evaluate(
+        """() => new Promise(resolve => {
+            document.addEventListener("securitypolicyviolation", event => resolve(event.effectiveDirective));
+            const script = document.createElement("script");
+            script.textContent = "window.ran = true";
+            document.body.append(script);
+        })"""
+    )
+    assert ran == "script-src-elem" and page.evaluate("window.ran") is None
+    page.close()
+
+
 def test_a_service_without_torch_offers_c_alone(weights: Path, open_page: OpenPage) -> None:
     with running(weights) as server:
         page = open_page(server.url)
         expect(page.locator('.output[data-backend="torch"]')).to_be_hidden()
         expect(page.locator("#generate-form input[value=torch]")).to_be_disabled()
+        expect(page.get_by_text("PyTorch is not offered by this service.").first).to_be_visible()
         generate(page, "c")
+
+
+MISSING = {
+    "status": 501,
+    "body": '{"detail": "torch is not installed here: use the C model", "code": "backend_missing"}',
+}
+
+
+def test_a_back_end_that_turns_out_to_be_missing(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url + "/#view=generate&backend=torch", refusals=True)
+    page.route("**/generate/torch", answering(**MISSING))
+    go_button(page).click()
+    expect(page.get_by_text("Torch is not installed here: use the C model.")).to_be_visible()
+    expect(page.locator('.output[data-backend="torch"]')).to_be_hidden()
+    expect(page.locator("#generate-form input[value=torch]")).to_be_disabled()
+    page.get_by_role("button", name="Generate with C").click()
+    ended(page, "c")
+    page.get_by_role("link", name="Weights").click()
+    page.get_by_role("link", name="Generate").click()
+    expect(page.locator("#generate-form input[value=torch]")).to_be_disabled()  # until the page is loaded anew
+
+
+def test_side_by_side_goes_on_with_the_one_that_is_there(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url + "/" + SAID, refusals=True)
+    page.route("**/generate/torch", answering(**MISSING))
+    go_button(page).click()
+    expect(page.get_by_text("Torch is not installed here: use the C model.")).to_be_visible()
+    ended(page, "c")
+    expect(page.locator(".output:visible")).to_have_count(1)
+    expect(page.get_by_role("radio", name="C", exact=True).first).to_be_checked()
 
 
 def test_a_service_without_weights_says_what_to_do(tmp_path: Path, open_page: OpenPage) -> None:

@@ -9,8 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import browsing
 import numpy as np
@@ -32,40 +33,90 @@ STEPS = 7
 # ---- Accessibility ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("theme", THEMES)
-def test_axe_finds_no_violation(server: Server, open_page: OpenPage, theme: str) -> None:
-    axe_module = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: make test")
-    axe = axe_module.Axe()
-    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+Scan = Callable[[Any, str], None]
+
+
+@pytest.fixture
+def scan() -> Iterator[Scan]:
+    """Scans a page in some state. In the end no scan may have found anything."""
+    module = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: make test")
+    axe = module.Axe()
     found: dict[str, list[str]] = {}
 
-    def scan(name: str) -> None:
-        violations = axe.run(page, options=rules).response["violations"]
-        found[name] = [f"{v['id']}: {v['nodes'][0]['html']} {v['nodes'][0]['failureSummary']}" for v in violations]
+    def scan(page: Any, state: str) -> None:
+        violations = axe.run(page, options=RULES).response["violations"]
+        found[state] = [f"{v['id']}: {v['nodes'][0]['html']} {v['nodes'][0]['failureSummary']}" for v in violations]
 
+    yield scan
+    assert found == {state: [] for state in found}
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_axe_finds_no_violation(server: Server, open_page: OpenPage, scan: Scan, theme: str) -> None:
     page = open_page(server.url, color_scheme=theme, refusals=True)
-    scan("generate, empty")
+    scan(page, "generate, empty")
     page.get_by_label("Prompt").fill("The minister of Zanzibar")
     browsing.generate(page, "c", "torch")
     words(page, "c").first.focus()
-    scan("generate, with words and a card")
+    scan(page, "generate, with words and a card")
     page.get_by_label("Length").fill("0")
     page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.get_by_role("alert").first).to_be_visible()
-    scan("generate, with an error")
+    scan(page, "generate, with an error")
+    page.get_by_label("Length").fill("9")
+    page.route("**/generate/*", lambda route: None)  # no answer comes
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(browsing.state(page, "torch")).to_have_text("writing")
+    scan(page, "generate, writing")
+    page.locator("#generate-stop").click()
     page.get_by_role("link", name="Score").click()
+    scan(page, "score, empty")
     page.get_by_role("button", name="Score", exact=True).click()
     expect(page.get_by_text("perplexity", exact=True)).to_be_visible()
-    scan("score")
+    scan(page, "score")
     page.get_by_role("link", name="Weights").click()
     page.get_by_text("The numbers").click()
-    scan("weights")
+    scan(page, "weights")
+    page.set_viewport_size(PHONE)
+    scan(page, "weights, on a phone")
     page.get_by_role("button", name="Delete demo").click()
-    scan("a question")
+    scan(page, "a question")
     page.get_by_role("button", name="Delete", exact=True).click()
     expect(page.get_by_role("dialog", name="Changing the weights")).to_be_visible()
-    scan("a token")
-    assert found == {name: [] for name in found}
+    scan(page, "a token")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_axe_finds_no_violation_where_things_go_wrong(
+    weights: Path, open_page: OpenPage, scan: Scan, theme: str
+) -> None:
+    (weights / "broken.safetensors").write_bytes(b"not weights")
+    with running(weights) as server:  # C alone
+        page = open_page(server.url + "/#view=weights", color_scheme=theme, refusals=True)
+        refused = {"name": "refused.safetensors", "mimeType": "", "buffer": b"not weights"}
+        page.get_by_label("Weights file", exact=True).set_input_files(refused)
+        page.get_by_role("button", name="Upload").click()
+        page.get_by_label("Token", exact=True).fill("wrong-token")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_have_text("The service does not know this token.")
+        scan(page, "a wrong token")
+        page.get_by_label("Token", exact=True).fill("admin-secret")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("The service refused")
+        scan(page, "weights, with a refused and a broken file")
+        for path in weights.iterdir():
+            path.unlink()
+        page.reload()
+        expect(page.locator("#weights-list")).to_contain_text("There are no weights yet.")
+        scan(page, "weights, none")
+        page.get_by_role("link", name="Generate").click()
+        page.get_by_role("button", name="Generate", exact=True).click()
+        expect(page.get_by_role("alert")).to_contain_text("There are no weights yet")
+        scan(page, "generate, without weights and torch")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("alert")).to_contain_text("The connection to the service is lost")
+    scan(page, "generate, without a service")
 
 
 def test_everything_works_by_the_keyboard_alone(server: Server, open_page: OpenPage) -> None:
@@ -111,6 +162,11 @@ def test_everything_works_by_the_keyboard_alone(server: Server, open_page: OpenP
     assert page.evaluate("[...document.querySelectorAll('.word')].indexOf(document.activeElement)") == 1
     keyboard.press("Escape")
     expect(page.get_by_role("tooltip")).to_be_hidden()
+    page.set_viewport_size({"width": 400, "height": 400})
+    keyboard.press("End")  # scrolls to it, and the card comes along
+    page.wait_for_timeout(300)
+    expect(page.get_by_role("tooltip")).to_be_in_viewport()
+    page.set_viewport_size({"width": 1280, "height": 900})
     tab_to("Regenerate")
     keyboard.press("Enter")
     ended(page, "c")
@@ -159,9 +215,13 @@ def test_a_phone_needs_no_scrolling_sideways(weights: Path, open_page: OpenPage)
         page.get_by_label("Prompt").fill("The minister of " + "Zanzibar" * 20)
         browsing.generate(page, "c")
         assert overflow() == 0
+        expect(page.locator(".words")).to_be_in_viewport()  # from below the form, the page has moved to it
         words(page, "c").first.tap()
+        page.wait_for_timeout(400)  # longer than a card stays that is no longer pointed at
         card = page.get_by_role("tooltip").bounding_box()
         assert card["x"] >= 0 and card["x"] + card["width"] <= PHONE["width"]
+        page.get_by_role("heading", name="C", exact=True).tap()
+        expect(page.get_by_role("tooltip")).to_be_hidden()
         page.get_by_role("link", name="Score").click()
         page.get_by_role("button", name="Score", exact=True).click()
         expect(page.get_by_text("perplexity", exact=True)).to_be_visible()

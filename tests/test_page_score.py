@@ -65,6 +65,18 @@ def test_what_cannot_be_scored(server: Server, open_page: OpenPage) -> None:
         expect(page.locator("#score-result .word")).to_have_count(0)
 
 
+def test_a_back_end_that_turns_out_to_be_missing(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url + "/#view=score&backend=torch", refusals=True)
+    problem = '{"detail": "torch is not installed here: use the C model", "code": "backend_missing"}'
+    page.route("**/score", lambda route: route.fulfill(status=501, body=problem))
+    score(page)
+    expect(page.get_by_role("alert")).to_have_text("Torch is not installed here: use the C model.")
+    page.unroute("**/score")
+    expect(page.locator("#score-form").get_by_role("radio", name="C", exact=True)).to_be_checked()
+    score(page)
+    expect(page.get_by_text("perplexity", exact=True)).to_be_visible()
+
+
 def test_a_lost_connection(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url + "/#view=score", refusals=True)
     page.route("**/score", lambda route: route.abort())

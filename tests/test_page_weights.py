@@ -103,7 +103,8 @@ def test_curves_of_several_files_in_one_chart(server: Server, weights: Path, dem
     assert "against=seconds" in page.url
     frame = chart.locator("svg[role=img]").bounding_box()
     page.mouse.move(frame["x"] + frame["width"] - 70, frame["y"] + 100)
-    expect(chart.locator(".readout")).to_contain_text("longer, seconds of training 14.5: validation 5.000")
+    key = keys.get_by_role("listitem").filter(has_text="longer")
+    expect(key).to_contain_text("14.5 s: validation 5.000 (perplexity 148), training 0.241")
     page.get_by_label("Show the curve of longer").uncheck()
     expect(chart.locator("polyline")).to_have_count(2)
     page.get_by_text("The numbers").click()
@@ -121,6 +122,7 @@ def test_a_curve_is_where_its_losses_are(server: Server, weights: Path, demo: Pa
     points = page.locator("polyline.curve:not(.training)").get_attribute("points")
     (x0, y0), (x5, y5), (x10, y10) = ([float(value) for value in point.split(",")] for point in points.split())
     assert abs(x5 - (x0 + x10) / 2) < 0.2 and abs(y10 - (y0 + y5) / 2) < 0.2 and y0 < y10 < y5
+    assert x0 == 46 and x10 > 300  # from the left axis to the right one
     labels = page.locator("#chart svg[role=img] text").evaluate_all(
         "texts => texts.map(text => [text.textContent, Number(text.getAttribute('y')) - 4, text.getAttribute('x')])"
     )
@@ -128,6 +130,18 @@ def test_a_curve_is_where_its_losses_are(server: Server, weights: Path, demo: Pa
     assert abs(heights["6.0"] - y0) < 0.2 and abs(heights["4.0"] - y5) < 0.2
     assert abs(heights["403"] - y0) < 0.2 and abs(heights["54.6"] - y5) < 0.2  # exp(6), exp(4)
     assert abs({label: float(x) for label, _, x in labels}["10"] - x10) < 0.2
+
+
+def test_a_curve_that_hides_another_is_told(server: Server, weights: Path, demo: Path, open_page: OpenPage) -> None:
+    shutil.copy(demo, weights / "twin.safetensors")
+    other = [{**entry, "validation_loss": entry["validation_loss"] + 0.5} for entry in checkpoint.load(demo).history]
+    checkpoint.save(weights / "other.safetensors", source(demo, history=other))
+    page = open_page(server.url + VIEW)
+    keys = page.get_by_role("list", name="Curves").get_by_role("listitem")
+    expect(keys.filter(has_text="twin")).to_contain_text("twin (lies on demo)")
+    expect(page.get_by_text("(lies on")).to_have_count(1)
+    page.get_by_label("Show the curve of demo").uncheck()
+    expect(page.get_by_text("(lies on")).to_have_count(0)
 
 
 def test_what_a_file_says_of_itself_stays_text(weights: Path, demo: Path, open_page: OpenPage) -> None:

@@ -1,12 +1,12 @@
 /* The page's start: its views, which of them is shown, and what the service has. */
 
 import * as address from "./address.js";
-import { byId, html } from "./dom.js";
+import { byId } from "./dom.js";
 import * as generate from "./generate.js";
 import * as inspector from "./inspector.js";
 import { clear, tell } from "./notice.js";
 import * as score from "./score.js";
-import { refresh, store } from "./store.js";
+import { onStore, refresh, store } from "./store.js";
 import * as theme from "./theme.js";
 import * as upload from "./upload.js";
 import * as weights from "./weights.js";
@@ -25,6 +25,7 @@ function show() {
     }
     address.read();
     VIEWS[current].show();
+    showWelcome();
     document.title = `${byId(`${current}-title`).textContent} · ${TITLE}`;
 }
 
@@ -39,27 +40,14 @@ async function load() {
     try {
         await refresh();
         clear(notice);
-        if (store.weights.length === 0) notice.append(welcome());
     } catch (error) {
         tell(notice, error, load);
     }
 }
 
-/** For a service that has just been started. */
-function welcome() {
-    return html(
-        "div",
-        { class: "notice" },
-        html(
-            "p",
-            {},
-            "There are no weights yet. Train some with ",
-            html("code", {}, "make train"),
-            ", or ",
-            html("a", { href: "#view=weights" }, "add a file"),
-            ".",
-        ),
-    );
+/** For a service that has just been started; the weights view has its own word on it. */
+function showWelcome() {
+    byId("welcome").hidden = address.view() === "weights" || store.weights?.length !== 0;
 }
 
 /** A jump within the page: the address is for the state alone. */
@@ -72,6 +60,7 @@ theme.start(byId("theme"));
 byId("skip").addEventListener("click", skip);
 for (const view of [...Object.values(VIEWS), upload]) view.start();
 for (const kind of ["pointerdown", "focusin", "click"]) document.querySelector("nav").addEventListener(kind, follow);
+onStore(showWelcome);
 address.onChange(() => {
     show();
     if (address.view() === "weights") load(); // a trainer may have written a file meanwhile

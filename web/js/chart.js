@@ -11,7 +11,16 @@ const MARGIN = { top: 26, right: 62, bottom: 42, left: 46 };
 const MARKER_LIMIT = 40; // points of a curve past which markers hide it
 const MARKERS = ["circle", "square", "diamond", "triangle"];
 const COLOURS = 6;
+const SAME_PX = 1; // two curves that are nowhere further apart look like one
 const AXIS = { epoch: "epochs", tokens: "tokens seen", seconds: "seconds of training" };
+const PLACE = {
+    epoch: (x) => `epoch ${count(x)}`,
+    tokens: (x) => `${count(x)} tokens`,
+    seconds: (x) => `${rounded(x)} s`,
+};
+
+/** The colour of the file of this index, for `data-series`. */
+export const series = (index) => index % COLOURS;
 
 /** A chart for [{weights, index}], where index chooses the colour and marker.
  *
@@ -25,21 +34,36 @@ export function chart(files, unit, { width, isUnfolded }) {
             files.length > 0 ? "The chosen files keep no history." : "Tick files in the list to compare them.";
         return html("p", { class: "empty" }, reason);
     }
-    const readout = html("p", { class: "readout" }, "Point at a curve to read it.");
+    const scales = scalesFor(curves, width);
+    for (const [index, curve] of curves.entries()) {
+        curve.under = curves.slice(0, index).find((other) => isSame(curve, other, scales)) ?? null;
+        curve.near = svg("circle", { class: "near", r: 5, visibility: "hidden" });
+        curve.value = html("span", { class: "value" });
+    }
     return html(
         "figure",
         { class: "chart" },
-        drawing(curves, unit, width, readout),
-        readout,
+        drawing(curves, unit, width, scales),
         html("ul", { class: "keys", "aria-label": "Curves" }, ...curves.map(key), styles()),
         table(curves, unit, isUnfolded),
     );
 }
 
-function drawing(curves, unit, width, readout) {
-    const scales = scalesFor(curves, width);
+/** Training can be repeated to the last digits, so one curve may hide another, and a reader must be told. */
+function isSame(curve, other, { x, y }) {
+    const isClose = (scale, a, b) => (a === null || b === null ? a === b : Math.abs(scale(a) - scale(b)) < SAME_PX);
+    return (
+        curve.points.length === other.points.length &&
+        curve.points.every(
+            (point, index) =>
+                isClose(x, point.x, other.points[index].x) &&
+                isClose(y, point.validation, other.points[index].validation),
+        )
+    );
+}
+
+function drawing(curves, unit, width, scales) {
     const names = curves.map((curve) => curve.name).join(", ");
-    const near = svg("circle", { class: "near", r: 5.5, visibility: "hidden" });
     const image = svg(
         "svg",
         {
@@ -50,10 +74,13 @@ function drawing(curves, unit, width, readout) {
         },
         ...axes(scales, unit, width),
         ...curves.map((curve) => drawn(curve, scales)),
-        near,
     );
-    image.addEventListener("pointermove", (event) => follow(event, image, curves, scales, { near, readout, unit }));
-    image.addEventListener("pointerleave", () => near.setAttribute("visibility", "hidden"));
+    for (const kind of ["pointerdown", "pointermove"]) {
+        image.addEventListener(kind, (event) => {
+            const pointer = event.clientX - image.getBoundingClientRect().left;
+            for (const curve of curves) read(curve, pointer, scales, unit);
+        });
+    }
     return image;
 }
 
@@ -61,17 +88,16 @@ function scalesFor(curves, width) {
     const all = curves.flatMap((curve) => curve.points);
     const losses = all.flatMap((point) => [point.training, point.validation]).filter((loss) => loss !== null);
     const yTicks = ticks(least(losses), most(losses), 6);
-    const xTicks = ticks(
-        Math.min(0, least(all.map((point) => point.x))),
-        most(all.map((point) => point.x)),
-        width / 90,
-    );
+    const from = Math.min(0, least(all.map((point) => point.x)));
+    const last = most(all.map((point) => point.x));
+    const to = last > from ? last : from + 1;
+    const xTicks = ticks(from, to, width / 90);
     const [left, right, top, bottom] = [MARGIN.left, width - MARGIN.right, MARGIN.top, HEIGHT - MARGIN.bottom];
     return {
-        x: linear(xTicks.from, xTicks.to, left, right),
-        y: linear(yTicks.from, yTicks.to, bottom, top),
-        xTicks: xTicks.values,
-        yTicks: yTicks.values,
+        x: linear(from, to, left, right),
+        y: linear(yTicks[0], yTicks.at(-1), bottom, top),
+        xTicks: xTicks.filter((value) => value >= from && value <= to),
+        yTicks,
     };
 }
 
@@ -86,8 +112,7 @@ function ticks(low, high, wanted) {
     const size = [1, 2, 5, 10].map((factor) => factor * power).find((step) => span / step <= wanted);
     const first = Math.floor(low / size + 1e-9);
     const last = Math.max(first + 1, Math.ceil(high / size - 1e-9));
-    const values = Array.from({ length: last - first + 1 }, (_, index) => (first + index) * size);
-    return { from: values[0], to: values.at(-1), values };
+    return Array.from({ length: last - first + 1 }, (_, index) => (first + index) * size);
 }
 
 function axes({ x, y, xTicks, yTicks }, unit, width) {
@@ -121,10 +146,11 @@ function drawn(curve, { x, y }) {
     const markers = evaluated.length > MARKER_LIMIT ? [] : evaluated;
     return svg(
         "g",
-        { "data-series": curve.index % COLOURS },
+        { "data-series": series(curve.index) },
         line("training", "curve training"),
-        line("validation", "curve"),
+        line("validation", curve.under ? "curve over" : "curve"),
         ...markers.map((point) => marker(curve.index, x(point.x), y(point.validation))),
+        curve.near,
     );
 }
 
@@ -142,25 +168,14 @@ function marker(index, cx, cy) {
     }
 }
 
-/** Read out the point that is nearest to the pointer. */
-function follow(event, image, curves, { x, y }, { near, readout, unit }) {
-    const frame = image.getBoundingClientRect();
-    const [px, py] = [event.clientX - frame.left, event.clientY - frame.top];
-    let best = { distance: Infinity };
-    for (const curve of curves) {
-        for (const point of curve.points) {
-            const loss = point.validation ?? point.training;
-            const distance = Math.hypot(x(point.x) - px, y(loss) - py);
-            if (distance < best.distance) best = { distance, curve, point, loss };
-        }
-    }
-    const { curve, point, loss } = best;
+/** Tell in its key of the curve's point whose x is nearest to the pointer, and mark it. */
+function read({ points, near, value }, pointer, { x, y }, unit) {
+    const distance = (point) => Math.abs(x(point.x) - pointer);
+    const point = points.reduce((best, other) => (distance(other) < distance(best) ? other : best));
     near.setAttribute("cx", x(point.x));
-    near.setAttribute("cy", y(loss));
+    near.setAttribute("cy", y(point.validation ?? point.training));
     near.setAttribute("visibility", "visible");
-    near.setAttribute("data-series", curve.index % COLOURS);
-    const place = `${unit === "epoch" ? "epoch" : AXIS[unit]} ${count(point.x)}`;
-    readout.textContent = `${curve.name}, ${place}: ${described(point)}`;
+    value.textContent = `${PLACE[unit](point.x)}: ${described(point)}`;
 }
 
 function described({ training, validation }) {
@@ -174,10 +189,16 @@ function key(curve) {
     const sample = svg(
         "svg",
         { viewBox: "0 0 36 12", height: 12, "aria-hidden": "true" },
-        svg("line", { class: "curve", x1: 0, x2: 36, y1: 6, y2: 6 }),
+        svg("line", { class: curve.under ? "curve over" : "curve", x1: 0, x2: 36, y1: 6, y2: 6 }),
         marker(curve.index, 18, 6),
     );
-    return html("li", { "data-series": curve.index % COLOURS }, sample, curve.name);
+    const note = curve.under && ` (lies on ${curve.under.name})`;
+    return html(
+        "li",
+        { "data-series": series(curve.index) },
+        sample,
+        html("span", {}, html("b", {}, curve.name), note, " ", curve.value),
+    );
 }
 
 /** What the two kinds of line are. */
@@ -187,7 +208,12 @@ function styles() {
         { viewBox: "0 0 36 12", height: 12, "aria-hidden": "true" },
         svg("line", { class: "curve training", x1: 2, x2: 36, y1: 6, y2: 6 }),
     );
-    return html("li", { "data-series": 5 }, sample, "on the training text (solid: validation)");
+    return html(
+        "li",
+        { "data-series": 5 },
+        sample,
+        html("span", {}, "dotted: on the training text; the others: on the validation text. Point at the chart to read it."),
+    );
 }
 
 function table(curves, unit, isUnfolded) {

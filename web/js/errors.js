@@ -3,7 +3,7 @@
 /** The service answered with an error: an RFC 9457 problem, or what a proxy in between made up (problem: null). */
 export class Refused extends Error {
     constructor(status, problem, retryAfter = null) {
-        super(problem?.detail ?? `The service answered with the error ${status} and no reason. Try again.`);
+        super(problem?.detail ?? `The service answered with the error ${status} and no reason.`);
         this.status = status;
         this.code = problem?.code ?? "unknown";
         this.fields = Array.isArray(problem?.errors) ? problem.errors : []; // {field, message} of a validation
@@ -18,11 +18,14 @@ export const LOST = "The connection to the service is lost: it may have stopped,
 export const BROKEN = "The connection broke off before the answer was complete.";
 
 export const isStop = (error) => error.name === "AbortError";
-export const isRetryable = (error) => error instanceof Unreachable || [408, 429, 503, 504].includes(error.status);
+export const isBackendMissing = (error) => error.status === 501;
+
+const PASSING = [408, 429, 500, 502, 503, 504];
+export const isRetryable = (error) => error instanceof Unreachable || PASSING.includes(error.status);
 
 /** What a person can act on. */
 export function explain(error) {
-    if (error.code === "busy" && error.retryAfter) {
+    if (error.status === 429 && error.retryAfter) {
         return `The service is busy. Try again in ${error.retryAfter} seconds.`;
     }
     if (error.code === "unauthorized") return "The service asks for its token, and none was given.";

@@ -1,16 +1,19 @@
 /* The generate view: a prompt, how to continue it, and the back ends side by side or one alone. */
 
 import * as address from "./address.js";
+import { NAMES, offer } from "./backends.js";
 import { byId, html } from "./dom.js";
+import { isBackendMissing, sentence } from "./errors.js";
 import { FieldError, clearComplaints, complain, numberOf } from "./fields.js";
-import { clear } from "./notice.js";
+import { clear, notify } from "./notice.js";
 import { Output } from "./output.js";
 import { legend } from "./scale.js";
-import { fillSelect, onStore, store } from "./store.js";
+import { fillSelect, onStore, store, withdraw } from "./store.js";
 import { marked } from "./words.js";
 
 const TOP = 5; // words that the card beside a word shows
 const WIDE = matchMedia("(min-width: 48rem)");
+const SEEN_PX = 160; // of the cards below the form: with less in sight, the page moves to them
 
 const form = byId("generate-form");
 const field = form.elements;
@@ -20,7 +23,7 @@ const outputs = ["c", "torch"].map(
         new Output(backend, {
             change: showRunning,
             end: (end) => showUnknown(end.choices[0].unknown_words),
-            refused: (error) => complain(form, error.fields ?? []),
+            refused: (error) => isMissing(backend, error) || complain(form, error.fields ?? []),
             regenerate: () => generate([backend], freshSeed()),
             keepSeed,
         }),
@@ -75,6 +78,17 @@ function generate(backends, seed) {
     for (const output of outputs) {
         if (backends.includes(output.backend)) output.run(body);
     }
+    if (byId("outputs").getBoundingClientRect().top > innerHeight - SEEN_PX) byId("generate-legend").scrollIntoView();
+}
+
+/** Whether `error` says that the service lacks the back end: then the other is offered alone. */
+function isMissing(backend, error) {
+    const isAlone = shown().length === 1;
+    if (!isBackendMissing(error) || !withdraw(backend)) return false;
+    const [rest] = store.backends;
+    const action = isAlone && { label: `Generate with ${NAMES[rest]}`, run: () => form.requestSubmit() };
+    notify(notice, sentence(error.message), { kind: "plain", action });
+    return true;
 }
 
 /** The body of the request; null, with a word beside the field, where one cannot be read. */
@@ -119,7 +133,7 @@ function keepSeed(seed) {
 
 function stop() {
     for (const output of outputs) output.stop();
-    byId("generate-go").focus();
+    byId("generate-go").focus({ preventScroll: true });
 }
 
 /** The back ends that are asked for and that the service has. */
@@ -129,12 +143,7 @@ function shown() {
 }
 
 function showOutputs() {
-    for (const choice of field.backend) {
-        choice.disabled = choice.value === "both" ? store.backends.length < 2 : !store.backends.includes(choice.value);
-    }
-    if (shown().length === 0 || (field.backend.value === "both" && store.backends.length === 1)) {
-        [field.backend.value] = store.backends;
-    }
+    offer(form, byId("generate-backends"));
     const visible = shown();
     for (const output of outputs) {
         output.element.hidden = !visible.includes(output.backend);
@@ -149,7 +158,7 @@ function showRunning() {
     const hadFocus = document.activeElement === (isRunning ? go : end);
     go.hidden = isRunning;
     end.hidden = !isRunning;
-    if (hadFocus) (isRunning ? end : go).focus();
+    if (hadFocus) (isRunning ? end : go).focus({ preventScroll: true }); // the reader may be at the words
 }
 
 function showUnknown(words) {

@@ -18,8 +18,9 @@ let timer = 0;
 card.addEventListener("pointerenter", () => clearTimeout(timer));
 card.addEventListener("pointerleave", hideSoon);
 addEventListener("keydown", (event) => event.key === "Escape" && hide());
-addEventListener("scroll", hide, { passive: true });
-addEventListener("resize", hide);
+document.addEventListener("pointerdown", (event) => event.target.closest(".inspector, .word") ?? hide());
+addEventListener("scroll", follow, { passive: true });
+addEventListener("resize", follow);
 
 /** Show what the model thought at `token`, whose word is `element`. */
 export function show(element, token) {
@@ -33,9 +34,10 @@ export function show(element, token) {
     place(element.getBoundingClientRect());
 }
 
+/** When the pointer leaves. At a word that has the keyboard's focus, or was tapped, the card stays. */
 export function hideSoon() {
     clearTimeout(timer);
-    timer = setTimeout(hide, LEAVE_MS);
+    if (shown !== document.activeElement) timer = setTimeout(hide, LEAVE_MS);
 }
 
 export function hide() {
@@ -70,6 +72,14 @@ function row(word, widest, isChosen, kind = null) {
         html("span", {}, percent(word.logprob)),
         bar,
     );
+}
+
+/** Stay beside a word that the page moves; the step to a word out of sight scrolls, too. */
+function follow() {
+    if (!shown) return;
+    const word = shown.getBoundingClientRect();
+    if (word.bottom < 0 || word.top > innerHeight) hide();
+    else place(word);
 }
 
 /** Below the word where there is room, else above; never beyond the window's edges. */

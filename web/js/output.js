@@ -1,6 +1,7 @@
 /* One back end's card in the generate view: its text as it comes, its figures, its buttons. */
 
 import * as api from "./api.js";
+import { NAMES } from "./backends.js";
 import { copy } from "./clipboard.js";
 import { curl } from "./curl.js";
 import { announce, html } from "./dom.js";
@@ -9,9 +10,9 @@ import { count, milliseconds, plural, rounded } from "./format.js";
 import { clear, tell } from "./notice.js";
 import { Words } from "./words.js";
 
-const NAMES = { c: "C", torch: "PyTorch" };
 const OWN_TEMPERATURE = { c: 1, torch: 0 };
 const NOTABLE_MS = 250;
+const FIGURES_MS = 250; // between two looks at a run that goes on
 const ENDINGS = {
     eos: "ended its sentence",
     length: "reached its length",
@@ -24,11 +25,11 @@ export class Output {
     #on;
     #words = null;
     #body = null; // of the last run
-    #run = null; // what goes on: {abort, started, times}, the times those of its tokens
+    #run = null; // what goes on: {abort, started, times, figured}, the times those of its tokens
     #notice = html("div");
     #way = html("p");
     #state = html("p", { class: "state" });
-    #text = html("div", { class: "text" }, html("p", { class: "empty" }, "Its words will appear here."));
+    #text = html("div", { class: "text" });
     #figures = html("dl", { class: "figures" });
     #again = html("button", { type: "button", onclick: () => (this.isRunning ? this.stop() : this.#on.regenerate()) });
     #tools;
@@ -52,9 +53,9 @@ export class Output {
             html("header", {}, title, this.#way, this.#state),
             this.#notice,
             this.#text,
-            this.#figures,
-            this.#tools,
+            html("footer", {}, this.#figures, this.#tools),
         );
+        this.#reset();
     }
 
     get isRunning() {
@@ -64,7 +65,7 @@ export class Output {
     /** Continue a prompt. body: of POST /generate, with a seed. */
     async run(body) {
         this.stop();
-        const run = { abort: new AbortController(), started: performance.now(), times: [] };
+        const run = { abort: new AbortController(), started: performance.now(), times: [], figured: 0 };
         this.#begin(body, run);
         try {
             const end = await api.generate(this.backend, body, {
@@ -73,13 +74,14 @@ export class Output {
             });
             const [choice] = end.choices;
             this.#words.begin(body.prompt, choice.unknown_words);
-            this.#showFigures(end.timings.first_token_ms, end.timings.tokens_per_second, end.timings.queue_ms);
             this.#finish(choice.finish_reason);
+            this.#showFigures(end.timings.first_token_ms, end.timings.tokens_per_second, end.timings.queue_ms);
             this.#on.end(end);
         } catch (error) {
             if (this.#run !== run) return; // it was stopped, and stop() has said so
             this.#finish(isStop(error) ? "stopped" : "failed");
-            if (!this.#on.refused(error)) tell(this.#notice, error, () => this.run(body));
+            if (this.#on.refused(error)) this.#reset();
+            else tell(this.#notice, error, () => this.run(body));
         }
     }
 
@@ -88,6 +90,15 @@ export class Output {
         if (!this.isRunning) return;
         this.#run.abort.abort();
         this.#finish("stopped");
+    }
+
+    /** As before the first run. */
+    #reset() {
+        this.#text.replaceChildren(html("p", { class: "empty" }, "Its words will appear here."));
+        this.#figures.replaceChildren();
+        this.#tools.hidden = true;
+        this.#way.textContent = "";
+        this.#state.textContent = "";
     }
 
     #begin(body, run) {
@@ -108,8 +119,12 @@ export class Output {
 
     #add(token, run) {
         if (this.#run !== run) return;
-        run.times.push(performance.now());
+        const now = performance.now();
+        run.times.push(now);
         this.#words.add(token);
+        if (now - run.figured < FIGURES_MS) return;
+        run.figured = now;
+        this.#showMeasured(run);
     }
 
     #finish(ending) {
@@ -118,12 +133,12 @@ export class Output {
         this.#words.busy = false;
         this.#again.textContent = "Regenerate";
         this.#state.textContent = ENDINGS[ending];
-        if (!this.#figures.hasChildNodes()) this.#showMeasured(run);
+        this.#showMeasured(run);
         announce(`${NAMES[this.backend]}: ${plural(this.#words.count, "word")}, ${ENDINGS[ending]}`);
         this.#on.change();
     }
 
-    /** Of a run that did not come to the service's own figures: as it looked from here. */
+    /** Of a run that has not come to the service's own figures: as it looks from here. */
     #showMeasured({ started, times }) {
         if (times.length === 0) return;
         const seconds = (times.at(-1) - times[0]) / 1000;
@@ -133,13 +148,21 @@ export class Output {
     /** waitedMs: of the time to the first token, what went by before the work began: a queue, or weights to load. */
     #showFigures(firstTokenMs, tokensPerSecond, waitedMs = 0) {
         const { seed } = this.#body;
-        const keep = html("button", { type: "button", class: "link", onclick: () => this.#on.keepSeed(seed) }, "keep");
-        keep.setAttribute("aria-label", `keep the seed ${seed}`);
+        const keep = html(
+            "button",
+            {
+                type: "button",
+                class: "link",
+                "aria-label": `keep the seed ${seed}`,
+                onclick: () => this.#on.keepSeed(seed),
+            },
+            "keep",
+        );
         this.#figures.replaceChildren(
             figure(waitedMs > NOTABLE_MS ? "first token, with loading" : "first token", milliseconds(firstTokenMs)),
             figure("tokens/s", rounded(tokensPerSecond)),
             figure("tokens", count(this.#words.count)),
-            figure("seed", String(seed), " ", keep),
+            figure("seed", String(seed), " ", !this.isRunning && keep),
         );
     }
 

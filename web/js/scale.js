@@ -11,11 +11,11 @@ const LABELS = {
 };
 const CAPTIONS = {
     probability:
-        "How probable the model found each word, before temperature and top-k. Point at a word, or step " +
-        "through with the arrow keys, for the five most probable there.",
+        "How probable the model found each word, before temperature and top-k. Point at a word, tap it, or walk to it " +
+        "with the arrow keys, for the five most probable there.",
     surprise:
-        "How much each word surprised the model: a bit for each halving of its probability. Point at a word, or " +
-        "step through with the arrow keys, for the five that it expected most.",
+        "How much each word surprised the model: a bit for each halving of its probability. Point at a word, tap it, " +
+        "or walk to it with the arrow keys, for the five that it expected most.",
 };
 
 /** Surprise in bits of a natural logarithm of a probability. */

@@ -2,15 +2,17 @@
 
 import * as address from "./address.js";
 import * as api from "./api.js";
+import { offer } from "./backends.js";
 import { copy } from "./clipboard.js";
 import { curl } from "./curl.js";
 import { announce, byId, html } from "./dom.js";
+import { isBackendMissing } from "./errors.js";
 import { clearComplaints, complain } from "./fields.js";
 import { count, rounded } from "./format.js";
 import { clear, tell } from "./notice.js";
 import { figure } from "./output.js";
 import { legend } from "./scale.js";
-import { fillSelect, onStore, store } from "./store.js";
+import { fillSelect, onStore, withdraw } from "./store.js";
 import { Words, listed, marked } from "./words.js";
 
 const TOP = 5;
@@ -24,6 +26,7 @@ let running = null; // the AbortController of the request that goes on
 
 export function start() {
     address.bind("score", form);
+    byId("score-legend").append(legend("surprise"));
     form.addEventListener("submit", submit);
     field.text.addEventListener("keydown", (event) => {
         if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
@@ -36,8 +39,7 @@ export function start() {
 
 /** Offer the back ends that the service has. */
 export function show() {
-    for (const choice of field.backend) choice.disabled = !store.backends.includes(choice.value);
-    if (!store.backends.includes(field.backend.value)) [field.backend.value] = store.backends;
+    offer(form, byId("score-backends"));
 }
 
 function submit(event) {
@@ -62,6 +64,7 @@ async function score(body) {
     } catch (error) {
         if (running !== abort) return;
         result.replaceChildren();
+        if (isBackendMissing(error)) withdraw(body.backend);
         if (!complain(form, error.fields ?? [])) tell(notice, error, () => score(body));
     } finally {
         if (running === abort) result.removeAttribute("aria-busy");
@@ -72,7 +75,6 @@ function display(scored, body) {
     const words = new Words("The text, word by word");
     for (const token of scored.tokens) words.add(token);
     const command = html("button", { type: "button", onclick: () => copy(curl("score", body), command) }, "Copy curl");
-    byId("score-legend").replaceChildren(legend("surprise"));
     result.replaceChildren(
         html(
             "article",

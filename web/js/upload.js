@@ -44,7 +44,7 @@ async function upload(file) {
     if (field.overwrite.checked) data.set("overwrite", "true");
     data.set("file", file);
     running = new AbortController();
-    showProgress(true);
+    showRunning(true);
     try {
         const added = await api.uploadWeights(data, { signal: running.signal, onProgress: progress });
         form.reset();
@@ -56,7 +56,7 @@ async function upload(file) {
         refuse(error, file);
     } finally {
         running = null;
-        showProgress(false);
+        showRunning(false);
     }
 }
 
@@ -71,6 +71,7 @@ function refuse(error, file) {
 
 function progress(sent, total) {
     const bar = byId("upload-bar");
+    byId("upload-progress").hidden = false;
     bar.max = total;
     if (sent < total) {
         bar.value = sent;
@@ -81,10 +82,10 @@ function progress(sent, total) {
     }
 }
 
-function showProgress(isRunning) {
+function showRunning(isRunning) {
     byId("upload-go").disabled = isRunning;
     byId("upload-cancel").hidden = !isRunning;
-    byId("upload-progress").hidden = !isRunning;
+    byId("upload-progress").hidden = true; // until something is sent: the token may have to be asked for
     byId("upload-bar").value = 0;
     byId("upload-state").textContent = "";
 }

@@ -3,7 +3,8 @@
 import * as access from "./access.js";
 import * as address from "./address.js";
 import * as api from "./api.js";
-import { chart } from "./chart.js";
+import { NAMES } from "./backends.js";
+import { chart, series } from "./chart.js";
 import { confirm } from "./confirm.js";
 import { byId, html } from "./dom.js";
 import { bytes, count, date, dateAndTime, rounded } from "./format.js";
@@ -11,7 +12,6 @@ import { bestPerplexity, points } from "./history.js";
 import { clear, notify, tell } from "./notice.js";
 import { onStore, refresh, store } from "./store.js";
 
-const NAMES = { c: "C", torch: "PyTorch" };
 const COLUMNS = [
     ["File"],
     ["Trained by"],
@@ -39,14 +39,16 @@ export function start() {
 
 export function show() {
     if (store.weights === null) return;
-    byId("weights-list").replaceChildren(store.weights.length > 0 ? list(store.weights) : nothing());
+    const isEmpty = store.weights.length === 0;
+    byId("weights-list").replaceChildren(isEmpty ? nothing() : list(store.weights));
+    byId("curves").hidden = isEmpty;
     drawChart();
 }
 
 function nothing() {
     return html(
         "p",
-        { class: "panel" },
+        { class: "panel empty" },
         "There are no weights yet. Train some with ",
         html("code", {}, "make train"),
         ", or add a file below.",
@@ -94,7 +96,7 @@ function title(weights, index) {
         else left.add(weights.name);
         drawChart();
     }
-    return html("label", { class: "compare", "data-series": index }, box, html("span", {}, weights.name, tag));
+    return html("label", { class: "compare", "data-series": series(index) }, box, html("span", {}, weights.name, tag));
 }
 
 function problem(weights) {
