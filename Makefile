@@ -1,7 +1,7 @@
 # Every task of the project. `make help` lists them.
 # CC, CFLAGS, LDFLAGS and PYTHON are honoured: make lib CC=clang OMP=0
 
-.PHONY: help train serve load test test-slow test-c lint format lib dll bench results clean \
+.PHONY: help train serve load test test-slow test-page screenshots test-c lint format lib dll bench results clean \
         test-san test-threads run-threads test-valgrind run-valgrind fuzz run-fuzz \
         test-windows test-arm test-macos fixed-run
 .DELETE_ON_ERROR:
@@ -162,7 +162,13 @@ $(FIXED_RUN): tests/c/fixed_run.c $(LIBRARY) Makefile
 	    $(if $(EXE),,-Wl$(comma)-rpath$(comma)'$$ORIGIN')
 
 test-slow: $(VENV)/.dev lib ## run the tests that take minutes
-	$(PY) -m pytest -q -m slow
+	$(PY) -m pytest -q -m 'slow and not page'
+
+test-page: $(VENV)/.dev lib ## run the page's tests in Chromium (apt-get install chromium); without it they are skipped
+	$(PY) -m pytest -q -m 'page and not slow' tests
+
+screenshots: $(VENV)/.dev lib ## take the README's screenshots of the page anew: docs/page-*.png
+	$(PY) -m pytest -q -m 'page and slow' tests/test_page_look.py
 
 test-windows: $(VENV)/.dev ## cross-compile the library and its C tests for Windows and run them under wine
 	$(PY) -m pytest -q -m slow tests/test_platforms.py -k windows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import re
 import shutil
 import subprocess
@@ -31,8 +30,8 @@ REFUSAL = "Failed to load resource:"  # how Chromium's console tells of each ans
 playwright.expect.set_options(timeout=WAIT_MS)
 
 needs_browser = [
+    pytest.mark.page,
     needs_library,
-    pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="browsers do not run under gcc's sanitizer"),
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
 ]
 
