@@ -6,6 +6,7 @@ valid or raise CheckpointError: nothing in it is executed (no pickle), and no si
 
     UserError
      +-- CheckpointError     the file is missing, damaged or not ours                     exit code 2
+     |    +-- OtherVersion   another version of this program wrote it
      +-- VocabularyError     words that no weights file can hold (also a ValueError)      exit code 2
      +-- Failure
           +-- SaveError      it cannot be written: a full disk, an unwritable folder      exit code 1
@@ -18,6 +19,7 @@ second time. tests/test_checkpoint.py reads our files with that package, and its
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import math
@@ -59,7 +61,7 @@ _REMEDIES = {
     _WEIGHTS_FORMAT: "train a model (python main.py), or name another",
     _STATE_FORMAT: "train without --resume",
 }
-_VERSION = "1"
+_VERSIONS = {_WEIGHTS_FORMAT: "1", _STATE_FORMAT: "2"}
 _DTYPES = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
@@ -75,12 +77,20 @@ class CheckpointError(UserError):
     """The file is missing, damaged or not ours. The message names it, what is wrong, and the limit."""
 
 
+class OtherVersion(CheckpointError):
+    """The file is whole, but another version of this program wrote it."""
+
+
 class SaveError(Failure):
     """The file could not be written. What stood under its name is unharmed, and no temporary file is left."""
 
 
 class _Invalid(ValueError):
     """What is wrong, without the file's name; load() turns it into a CheckpointError."""
+
+
+class _OtherVersion(_Invalid):
+    """A version that is not ours."""
 
 
 class VocabularyError(_Invalid, UserError):
@@ -332,23 +342,41 @@ def _split_vocabulary(data: np.ndarray, vocab_size: int) -> tuple[str, ...]:
 # ---- The resume file ---------------------------------------------------------------------------------------
 
 
-def save_state(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+def save_state(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, Any],
+    *,
+    keep: str | os.PathLike[str] | None = None,
+) -> None:
     """Write what it takes to go on training: named arrays, and JSON values (loop position, generator state).
 
     arrays: float32, float64, int32, int64 or uint8, not empty, at most MAX_TENSORS.   Atomic, as save.
+    keep: the name that the file which `path` was until now gets, once the new one is whole.
     Raises SaveError; ValueError for an array or a value that the file cannot hold.
     """
-    _write(path, _STATE_FORMAT, {"state": _encode_json("state", dict(metadata))}, arrays)
+    state = {"state": _encode_json("state", dict(metadata)), "sha256": _digest(arrays)}
+    _write(path, _STATE_FORMAT, state, arrays, keep)
 
 
 def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays (new, writable, in memory) and the values of a resume file. Raises CheckpointError."""
+    """The arrays (new, writable, in memory) and the values of a resume file. Raises CheckpointError, OtherVersion."""
     with _naming(path):
         metadata, tensors = _read(path, _STATE_FORMAT, copy=True)
         state = _decode_json("state", _metadata(metadata, "state"))
         if not isinstance(state, dict):
             raise _Invalid("state must be a JSON object")
-        return {name: view.copy() for name, view in tensors.items()}, state
+        arrays = {name: view.copy() for name, view in tensors.items()}
+        if _digest(arrays) != _metadata(metadata, "sha256"):
+            raise _Invalid("is damaged: its numbers are not those that were saved")
+        return arrays, state
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 # ---- Reading the container ---------------------------------------------------------------------------------
@@ -394,8 +422,11 @@ def _read(
         raise _Invalid(f"cannot be read: {_reason(error)}") from error
     if metadata.get("format") != kind:
         raise _Invalid(f"its format is {_show(metadata.get('format'))}, not {_show(kind)}")
-    if metadata.get("version") != _VERSION:
-        raise _Invalid(f"its version is {_show(metadata.get('version'))}; this program reads {_VERSION!r}")
+    if metadata.get("version") != _VERSIONS[kind]:
+        raise _OtherVersion(
+            f"its version is {_show(metadata.get('version'))}; this program reads {_VERSIONS[kind]!r}: "
+            f"{_REMEDIES[kind]}"
+        )
     return metadata, {
         name: data[entry.begin : entry.end].view(entry.dtype).reshape(entry.shape) for name, entry in entries.items()
     }
@@ -468,12 +499,16 @@ def _metadata(metadata: Mapping[str, str], key: str) -> str:
 
 
 def _write(
-    path: str | os.PathLike[str], kind: str, metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]
+    path: str | os.PathLike[str],
+    kind: str,
+    metadata: Mapping[str, str],
+    tensors: Mapping[str, np.ndarray],
+    keep: str | os.PathLike[str] | None = None,
 ) -> None:
     """Write a safetensors file, whole or not at all."""
     if len(tensors) > MAX_TENSORS:
         raise _Invalid(f"{len(tensors):,} tensors, more than {MAX_TENSORS}")
-    header: dict[str, Any] = {"__metadata__": {"format": kind, "version": _VERSION, **metadata}}
+    header: dict[str, Any] = {"__metadata__": {"format": kind, "version": _VERSIONS[kind], **metadata}}
     blocks: list[npt.NDArray[np.uint8]] = []
     position = 0
     for name, tensor in tensors.items():
@@ -496,15 +531,20 @@ def _write(
             f"{_show_path(path)}: not saved, since its configuration and history take {len(raw):,} bytes "
             f"(at most {MAX_HEADER_BYTES:,}): train for fewer epochs, or evaluate less often"
         )
-    atomic_write(path, len(raw).to_bytes(8, "little"), raw, *blocks)
+    atomic_write(path, len(raw).to_bytes(8, "little"), raw, *blocks, keep=keep)
 
 
 # ---- Writing any file whole or not at all ------------------------------------------------------------------
 
 
-def atomic_write(path: str | os.PathLike[str], *parts: bytes | npt.NDArray[np.uint8]) -> None:
+def atomic_write(
+    path: str | os.PathLike[str],
+    *parts: bytes | npt.NDArray[np.uint8],
+    keep: str | os.PathLike[str] | None = None,
+) -> None:
     """Write a file of these parts: under a temporary name, synced to disk, then renamed; mode 0644.
 
+    keep: what was there until now gets this name first, so that between the two renames it still is there.
     The folder is made if need be. Raises SaveError: what was there is then unharmed, and nothing new is left.
     """
     target = Path(path)
@@ -518,6 +558,8 @@ def atomic_write(path: str | os.PathLike[str], *parts: bytes | npt.NDArray[np.ui
                 if os.name == "posix":
                     os.fchmod(handle, 0o644)  # from mkstemp's 0600: a service reads it as another user
                 os.fsync(handle)
+            if keep is not None and target.exists():
+                os.replace(target, keep)
             os.replace(temporary, target)
         except BaseException:  # Ctrl-C too
             with contextlib.suppress(OSError):
@@ -639,7 +681,8 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except _Invalid as error:
-        raise CheckpointError(f"{_show_path(path)}: {error}") from error
+        kind = OtherVersion if isinstance(error, _OtherVersion) else CheckpointError
+        raise kind(f"{_show_path(path)}: {error}") from error
 
 
 def _show(value: object) -> str:

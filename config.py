@@ -76,11 +76,13 @@ class TrainConfig:
     device: str = option("auto", "where the torch model runs: auto, cpu or cuda", ("auto", "cpu", "cuda"))
     out: str | None = option(None, "the weights file; default: weights/PRESET.safetensors, -torch for the torch model")
     prompt: str = option("The", "what the sample at the end continues")
+    tensorboard: bool = option(False, "write TensorBoard event files beside the weights")
 
     def __post_init__(self) -> None:
         def require(condition: bool, name: str, limit: str) -> None:
             if not condition:
-                raise ConfigError(f"--{name.replace('_', '-')} must be {limit}, got {getattr(self, name)}")
+                got = str(getattr(self, name)).encode(errors="backslashreplace").decode()
+                raise ConfigError(f"--{name.replace('_', '-')} must be {limit}, got {got}")
 
         for name in ("vocab_size", "max_tokens", "bptt", "threads"):
             value = getattr(self, name)
@@ -100,6 +102,9 @@ class TrainConfig:
             require(math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, name, "a number, 0 or more")
         require(self.threads is None or self.threads <= 1024, "threads", "at most 1024")
         for spec in fields(self):
+            value = getattr(self, spec.name)
+            require(not isinstance(value, int) or value < 1 << 63, spec.name, "below 2^63")
+            require(not isinstance(value, str) or is_text(value), spec.name, "text in UTF-8")
             choices = spec.metadata.get("choices")
             require(not choices or getattr(self, spec.name) in choices, spec.name, f"one of {', '.join(choices or ())}")
         require(self.preset in PRESETS, "preset", f"one of {', '.join(PRESETS)}")
@@ -119,6 +124,15 @@ class TrainConfig:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def is_text(value: str) -> bool:
+    """False for what the command line could not decode, and nothing can save or print."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -167,7 +181,9 @@ def _parser(backend: str) -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on with the run that was stopped")
     types_of = typing.get_type_hints(TrainConfig)
     for spec in fields(TrainConfig):
-        if "help" in spec.metadata:
+        if "help" in spec.metadata and types_of[spec.name] is bool:
+            parser.add_argument("--" + spec.name.replace("_", "-"), action="store_true", help=spec.metadata["help"])
+        elif "help" in spec.metadata:
             parser.add_argument(
                 "--" + spec.name.replace("_", "-"),
                 type=_plain(types_of[spec.name]),

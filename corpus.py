@@ -8,9 +8,7 @@ import contextlib
 import importlib.util
 import logging
 import re
-from array import array
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from encoding import CorpusError, Ids, SplitStats, encode
 from errors import UserError
 from network import why_unreachable
-from text import EOS, TokenStream, Vocabulary, rank_words
+from text import Vocabulary
 
 log = logging.getLogger(__name__)
 
-Ids = npt.NDArray[np.int32]
+__all__ = ["HUB_NAMES", "Corpus", "CorpusError", "CorpusUnavailable", "SplitStats", "load_corpus"]
 
 HUB_NAMES = {config: ("Salesforce/wikitext", config) for config in ("wikitext-103-v1", "wikitext-2-v1")}
 ACCEPTED = (
@@ -39,21 +38,8 @@ _MAX_TOKEN_CHARS = 1 << 22
 _ROWS_PER_BATCH = 1000
 
 
-class CorpusError(UserError):
-    """A corpus that cannot be read, or that holds too little."""
-
-
 class CorpusUnavailable(CorpusError):
     """The dataset hub cannot be reached, and nothing is cached."""
-
-
-@dataclass(frozen=True)
-class SplitStats:
-    """tokens: `<EOS>` included; types: distinct ones; unknown_rate: share of the tokens that become `<UNK>`."""
-
-    tokens: int
-    types: int
-    unknown_rate: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +48,7 @@ class Corpus:
 
     counts: (V,) int64, each word's count in the whole training split; those of the words cut count as `<UNK>`.
     whole_train: (N,) int32 ids in [0, V), the whole training split; train: its first max_tokens, a view.
-    validation, test: (N,) int32 ids in [0, V); test is None where there is none.
+    validation, test: (N,) int32 ids in [0, V); test is None where there is none. The ids may be read-only maps.
     stats: by split name, of the whole splits.
     """
 
@@ -77,15 +63,19 @@ class Corpus:
     stats: Mapping[str, SplitStats]
 
     def report(self) -> list[str]:
-        """Lines for people: the vocabulary, then each split's tokens, types and rate of unknown words."""
+        """Lines for people: the vocabulary, then each split's tokens, types, coverage and unknown words."""
         lines = [f"{self.name}: {len(self.vocabulary):,} words in the vocabulary, tokenizer {self.tokenizer}"]
         for split, of in self.stats.items():
-            lines.append(f"{split:<10} {of.tokens:>11,} tokens {of.types:>9,} types {of.unknown_rate:>8.3%} unknown")
+            line = f"{split:<10} {of.tokens:>11,} tokens {of.types:>9,} types {1 - of.unknown_rate:>8.3%} covered"
+            if of.unknown_types:
+                more = ", ..." if of.unknown_types > len(of.unknown_words) else ""
+                line += f"; {of.unknown_types:,} unknown words: {', '.join(of.unknown_words)}{more}"
+            lines.append(line)
         return lines
 
 
 def load_corpus(spec: str, *, vocab_size: int | None = None, max_tokens: int | None = None) -> Corpus:
-    """Read the corpus that `spec` names, in one pass.
+    """Read the corpus that `spec` names, in one pass; at the next start its ids come from a cache.
 
     spec: one of ACCEPTED. vocab_size: how many words to keep, `<EOS>` and `<UNK>` included (None: all).
     max_tokens: how many training tokens to keep, from the start; vocabulary and counts stay the whole split's.
@@ -96,92 +86,47 @@ def load_corpus(spec: str, *, vocab_size: int | None = None, max_tokens: int | N
     if max_tokens is not None and max_tokens < 2:
         raise CorpusError(f"max tokens must be at least 2, a token and the one after it, got {max_tokens}")
     try:
-        tokenizer, texts = _open(spec)
+        source = _open(spec)
     except OSError as error:  # a folder on the way that may not be entered, a name that is too long
         raise CorpusError(f"cannot read corpus {spec!r}: {error.strerror or error}") from error
-    types: defaultdict[str, int] = defaultdict()
-    types.default_factory = types.__len__  # a type's first look-up gives it the next id
-    splits = {split: _encode(pieces, tokenizer, types) for split, pieces in texts.items()}
-    return _build(spec, tokenizer, list(types), splits, vocab_size, max_tokens)
-
-
-def _encode(pieces: Iterable[str], tokenizer: str, types: defaultdict[str, int]) -> Ids:
-    """Ids of one split, in the order in which the types were first seen; `types` grows with it."""
-    stream = TokenStream(tokenizer)
-    ids = array("i")
-    for piece in pieces:
-        ids.extend(map(types.__getitem__, stream.feed(piece)))
-    ids.extend(map(types.__getitem__, stream.close()))
-    return np.frombuffer(ids, dtype=np.int32) if ids else np.empty(0, dtype=np.int32)
-
-
-def _build(
-    name: str,
-    tokenizer: str,
-    types: list[str],
-    splits: dict[str, Ids],
-    vocab_size: int | None,
-    max_tokens: int | None,
-) -> Corpus:
-    splits = {split: ids for split, ids in splits.items() if len(ids)}
-    eos = types.index(EOS) if types else 0
-    if "train" not in splits or (splits["train"] == eos).all():
-        raise CorpusError(f"corpus {name!r} holds no words in its training split: give it a text with words in it")
-    if "validation" not in splits:
-        train, validation = _last_tenth(name, splits["train"], eos)
-        splits = {"train": train, "validation": validation} | {k: v for k, v in splits.items() if k != "train"}
-
-    counts = {split: np.bincount(ids, minlength=len(types)) for split, ids in splits.items()}
-    seen = counts["train"] > 0
-    has_unseen = any(bool((c[~seen] > 0).any()) for c in counts.values())
-    ranked = rank_words(
-        {types[i]: int(counts["train"][i]) for i in np.flatnonzero(seen)},
-        vocab_size=vocab_size,
-        has_unseen=has_unseen,
-    )
-    vocabulary = Vocabulary(ranked)
-    unk = -1 if vocabulary.unk is None else vocabulary.unk
-    new_ids = np.array([vocabulary.ids.get(word, unk) for word in types], dtype=np.int32)
-    stats = {
-        split: SplitStats(
-            len(ids), int((counts[split] > 0).sum()), float(counts[split][new_ids == unk].sum() / len(ids))
-        )
-        for split, ids in splits.items()
-    }
-    encoded = {split: new_ids[ids] for split, ids in splits.items()}
+    encoded = encode(spec, source.tokenizer, source.identity, vocab_size, source.open)
+    train = encoded.splits["train"]
     return Corpus(
-        name=name,
-        tokenizer=tokenizer,
-        vocabulary=vocabulary,
-        counts=np.fromiter(ranked.values(), dtype=np.int64, count=len(ranked)),
-        whole_train=encoded["train"],
-        train=encoded["train"][:max_tokens],
-        validation=encoded["validation"],
-        test=encoded.get("test"),
-        stats=stats,
+        name=spec,
+        tokenizer=source.tokenizer,
+        vocabulary=encoded.vocabulary,
+        counts=encoded.counts,
+        whole_train=train,
+        train=train[:max_tokens],
+        validation=encoded.splits["validation"],
+        test=encoded.splits.get("test"),
+        stats=encoded.stats,
     )
 
 
-def _last_tenth(name: str, ids: Ids, eos: int) -> tuple[Ids, Ids]:
-    """Split at a sentence end: the last tenth of the sentences, one at least, is for validation."""
-    ends = np.flatnonzero(ids == eos) + 1
-    if len(ends) < 2:
-        raise CorpusError(f"corpus {name!r} holds one sentence: training and validation need one each, two at least")
-    cut = ends[len(ends) - max(1, len(ends) // 10) - 1]
-    return ids[:cut], ids[cut:]
+@dataclass(frozen=True)
+class _Source:
+    """A text that can be read. identity: JSON that changes when the text does, None where it is not known.
+
+    open: the splits in order, train first, each as pieces of text.
+    """
+
+    tokenizer: str
+    identity: Any
+    open: Callable[[], Mapping[str, Iterable[str]]]
 
 
-def _open(spec: str) -> tuple[str, dict[str, Iterator[str]]]:
-    """The tokenizer of what `spec` names, and its splits in order, train first, each as pieces of text."""
+def _open(spec: str) -> _Source:
+    """What `spec` names."""
     if spec == "demo":
-        return "plain", {"train": _read_text(_demo_path())}
+        return _text(_demo_path())
     if spec in HUB_NAMES:
         return _open_hub(spec, *HUB_NAMES[spec])
     path = Path(spec).expanduser()
     if path.is_file():
-        return "plain", {"train": _read_text(path)}
+        return _text(path)
     if spec and path.is_dir():  # Path("") is the folder that we are in
-        return "plain", {"train": _read_folder(path)}
+        return _folder(path)
     source, _, config = spec.rpartition(":")
     if source and config:
         folder = Path(source).expanduser()
@@ -190,6 +135,12 @@ def _open(spec: str) -> tuple[str, dict[str, Iterator[str]]]:
         if _HUB_ID.fullmatch(source):
             return _open_hub(spec, source, config)
     raise CorpusError(f"no corpus {spec!r}: no such file or folder, and not a known name; a corpus is {ACCEPTED}")
+
+
+def _identity(folder: Path, files: Iterable[Path]) -> list[Any]:
+    """What changes when one of these files does."""
+    stats = [(path, path.stat()) for path in sorted(files)]
+    return [str(folder.resolve())] + [[str(path.relative_to(folder)), s.st_size, s.st_mtime_ns] for path, s in stats]
 
 
 # ---------------------------------------------------------------- text files
@@ -206,13 +157,21 @@ def _demo_path() -> Path:
     raise CorpusError("the demo corpus is a file of the gensim package, which is not here: pip install gensim")
 
 
-def _read_folder(folder: Path) -> Iterator[str]:
+def _text(path: Path) -> _Source:
+    return _Source("plain", _identity(path.parent, [path]), lambda: {"train": _read_text(path)})
+
+
+def _folder(folder: Path) -> _Source:
     files = sorted(path for path in folder.glob("*.txt") if path.is_file())
     if not files:
         raise CorpusError(
             f"no .txt files in the folder {str(folder)!r}; if it is in the dataset hub's layout, add its config: "
             f"{folder}:CONFIG"
         )
+    return _Source("plain", _identity(folder, files), lambda: {"train": _read_files(files)})
+
+
+def _read_files(files: Iterable[Path]) -> Iterator[str]:
     for path in files:
         yield from _read_text(path)
         yield "\n"
@@ -260,18 +219,27 @@ def _read_text(path: Path) -> Iterator[str]:
 # ---------------------------------------------------------------- the dataset hub's layout
 
 
-def _open_local(spec: str, folder: Path, config: str) -> tuple[str, dict[str, Iterator[str]]]:
-    import datasets
+def _open_local(spec: str, folder: Path, config: str) -> _Source:
+    def texts() -> Mapping[str, Iterable[str]]:
+        import datasets
 
-    with _quiet(datasets), _readable(spec):
-        configs = datasets.get_dataset_config_names(str(folder))
-        if config not in configs:
-            raise CorpusError(f"no config {config!r} in {str(folder)!r}; it has {', '.join(configs)}")
-        loaded = datasets.load_dataset(str(folder), config)
-    return _splits(spec, config, loaded)
+        with _quiet(datasets), _readable(spec):
+            configs = datasets.get_dataset_config_names(str(folder))
+            if config not in configs:
+                raise CorpusError(f"no config {config!r} in {str(folder)!r}; it has {', '.join(configs)}")
+            loaded = datasets.load_dataset(str(folder), config)
+        return _splits(spec, loaded)
+
+    # All files, for which of them a config means is a matter of `datasets`, which need not even be imported.
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return _Source(_tokenizer(config), [config, *_identity(folder, files)], texts)
 
 
-def _open_hub(spec: str, name: str, config: str) -> tuple[str, dict[str, Iterator[str]]]:
+def _tokenizer(config: str) -> str:
+    return "wikitext" if _PRETOKENISED.fullmatch(config) else "plain"
+
+
+def _open_hub(spec: str, name: str, config: str) -> _Source:
     import datasets
 
     endpoint = datasets.config.HF_ENDPOINT
@@ -293,18 +261,19 @@ def _open_hub(spec: str, name: str, config: str) -> tuple[str, dict[str, Iterato
                 f"--corpus FOLDER:{config}"
             ) from error
         log.warning("the dataset hub cannot be reached (%s): using the cached copy of %s", reason, spec)
-    return _splits(spec, config, loaded)
+    # `datasets` knows one state of a data set from another by these.
+    fingerprints = [getattr(split, "_fingerprint", None) for split in loaded.values()]
+    identity = None if None in fingerprints else [name, config, *fingerprints]
+    return _Source(_tokenizer(config), identity, lambda: _splits(spec, loaded))
 
 
-def _splits(spec: str, config: str, loaded: Any) -> tuple[str, dict[str, Iterator[str]]]:
+def _splits(spec: str, loaded: Any) -> dict[str, Iterator[str]]:
     if "train" not in loaded:
         raise CorpusError(f"corpus {spec!r} has no train split; it has {', '.join(loaded)}")
     columns = loaded["train"].column_names
     if "text" not in columns:
         raise CorpusError(f"corpus {spec!r} has no text column; it has {', '.join(columns)}")
-    tokenizer = "wikitext" if _PRETOKENISED.fullmatch(config) else "plain"
-    names = [name for name in ("train", "validation", "test") if name in loaded]
-    return tokenizer, {name: _rows(spec, loaded[name]) for name in names}
+    return {name: _rows(spec, loaded[name]) for name in ("train", "validation", "test") if name in loaded}
 
 
 def _rows(spec: str, split: Any) -> Iterator[str]:

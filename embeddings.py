@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from corpus import Corpus
+from encoding import cache_folder
 from network import why_unreachable
 from text import EOS, UNK
 from vector_files import F32, EmbeddingsError, Mask, quiet_gensim, read_vectors
@@ -244,11 +245,6 @@ def _train(corpus: Corpus, settings: dict[str, Any]) -> tuple[F32, Mask]:
 # ---------------------------------------------------------------- the cache
 
 
-def cache_folder() -> Path:
-    """Where vectors are kept between runs."""
-    return Path(os.environ.get("RNN_CACHE_DIR") or "~/.cache/rnn-words").expanduser()
-
-
 def _file_identity(path: Path) -> list[Any]:
     """What changes when the file does, or one of those beside it in which gensim puts its large arrays."""
     files = [path, *sorted(f for f in path.parent.iterdir() if f.name.startswith(path.name + "."))]
@@ -292,7 +288,9 @@ def _save_cached(file: Path, key: str, vectors: F32, found: Mask) -> None:
             temporary = Path(out.name)
             np.savez(out, key=np.array(key), found=found, rows=vectors[found])
         temporary.replace(file)
-    except OSError as error:
-        log.warning("the vectors are not cached: %s; set RNN_CACHE_DIR to a folder that can be written", error)
+    except BaseException as error:  # Ctrl-C too
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        log.warning("the vectors are not cached: %s; set RNN_CACHE_DIR to a folder that can be written", error)

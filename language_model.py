@@ -19,6 +19,7 @@ from errors import UserError
 from text import Vocabulary
 
 MAX_SEED = 2**63 - 1
+MAX_TOP_K = 2**31 - 1  # as rnn_sampling in csrc/rnnlib.h has it
 
 
 class PromptError(UserError, ValueError):
@@ -39,8 +40,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= 100.0):
             raise PromptError(f"temperature must be from 0 to 100, got {self.temperature}")
-        if self.top_k < 0:
-            raise PromptError(f"top_k must be 0 (all tokens) or more, got {self.top_k}")
+        if not 0 <= self.top_k <= MAX_TOP_K:
+            raise PromptError(f"top_k must be from 0 (all tokens) to {MAX_TOP_K}, got {self.top_k}")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,17 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss)
+        return perplexity(self.loss)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), held at e^700, the largest power that JSON and floats carry."""
+    return math.exp(min(loss, 700.0))
+
+
+def shown(value: float) -> str:
+    """A perplexity for people: 142.3, 31,266.0, 4.0e+30."""
+    return f"{value:,.1f}" if value < 1e6 else f"{value:.1e}"
 
 
 class StepStream(ABC):
@@ -142,16 +153,18 @@ class LanguageModel(ABC):
         ignore_eos: go on after the end of a sentence until max_tokens.
         Raises PromptError at the call, before the first token.
         """
+        sampling = self._sampling(max_tokens, temperature, top_k)
+        return self._tokens(self.encode(prompt)[0], max_tokens, sampling, check_seed(seed), ignore_eos)
+
+    def _sampling(self, max_tokens: int, temperature: float | None, top_k: int) -> Sampling:
         if max_tokens < 1:
             raise PromptError(f"max_tokens must be 1 or more, got {max_tokens}")
-        sampling = Sampling(self.default_temperature if temperature is None else temperature, top_k)
-        ids, _ = self.encode(prompt)
-        uniforms = np.random.default_rng(check_seed(seed))
-        return self._tokens(ids, max_tokens, sampling, uniforms, ignore_eos)
+        return Sampling(self.default_temperature if temperature is None else temperature, top_k)
 
     def _tokens(
-        self, ids: list[int], max_tokens: int, sampling: Sampling, uniforms: np.random.Generator, ignore_eos: bool
+        self, ids: list[int], max_tokens: int, sampling: Sampling, seed: int, ignore_eos: bool
     ) -> Iterator[Token]:
+        uniforms = np.random.default_rng(seed)
         stream = self.open_stream(ids[:-1], sampling)
         token = ids[-1]
         for _ in range(max_tokens):
@@ -171,19 +184,17 @@ class LanguageModel(ABC):
         ignore_eos: bool = False,
     ) -> Generation:
         """Continue `prompt`. The options are those of `stream`."""
+        sampling = self._sampling(max_tokens, temperature, top_k)
+        ids, unknown = self.encode(prompt)
         seed = check_seed(seed)
-        tokens = tuple(
-            self.stream(
-                prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed, ignore_eos=ignore_eos
-            )
-        )
+        tokens = tuple(self._tokens(ids, max_tokens, sampling, seed, ignore_eos))
         ended = tokens[-1].id == self.vocabulary.eos and not ignore_eos
         return Generation(
             text=self.vocabulary.decode([token.id for token in tokens]),
             tokens=tokens,
             finish_reason="eos" if ended else "length",
             seed=seed,
-            unknown=self.encode(prompt)[1],
+            unknown=unknown,
         )
 
     def score(self, text: str) -> Score:

@@ -15,9 +15,10 @@ import rnnlib
 import training
 from checkpoint import Weights
 from config import ConfigError, TrainConfig
+from distributed import Group
 from noise import NO_NOISE, StepNoise
 from rnn import RNN
-from rnnlib import F32, I32, AdamWOptions, Workspace
+from rnnlib import F32, I32, AdamWOptions, RNNNonFiniteError, Workspace
 
 EVALUATION_STEPS = 512  # tokens of one call; the result does not depend on it
 
@@ -27,11 +28,16 @@ class Trainer:
 
     backend = "c"
 
-    def __init__(self, weights: Weights, config: TrainConfig) -> None:
+    @staticmethod
+    def check(config: TrainConfig) -> str:
         if config.device == "cuda":
             raise ConfigError("--device cuda is for torch_rnn.py: the C model runs on the processor")
-        self.config = config
-        self.threads = config.threads or rnnlib.default_threads()
+        rnnlib.library()
+        return "cpu"
+
+    def __init__(self, weights: Weights, config: TrainConfig, group: Group | None = None) -> None:
+        self.config, self.group = config, group or Group()
+        self.threads = self.group.threads(config.threads)
         self.embeddings = weights.embeddings
         self.dims = weights.vocab_size, weights.embed_size, weights.hidden_size
         self.params = weights.flat_parameters()
@@ -46,15 +52,22 @@ class Trainer:
     def train_step(self, x: I32, y: I32, learning_rate: float, noise: StepNoise = NO_NOISE) -> tuple[float, float]:
         config = self.config
         if self.work is None or x.shape[0] > self.work.max_steps:  # resumed at a short chunk, say
+            candidates = config.sampled_softmax + x.size * self.group.size
             self.work = Workspace(
                 *self.dims,
                 max_steps=x.shape[0],
                 max_batch=x.shape[1],
-                max_candidates=min(self.dims[0], config.sampled_softmax + x.size) if config.sampled_softmax else 0,
+                max_candidates=min(self.dims[0], candidates) if config.sampled_softmax else 0,
                 threads=self.threads,
             )
-        scale = 1.0 / x.size if config.reduction == "mean" else 1.0
-        loss = self.work.train_grad(self.params, self.embeddings, x, y, self.hidden, self.grads, scale, noise)
+        scale = 1.0 / (x.size * self.group.size) if config.reduction == "mean" else 1.0
+        try:
+            loss = self.work.train_grad(self.params, self.embeddings, x, y, self.hidden, self.grads, scale, noise)
+        except RNNNonFiniteError:
+            if self.group.size == 1:
+                raise
+            loss = self.grads[:] = np.nan  # the others wait for this gradient, and shall find the same
+        self.group.sum(self.grads)
         norm = rnnlib.grad_norm(self.grads, self.threads)
         # As torch.nn.utils.clip_grad_norm_, with its 1e-6.
         clip = min(1.0, config.clip / (norm + 1e-6)) if config.clip else 1.0

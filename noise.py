@@ -6,7 +6,7 @@ was stopped and goes on sees what it would have seen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,14 @@ class StepNoise:
     input_mask: F32 | None = None
     output_mask: F32 | None = None
     candidates: Candidates | None = None
+
+    def of_streams(self, columns: slice) -> StepNoise:
+        """The part of some streams only: those of one process of several."""
+        masks = (None if mask is None else mask[columns] for mask in (self.input_mask, self.output_mask))
+        drawn = self.candidates
+        if drawn is not None:
+            drawn = replace(drawn, targets=np.ascontiguousarray(drawn.targets[:, columns]))
+        return StepNoise(*masks, drawn)
 
 
 NO_NOISE = StepNoise()

@@ -1,12 +1,14 @@
-"""What a person sees of a training run: the progress bar, a line for each evaluation, the metrics, the loss curve."""
+"""What a person sees of a training run: progress bar, a line for each evaluation, metrics, loss curve, TensorBoard."""
 
 from __future__ import annotations
 
 import io
 import json
-import math
+import os
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,21 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from checkpoint import atomic_write
+from checkpoint import SaveError, atomic_write
+from config import ConfigError
+from language_model import perplexity, shown
 
 Row = dict[str, Any]
 
 
-def perplexity(loss: float) -> float:
-    """exp(loss), held at e^700, the largest power that JSON and floats carry."""
-    return math.exp(min(loss, 700.0))
-
-
-def shown(value: float) -> str:
-    """A perplexity for people: 142.3, 31,266.0, 4.0e+30."""
-    return f"{value:,.1f}" if value < 1e6 else f"{value:.1e}"
+def duration(seconds: float) -> str:
+    """A time for people: 0.4 s, 35 s, 12 min, 3.4 h, 2.1 days."""
+    for size, unit in ((86400.0, "days"), (3600.0, "h")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    if seconds >= 90:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
 class Bar:
@@ -41,13 +45,14 @@ class Bar:
 
 
 @contextmanager
-def bar(total: int, done: int) -> Iterator[Bar]:
+def bar(total: int, done: int, *, hidden: bool = False) -> Iterator[Bar]:
     """A bar on stderr; log lines pass above it. Where stderr is a file, it is drawn every ten seconds."""
     with (
         logging_redirect_tqdm(),
         tqdm(
             total=total,
             initial=done,
+            disable=hidden,
             unit="token",
             unit_scale=True,
             dynamic_ncols=True,
@@ -100,3 +105,45 @@ def plot(history: Sequence[Row], title: str) -> bytes:
     image = io.BytesIO()
     figure.savefig(image, format="png")
     return image.getvalue()
+
+
+class Events:
+    """TensorBoard's event files. One file for each start of a run; what a killed run wrote too much is then hidden.
+
+    Written here with the library's records rather than by its writer, whose thread waits for ever on a full disk.
+    Raises ConfigError where the library is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ImportError as error:
+            raise ConfigError(
+                f"--tensorboard needs the package tensorboard ({error}): pip install tensorboard"
+            ) from error
+        self.folder = folder
+        self._event, self._summary, self._records = event_pb2.Event, summary_pb2.Summary, RecordWriter
+        self._session_start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer: Any = None
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One event of these scalars. Raises SaveError."""
+        try:
+            if self._writer is None:
+                self._open(step)
+            scalars = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+            self._add(step=step, summary=self._summary(value=scalars))
+        except OSError as error:
+            self._writer = None  # the file may end in half an event: go on in another
+            raise SaveError(f"{self.folder}: events cannot be saved ({error.strerror or error}): make room") from error
+
+    def _open(self, step: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() // 1000:016d}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = self._records((self.folder / name).open("wb", buffering=0))
+        self._add(file_version="brain.Event:2")
+        self._add(step=step, session_log=self._session_start)
+
+    def _add(self, **fields: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())

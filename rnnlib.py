@@ -238,11 +238,6 @@ def _require_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -
         raise RNNInputError(-2, f"{name} has shape {array.shape}, expected {shape}")
 
 
-def default_threads() -> int:
-    """The processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 # ---- Training ------------------------------------------------------------------------------------------------------
 
 

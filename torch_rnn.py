@@ -11,7 +11,9 @@ It reads and writes the same weights file as the C model, and never needs the C 
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +25,7 @@ from torch import nn
 import checkpoint
 from checkpoint import Weights
 from config import ConfigError, TrainConfig
+from distributed import Group, TorchGroup
 from language_model import LanguageModel, Sampling, StepStream
 from noise import NO_NOISE, StepNoise
 from text import Vocabulary
@@ -196,12 +199,18 @@ class Trainer:
 
     backend = "torch"
 
-    def __init__(self, weights: Weights, config: TrainConfig) -> None:
-        self.config = config
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        self.device = _device(config.device)
-        self.model = RNN(weights).to(self.device)
+    @staticmethod
+    def check(config: TrainConfig) -> str:
+        return _device(config.device).type
+
+    def __init__(self, weights: Weights, config: TrainConfig, group: Group | None = None) -> None:
+        self.config, self.group = config, group or Group()
+        if config.threads or self.group.size > 1:
+            torch.set_num_threads(self.group.threads(config.threads))
+        self.device = _device(config.device, self.group.local_rank)
+        with _plain_errors(self.group):
+            self.model = RNN(weights).to(self.device)
+            self.step_model = self.model if self.group.size == 1 else _data_parallel(self.model)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if config.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(parameters, config.learning_rate, momentum=config.momentum)
@@ -211,14 +220,20 @@ class Trainer:
         self.hidden = self.model.zero_state(config.batch_size)
 
     def train_step(self, x: I32, y: I32, learning_rate: float, noise: StepNoise = NO_NOISE) -> tuple[float, float]:
-        logits, hidden = self.model(self._ids(x), self.hidden, noise)
+        with _plain_errors(self.group):
+            return self._train_step(x, y, learning_rate, noise)
+
+    def _train_step(self, x: I32, y: I32, learning_rate: float, noise: StepNoise) -> tuple[float, float]:
+        logits, hidden = self.step_model(self._ids(x), self.hidden, noise)
         targets = self._ids(noise.candidates.targets if noise.candidates else y)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=self.config.reduction)
         self.optimizer.zero_grad()
-        loss.backward()
+        # DistributedDataParallel gives the mean over the processes, also of sums.
+        (loss * (self.group.size if self.config.reduction == "sum" else 1)).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
         value = loss.item() / (1 if self.config.reduction == "mean" else x.size)
-        if not np.isfinite([value, norm.item()]).all():
+        # Of several processes one may have found it; the norm is the same on all, and so is what they do now.
+        if not np.isfinite([norm.item() if self.group.size > 1 else value, norm.item()]).all():
             raise FloatingPointError(f"loss {value}, gradient norm {norm.item()}")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -226,8 +241,12 @@ class Trainer:
         self.hidden = hidden.detach()  # truncated BPTT: the state is carried over, the gradient is not
         return value, norm.item()
 
-    @torch.inference_mode()
     def evaluate(self, ids: I32) -> float:
+        with _plain_errors(self.group):
+            return self._evaluate(ids)
+
+    @torch.inference_mode()
+    def _evaluate(self, ids: I32) -> float:
         total, hidden = 0.0, self.model.zero_state()
         for start in range(0, ids.size - 1, EVALUATION_STEPS):
             x, y = _chunk(ids, start, self.device)
@@ -247,7 +266,7 @@ class Trainer:
         self.model.load_weights(weights)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        tensors: dict[str, torch.Tensor] = {"hidden": self.hidden}
+        tensors: dict[str, torch.Tensor] = {"hidden": self.hidden[0]}
         for index, parameter in enumerate(self.parameters):
             tensors[f"parameter.{index}"] = parameter
             for name, value in self.optimizer.state[parameter].items():
@@ -257,11 +276,12 @@ class Trainer:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
+        self.optimizer.state.clear()
         for name, array in state.items():
             kind, _, index = name.partition(".")
             value = torch.tensor(array)
             if kind == "hidden":
-                self.hidden = value.to(self.device)
+                self.hidden = value.unsqueeze(0).to(self.device)
             elif kind == "parameter":
                 self.parameters[int(index)].copy_(value)
             else:  # torch keeps AdamW's step count on the processor
@@ -272,10 +292,37 @@ class Trainer:
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
 
-def _device(name: str) -> torch.device:
+def _data_parallel(model: nn.Module) -> nn.Module:
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+@contextlib.contextmanager
+def _plain_errors(group: Group) -> Iterator[None]:
+    """torch raises RuntimeError where memory runs out and where another process is gone: errors that say which."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+            raise MemoryError(str(error).split("\n")[0].partition("] ")[2] or str(error).split("\n")[0]) from error
+        if isinstance(group, TorchGroup):
+            group.raise_lost(error)
+        raise
+
+
+def _device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `name` means. Of the processes of a machine each takes the GPU of its number."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu, or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank} of this machine has no GPU of its own, for there are {torch.cuda.device_count()}: "
+            "start fewer processes (--nproc-per-node), or use --device cpu"
+        )
+    return torch.device("cuda", local_rank)
 
 
 if __name__ == "__main__":

@@ -190,14 +190,14 @@ def _read_gensim(path: Path, words: Sequence[str]) -> tuple[F32, Mask]:
             loaded = KeyedVectors.load(str(path), mmap="r")
         keyed = getattr(loaded, "wv", loaded)  # of a whole model, its vectors
         ids, table = keyed.key_to_index, keyed.vectors
+        rows = [ids.get(word, -1) for word in words]
+        found = np.array(rows) >= 0
+        vectors = np.zeros((len(words), table.shape[1]), dtype=np.float32)
+        vectors[found] = table[[row for row in rows if row >= 0]]
     except Exception as error:  # unpickling raises whatever the file makes it raise
         raise EmbeddingsError(
             f"{str(path)!r} is not a KeyedVectors file that gensim can load: {type(error).__name__}: {error}"
         ) from error
-    rows = [ids.get(word, -1) for word in words]
-    found = np.array(rows) >= 0
-    vectors = np.zeros((len(words), table.shape[1]), dtype=np.float32)
-    vectors[found] = table[[row for row in rows if row >= 0]]
     return vectors, found
 
 

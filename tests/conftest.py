@@ -15,6 +15,8 @@ from text import EOS
 ROOT = Path(__file__).resolve().parent.parent
 WIKITEXT = ROOT.parent / "shared" / "wikitext"
 
+WORDS = "the a king queen sat stood walked here there with was old young and then".split()  # noqa: SIM905
+
 needs_wikitext = pytest.mark.skipif(not WIKITEXT.is_dir(), reason=f"the local copy of WikiText-2 is not at {WIKITEXT}")
 
 
@@ -56,4 +58,13 @@ def weights_file(tmp_path: Path) -> Path:
     """A weights file of a tiny untrained model with words waa, wab, ..."""
     path = tmp_path / "tiny.safetensors"
     checkpoint.save(path, make_checkpoint(vocab=40, embed=9, hidden=12))
+    return path
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small text with something to learn: 600 sentences of a tiny grammar."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("text") / "grammar.txt"
+    path.write_text("\n".join(" ".join(rng.choice(WORDS, rng.integers(3, 9))) + "." for _ in range(600)))
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from conftest import ROOT, WIKITEXT, needs_wikitext
 
 import corpus
+import encoding
 from corpus import HUB_NAMES, Corpus, CorpusError, CorpusUnavailable, SplitStats, load_corpus
 from text import EOS, UNK, TextError
 
@@ -62,7 +64,7 @@ def test_a_text_file(write) -> None:
     assert found.vocabulary.words == (EOS, "The", "king", "died", "sat", "who", UNK)
     assert found.counts.tolist() == [2, 2, 2, 1, 1, 1, 0]
     assert found.tokenizer == "plain"
-    assert found.stats == {"train": SplitStats(9, 6, 0.0), "validation": SplitStats(3, 3, 1 / 3)}
+    assert found.stats == {"train": SplitStats(9, 6, 0.0), "validation": SplitStats(3, 3, 1 / 3, 1, ("end",))}
     for ids in (found.train, found.validation, found.whole_train):
         assert ids.dtype == np.int32
     assert found.counts.dtype == np.int64
@@ -72,8 +74,14 @@ def test_the_report_says_what_there_is(write) -> None:
     name = write("a b. a c. a d.")
     vocabulary, train, validation = load_corpus(name).report()
     assert name in vocabulary and "5 words" in vocabulary and "plain" in vocabulary
-    assert train.split() == ["train", "6", "tokens", "4", "types", "0.000%", "unknown"]
-    assert validation.split() == ["validation", "3", "tokens", "3", "types", "33.333%", "unknown"]
+    assert train.split() == ["train", "6", "tokens", "4", "types", "100.000%", "covered"]
+    assert validation.split()[:7] == ["validation", "3", "tokens", "3", "types", "66.667%", "covered;"]
+    assert validation.endswith("; 1 unknown words: d")
+
+
+def test_the_report_names_the_most_frequent_unknown_words(write) -> None:
+    cut = load_corpus(write("a a a a b c c d d d e f g h. a b."), vocab_size=3).report()[1]
+    assert cut.endswith("; 7 unknown words: d, c, b, e, f, ...")
 
 
 @pytest.mark.parametrize(("sentences", "kept"), [(2, 1), (10, 1), (19, 1), (20, 2), (57, 5)])
@@ -377,6 +385,105 @@ def test_wikitext_2_has_the_documented_counts() -> None:
     assert found.vocabulary.words[:3] == ("the", EOS, "of")
     assert (np.bincount(found.train) == found.counts).all()
     assert (np.diff(found.counts) <= 0).all()
+
+
+# ---- The cache of tokens ---------------------------------------------------------------------------------------------
+
+
+def same(first: Corpus, second: Corpus) -> bool:
+    return (
+        first.vocabulary.words == second.vocabulary.words
+        and first.counts.tolist() == second.counts.tolist()
+        and first.stats == second.stats
+        and all(words_of(first, split) == words_of(second, split) for split in ("whole_train", "train", "validation"))
+    )
+
+
+@pytest.fixture
+def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("RNN_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def no_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, reading a text fails the test."""
+    return lambda: monkeypatch.setattr(corpus, "_read_text", lambda _: pytest.fail("the text was read again"))
+
+
+def test_the_second_start_maps_the_tokens(write, tokens: Path, no_reading) -> None:
+    path = write("a b c. d e f. g h i. a.")
+    first = load_corpus(path, vocab_size=5)
+    no_reading()
+    second = load_corpus(path, vocab_size=5, max_tokens=4)
+    assert same(first, load_corpus(path, vocab_size=5)) and words_of(second, "train") == words_of(first, "train")[:7]
+    assert isinstance(second.whole_train.base, np.memmap) and not second.train.flags.writeable
+    assert [entry.name.startswith("tokens-") for entry in tokens.iterdir()] == [True]
+
+
+def test_what_the_tokens_are_made_from_counts(write, tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("a b c. d e f.")
+    load_corpus(path)
+    assert len(load_corpus(path, vocab_size=4).vocabulary) == 4
+    write("a b x. d e f.")  # as long as before, but later
+    assert "x" in load_corpus(path).vocabulary.words
+    code = encoding._code_version()
+    monkeypatch.setattr(encoding, "_code_version", lambda: code + "x")
+    monkeypatch.setattr(corpus, "_read_text", lambda _: iter(["other words. here."]))
+    assert "other" in load_corpus(path).vocabulary.words
+    assert len(list(tokens.iterdir())) == 2  # one for each size: what is out of date is replaced
+
+
+@pytest.mark.parametrize("file", ["corpus.json", "train.npy", "validation.npy"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "foreign", "gone"])
+def test_a_damaged_cache_is_made_again(
+    write, tokens: Path, file: str, damage: str, no_reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write("a b c. d e f. g h i. a.")
+    first = load_corpus(path)
+    (target,) = tokens.glob(f"*/{file}")
+    content = target.read_bytes()
+    target.unlink()  # what is mapped stays as it is
+    if damage != "gone":
+        target.write_bytes({"cut": content[:-1], "changed": content[:-4] + b"\x01ab\x02", "foreign": b"{}"}[damage])
+    assert same(first, load_corpus(path))
+    assert damage == "gone" or "damaged cache folder" in caplog.text
+    no_reading()
+    assert same(first, load_corpus(path))  # it was mended
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write("a b c. d e f. g h i. a.")
+    first = load_corpus(path)
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("RNN_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert same(first, load_corpus(path)) and "not cached" in caplog.text and "RNN_CACHE_DIR" in caplog.text
+
+
+def test_a_full_disk_under_the_cache_is_done_without(
+    write, tokens: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = write("a b c. d e f. g h i. a.")
+    monkeypatch.setattr(encoding, "_write_header", full)
+    assert words_of(load_corpus(path), "validation") == "a |"
+    assert "No space left" in caplog.text and list(tokens.iterdir()) == []
+
+
+def test_a_text_larger_than_a_block_goes_through_the_disk(write, tokens: Path, monkeypatch) -> None:
+    """Blocks and spools of a few bytes: every border between them is crossed."""
+    path = write(" ".join(f"{a}{b} {b}." for a in "abcdefgh" for b in "abcdefgh"))
+    whole = load_corpus(path)
+    monkeypatch.setenv("RNN_CACHE_DIR", str(tokens / "other"))
+    monkeypatch.setattr(encoding, "_BLOCK", 7)
+    monkeypatch.setattr(encoding, "_IN_MEMORY_BYTES", 16)
+    monkeypatch.setattr(corpus, "_CHUNK_BYTES", 11)
+    assert same(whole, load_corpus(path))
 
 
 # ---- The hub ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import re
 import signal
 import subprocess
@@ -16,65 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, WIKITEXT, make_weights, needs_wikitext
+from running import BACKENDS, command, options, refused, run, same_weights
 
 import checkpoint
-import training
 from config import PRESETS, ConfigError, TrainConfig, parse
-
-BACKENDS = {"c": "main.py", "torch": "torch_rnn.py"}
-WORDS = "the a king queen sat stood walked here there with was old young and then".split()  # noqa: SIM905
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small text with something to learn: 600 sentences of a tiny grammar."""
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("text") / "grammar.txt"
-    path.write_text("\n".join(" ".join(rng.choice(WORDS, rng.integers(3, 9))) + "." for _ in range(600)))
-    return path
-
-
-def options(text: Path, out: Path, **changed: object) -> list[str]:
-    """A run of well under a second on `text`, with `changed` options."""
-    chosen = {
-        "preset": "demo",
-        "corpus": text,
-        "vocab_size": 14,
-        "embedding_size": 8,
-        "hidden_size": 10,
-        "epochs": 2,
-        "batch_size": 4,
-        "bptt": 16,
-        "threads": 1,
-        "out": out,
-    } | changed
-    given = ((f"--{name.replace('_', '-')}", str(value)) for name, value in chosen.items() if value is not None)
-    return [word for pair in given for word in pair]
-
-
-def command(backend: str, *arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / BACKENDS[backend]), *arguments]
-
-
-def run(backend: str, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(backend, *arguments),
-        cwd=cwd or ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    """One clear line, the exit code, no traceback."""
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    last = result.stderr.strip().splitlines()[-1]
-    for word in words:
-        assert word in last, last
-
+from run import learning_rate
+from streams import Streams
 
 # ---- A whole run -----------------------------------------------------------------------------------------------------
 
@@ -167,13 +113,6 @@ def test_real_text(backend: str, tmp_path: Path) -> None:
 # ---- Stopping and going on -------------------------------------------------------------------------------------------
 
 
-def same_weights(first: Path, second: Path) -> bool:
-    a, b = checkpoint.load(first), checkpoint.load(second)
-    return all(
-        np.array_equal(a.weights.parameters()[name], b.weights.parameters()[name]) for name in checkpoint.PARAMETERS
-    )
-
-
 @pytest.mark.parametrize(
     "backend,number,epochs", [("c", signal.SIGINT, 40), ("c", signal.SIGTERM, 40), ("torch", signal.SIGINT, 12)]
 )
@@ -216,16 +155,49 @@ def test_a_killed_run_goes_on_from_its_last_epoch(text: Path, tmp_path: Path) ->
 def test_resume_refuses_another_run(text: Path, tmp_path: Path) -> None:
     out, mine = tmp_path / "model.safetensors", tmp_path / "mine.txt"
     mine.write_text(text.read_text())
-    refused(run("c", *options(mine, out), "--resume"), 2, "nothing to resume", "model.resume")
     assert run("c", *options(mine, out)).returncode == 0
     refused(run("c", *options(mine, out, learning_rate=0.5), "--resume"), 2, "learning_rate", "0.5", "0.003")
     refused(run("torch", *options(mine, out), "--resume"), 2, "back end")
     refused(run("c", *options(text, out), "--resume"), 2, "corpus", "mine.txt")
     mine.write_text(text.read_text() + "\nthe king sat.")
     refused(run("c", *options(mine, out), "--resume"), 2, "text or vectors")
-    mine.write_text(text.read_text())
-    out.with_suffix(".resume").write_bytes(b"damaged")
-    refused(run("c", *options(mine, out), "--resume"), 2, "model.resume")
+
+
+def test_resume_with_nothing_there_begins(text: Path, tmp_path: Path) -> None:
+    """As a supervisor that always gives --resume needs it: a run may be killed before it has saved anything."""
+    out = tmp_path / "model.safetensors"
+    result = run("c", *options(text, out), "--resume")
+    assert result.returncode == 0 and "nothing to resume" in result.stderr and "model.resume" in result.stderr
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(text: Path, tmp_path: Path) -> None:
+    whole, damaged = tmp_path / "whole.safetensors", tmp_path / "damaged.safetensors"
+    assert run("c", *options(text, whole, epochs=6)).returncode == 0
+    assert run("c", *options(text, damaged, epochs=4)).returncode == 0
+    last, before = damaged.with_suffix(".resume"), damaged.with_suffix(".resume.1")
+    good = last.read_bytes()
+    for bad in (b"damaged", good[:-100], good[:-100] + bytes(100), None):
+        last.write_bytes(bad) if bad is not None else last.unlink()
+        result = run("c", *options(text, damaged, epochs=6), "--resume")
+        assert result.returncode == 0, result.stderr
+        assert bad is None or ("damaged.resume: " in result.stderr and "saved before it" in result.stderr)
+        assert "epoch 3/" not in result.stderr and "epoch 6/" in result.stderr
+        assert same_weights(whole, damaged)
+    last.write_bytes(b"damaged")
+    before.write_bytes(b"damaged too")
+    refused(run("c", *options(text, damaged, epochs=6), "--resume"), 2, "damaged.resume")
+
+
+def test_a_state_of_another_version_is_said(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    assert run("c", *options(text, out, epochs=1)).returncode == 0
+    file = out.with_suffix(".resume")
+    file.write_bytes(file.read_bytes().replace(b'"version":"2"', b'"version":"1"', 1))
+    refused(run("c", *options(text, out), "--resume"), 2, "model.resume", "version is '1'", "--resume")
+    arrays, metadata = checkpoint.load_state(out.with_suffix(".resume.1"))
+    del metadata["progress"]["epoch"], arrays["hidden"]
+    checkpoint.save_state(file, arrays, metadata)
+    refused(run("c", *options(text, out), "--resume"), 2, "model.resume", "hidden")
 
 
 def test_patience_stops_early(text: Path, tmp_path: Path) -> None:
@@ -399,19 +371,29 @@ def test_missing_and_damaged_weights(weights_file: Path, tmp_path: Path) -> None
 
 
 def test_streams_are_the_text_shifted_by_one() -> None:
-    x, y = training.streams(np.arange(11, dtype=np.int32), 3)
+    x, y = Streams(np.arange(11, dtype=np.int32), 3).chunk(0, 9)
     assert x.tolist() == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
     assert y.tolist() == [[1, 4, 7], [2, 5, 8], [3, 6, 9]]
-    x, y = training.streams(np.arange(11, dtype=np.int32), 1)
+    x, y = Streams(np.arange(11, dtype=np.int32), 1).chunk(0, 99)
     assert x.shape == (10, 1) and y[-1, 0] == 10
+    x, y = Streams(np.arange(11, dtype=np.int32), 1).chunk(4, 6)
+    assert x.tolist() == [[4], [5]] and y.tolist() == [[5], [6]] and x.flags.c_contiguous
+
+
+def test_processes_share_the_streams_of_one() -> None:
+    ids = np.arange(100, dtype=np.int32)
+    whole = Streams(ids, 6).chunk(0, 5)
+    parts = [Streams(ids, 2, rank, 3).chunk(0, 5) for rank in range(3)]
+    for name in (0, 1):
+        assert np.array_equal(np.hstack([part[name] for part in parts]), whole[name])
 
 
 def test_learning_rates() -> None:
     cosine = TrainConfig(learning_rate=1.0, schedule="cosine", warmup_steps=10)
-    rates = [training.learning_rate(cosine, step, 110, 1.0) for step in range(110)]
+    rates = [learning_rate(cosine, step, 110, 1.0) for step in range(110)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == rates[10] == 1.0
     assert rates[60] == pytest.approx(0.505) and rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] > 0.01
-    assert training.learning_rate(TrainConfig(learning_rate=1.0), 5, 10, 0.25) == 0.25
+    assert learning_rate(TrainConfig(learning_rate=1.0), 5, 10, 0.25) == 0.25
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
