@@ -14,15 +14,17 @@
 
 static void lay_out(rnn_decoder *d, rnn_arena *arena) {
     const rnn_model *m = d->model;
-    size_t threads = (size_t)d->threads, samplers = rnn_min(threads, RNN_GROUP), f = sizeof(float);
+    size_t f = sizeof(float);
     /* rnn_score takes RNN_GROUP tokens at a time, each with a state of its own. */
     size_t states = rnn_max(d->max_streams, RNN_GROUP);
     d->state = rnn_arena_take(arena, states * m->stride, f);
     d->next = rnn_arena_take(arena, states * m->stride, f);
     d->logits = rnn_arena_take(arena, RNN_GROUP * d->row, f);
-    d->cut = rnn_arena_take(arena, samplers * d->row, f);
-    d->exps = rnn_arena_take(arena, samplers * d->row, f);
-    d->sums = rnn_arena_take(arena, samplers * (d->row / RNN_BLOCK), sizeof(double));
+    d->cut = rnn_arena_take(arena, RNN_GROUP * d->row, f);
+    d->share = rnn_arena_take(arena, RNN_GROUP * d->blocks, f);
+    d->block_max = rnn_arena_take(arena, RNN_GROUP * d->blocks, f);
+    d->block_sum = rnn_arena_take(arena, RNN_GROUP * d->blocks, sizeof(double));
+    d->tempered = rnn_arena_take(arena, RNN_GROUP * d->blocks, sizeof(double));
     d->active = rnn_arena_take(arena, d->max_streams, sizeof *d->active);
     d->tokens = rnn_arena_take(arena, d->max_streams, sizeof *d->tokens);
 }
@@ -32,7 +34,8 @@ int32_t rnn_decoder_create(const rnn_model *model, int32_t max_streams, int32_t 
     if (max_streams < 1 || max_streams > RNN_MAX_STREAMS) return RNN_E_DIM;
     if (threads < 1 || threads > RNN_MAX_THREADS) return RNN_E_ARG;
     rnn_decoder d = {.model = model, .max_streams = (size_t)max_streams, .threads = threads};
-    d.row = rnn_round_up(model->V, RNN_BLOCK);
+    d.blocks = rnn_ceil_div(model->V, RNN_BLOCK);
+    d.row = d.blocks * RNN_BLOCK;
     rnn_arena arena = {0};
     rnn_arena_take(&arena, 1, sizeof d);
     lay_out(&d, &arena);
@@ -72,24 +75,21 @@ static void advance(const rnn_model *m, size_t n, const int32_t *tokens, const f
     k->tanh(n * stride, to);
 }
 
-/* logits (n, row) of n <= RNN_GROUP hidden rows. */
-static void project(rnn_decoder *d, size_t n, const float *hidden) {
+/* Block b of the logits (n, row) of n <= RNN_GROUP hidden rows. */
+static void project_block(rnn_decoder *d, size_t n, const float *hidden, size_t b) {
     const rnn_model *m = d->model;
     const rnn_kernels *k = m->kernels;
-    size_t blocks = d->row / RNN_BLOCK;
-    RNN_OMP(parallel for num_threads(d->threads) schedule(static))
-    for (size_t b = 0; b < blocks; b++) {
-        size_t v0 = b * RNN_BLOCK, cols = rnn_min(RNN_BLOCK, m->V - v0);
-        float *z = d->logits + v0;
-        if (!m->words) k->rows_times(n, m->H, cols, hidden, m->stride, m->why + v0, m->V, z, d->row);
-        for (size_t v = 0; m->words && v < cols; v += k->wide) {
-            const uint32_t *words = m->words + (v0 + v) / k->wide * m->wide_words;
-            k->rows_times_words(n, m->precision, m->H, hidden, m->stride, words, z + v, d->row);
-        }
-        for (size_t i = 0; i < n; i++) {
-            k->finish(cols, m->words ? m->scale + v0 : NULL, m->by + v0, z + i * d->row);
-        }
+    size_t v0 = b * RNN_BLOCK, cols = rnn_min(RNN_BLOCK, m->V - v0);
+    float *z = d->logits + v0;
+    if (!m->words) {
+        k->rows_times(n, m->H, cols, hidden, m->stride, m->why + v0, m->V, m->by + v0, z, d->row);
+        return;
     }
+    for (size_t v = 0; v < cols; v += k->wide) {
+        const uint32_t *words = m->words + (v0 + v) / k->wide * m->wide_words;
+        k->rows_times_words(n, m->precision, m->H, hidden, m->stride, words, z + v, d->row);
+    }
+    for (size_t i = 0; i < n; i++) k->finish(cols, m->scale + v0, m->by + v0, z + i * d->row);
 }
 
 static void load_states(const rnn_model *m, size_t n, const float *states, float *rows) {
@@ -127,19 +127,24 @@ int32_t rnn_prefill(rnn_decoder *decoder, const int32_t *tokens, int32_t count, 
     return RNN_OK;
 }
 
-/* One group of streams, hidden rows to tokens. Stream i writes to next[i * step] and logp[i * step]. */
+/* One group of streams, hidden rows to tokens. A thread measures each block of logits while they are in its cache; then
+ * a draw looks at what was measured, and at one block. */
 static void draw_group(rnn_decoder *d, size_t n, const float *hidden, const rnn_sampling *sampling, int32_t *next,
                        float *logp, float *logits) {
     size_t V = d->model->V;
-    project(d, n, hidden);
-    int samplers = (int)rnn_min((size_t)d->threads, RNN_GROUP);
-    RNN_OMP(parallel for num_threads(samplers) schedule(static))
-    for (size_t i = 0; i < n; i++) {
-        const float *z = d->logits + i * d->row;
-        next[i] = rnn_draw(d, rnn_thread(), z, sampling + i, logp ? logp + i : NULL);
-        if (logits) memcpy(logits + i * V, z, V * sizeof *z);
+    RNN_OMP(parallel num_threads(d->threads)) {
+        RNN_OMP(for schedule(static))
+        for (size_t b = 0; b < d->blocks; b++) {
+            project_block(d, n, hidden, b);
+            for (size_t i = 0; i < n; i++) rnn_measure_block(d, i, d->logits + i * d->row, b, sampling + i);
+        }
+        RNN_OMP(for schedule(static))
+        for (size_t i = 0; i < n; i++) {
+            const float *z = d->logits + i * d->row;
+            next[i] = rnn_draw(d, i, z, sampling + i, logp ? logp + i : NULL);
+            if (logits) memcpy(logits + i * V, z, V * sizeof *z);
+        }
     }
-    (void)samplers; /* used by OpenMP only */
 }
 
 int32_t rnn_decode(rnn_decoder *decoder, int32_t n, const int32_t *tokens, const rnn_sampling *sampling, float *states,
@@ -256,7 +261,7 @@ int32_t rnn_score(rnn_decoder *decoder, const int32_t *tokens, int32_t count, fl
     const rnn_model *m = d->model;
     int32_t status = check_tokens(m, tokens, (size_t)count);
     if (status) return status;
-    int samplers = (int)rnn_min((size_t)d->threads, RNN_GROUP);
+    const rnn_sampling plain = {.temperature = 1.0f, .banned = -1};
     load_states(m, 1, state, d->state);
     for (size_t i0 = 0; i0 + 1 < (size_t)count; i0 += RNN_GROUP) {
         size_t group = rnn_min(RNN_GROUP, (size_t)count - 1 - i0);
@@ -264,14 +269,16 @@ int32_t rnn_score(rnn_decoder *decoder, const int32_t *tokens, int32_t count, fl
             advance(m, 1, tokens + i0 + i, i ? d->next + (i - 1) * m->stride : d->state, d->next + i * m->stride);
         }
         if (i0 == 0 && !rows_are_finite(m, group, d->next)) return RNN_E_NONFINITE;
-        project(d, group, d->next);
-        RNN_OMP(parallel for num_threads(samplers) schedule(static))
+        RNN_OMP(parallel for num_threads(d->threads) schedule(static))
+        for (size_t b = 0; b < d->blocks; b++) {
+            project_block(d, group, d->next, b);
+            for (size_t i = 0; i < group; i++) rnn_measure_block(d, i, d->logits + i * d->row, b, &plain);
+        }
         for (size_t i = 0; i < group; i++) {
-            logp[i0 + i] = rnn_log_softmax(d, rnn_thread(), d->logits + i * d->row, tokens[i0 + i + 1]);
+            logp[i0 + i] = rnn_log_softmax(d, i, d->logits + i * d->row, tokens[i0 + i + 1]);
         }
         memcpy(d->state, d->next + (group - 1) * m->stride, m->stride * sizeof(float));
     }
-    (void)samplers; /* used by OpenMP only */
     store_states(m, 1, d->state, state);
     return RNN_OK;
 }

@@ -86,13 +86,13 @@ typedef struct rnn_kernels {
     size_t (*count_at_least)(size_t count, const float *x, float least);
     void (*cut_below)(size_t count, float *x, float least); /* in place, -inf where x < least */
 
-    /* e = exp((z - max) * beta), and their sums: sums[b] of the b-th RNN_BLOCK of them. */
-    void (*exp_sums)(size_t count, const float *z, float max, float beta, float *e, double *sums);
+    /* The sum of exp((z - max) * beta) over count values; each of them into e, unless e is NULL. */
+    double (*exp_sum)(size_t count, const float *z, float max, float beta, float *e);
 
-    /* C (m, cols) = A (m, K) times B (K, cols) as it lies, rows ldb apart: for so few rows of A that packing B would cost
-     * more than it saves. Summed as in multiply, to the same bits. C's rows take cols rounded up to RNN_BLOCK. */
+    /* C (m, cols) = A (m, K) times B (K, cols) as it lies, rows ldb apart, plus bias (cols) in each row: for so few rows of
+     * A that packing B would cost more than it saves. Each row is summed as in multiply, to the same bits. */
     void (*rows_times)(size_t m, size_t K, size_t cols, const float *a, size_t lda, const float *b, size_t ldb,
-                       float *c, size_t ldc);
+                       const float *bias, float *c, size_t ldc);
 
     /* A copy of w (K, cols <= wide) with fewer bytes, precision as in rnnlib.h: words of K rows, and a scale for each
      * column. rows_times_words is C (m, wide) = A (m, K) times the copy, without the scales; each row to the same bits
@@ -102,8 +102,7 @@ typedef struct rnn_kernels {
                      float *scale);
     void (*rows_times_words)(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *words,
                              float *c, size_t ldc);
-    void (*finish)(size_t count, const float *scale, const float *bias,
-                   float *z); /* z = z * scale + bias; scale NULL: 1 */
+    void (*finish)(size_t count, const float *scale, const float *bias, float *z); /* z = z * scale + bias */
 
     double (*sum_squares)(size_t count, const float *x);
     void (*sgd)(size_t count, float *p, const float *g, float *v, float grad_scale, float lr, float momentum);
@@ -233,23 +232,30 @@ struct rnn_decoder {
     const rnn_model *model;
     size_t max_streams;
     int threads;
-    size_t row;      /* of logits: V rounded up to whole blocks */
-    float *state;    /* (max_streams, stride): before a step */
-    float *next;     /* (max_streams, stride): after it */
-    float *logits;   /* (RNN_GROUP, row) */
-    float *cut;      /* (threads, row): logits after ban and top_k */
-    float *exps;     /* (threads, row) */
-    double *sums;    /* (threads, blocks) */
-    int32_t *active; /* (max_streams): the streams of a generation that go on */
-    int32_t *tokens; /* (max_streams) */
+    size_t row, blocks; /* of logits: V rounded up to whole blocks */
+    float *state;       /* (max_streams, stride): before a step */
+    float *next;        /* (max_streams, stride): after it */
+    /* Of a group of streams, by row: */
+    float *logits;     /* (RNN_GROUP, row) */
+    float *cut;        /* (RNN_GROUP, row): what top_k has left of them */
+    float *block_max;  /* (RNN_GROUP, blocks): the largest logit that may be drawn */
+    double *block_sum; /* (RNN_GROUP, blocks): of exp(logit - block_max) */
+    double *tempered;  /* (RNN_GROUP, blocks): of exp((logit - block_max) / temperature) */
+    float *share;      /* (RNN_GROUP, blocks): exp((block_max - max) / temperature) */
+    int32_t *active;   /* (max_streams): the streams of a generation that go on */
+    int32_t *tokens;   /* (max_streams) */
 };
 
 int32_t rnn_check_sampling(const rnn_model *model, const rnn_sampling *sampling);
 
-/* Draws from logits z (V), which are finite or -inf and not all -inf. `thread` says whose scratch is used. */
-int32_t rnn_draw(rnn_decoder *d, size_t thread, const float *z, const rnn_sampling *sampling, float *logp);
+/* What a draw from logits z (V), row i of a group, must know of one block: its part of block_max, block_sum, tempered. */
+void rnn_measure_block(rnn_decoder *d, size_t i, const float *z, size_t block, const rnn_sampling *sampling);
 
-/* log softmax(z)[token] */
-float rnn_log_softmax(rnn_decoder *d, size_t thread, const float *z, int32_t token);
+/* Draws from logits z (V), row i, all of whose blocks have been measured; they are finite or -inf, and not all that may
+ * be drawn are -inf. */
+int32_t rnn_draw(rnn_decoder *d, size_t i, const float *z, const rnn_sampling *sampling, float *logp);
+
+/* log softmax(z)[token], of a row measured with nothing banned. */
+float rnn_log_softmax(rnn_decoder *d, size_t i, const float *z, int32_t token);
 
 #endif

@@ -1,4 +1,4 @@
-/* kernels_decode.h -- one hidden row times Why, as given or from a smaller copy. Included by kernels.c alone.
+/* kernels_decode.h -- a few hidden rows times Why, as given or from a smaller copy. Included by kernels.c alone.
  *
  * Such a product reads every weight once: it is as fast as memory is, and a copy with half or a quarter of the bytes is
  * up to two or four times as fast. A copy consists of wide panels, of WIDE columns, each K rows one after the other; a
@@ -110,51 +110,106 @@ static void rows_times_words(size_t m, int32_t precision, size_t K, const float 
     }
 }
 
-/* Columns at a time: enough of them for whole cache lines, few enough for the sums to stay in registers. */
-#define ROW_VECS (TILE_ROWS * TILE_VECS >= 24 ? 16 : 8)
+/* The product with Why as it lies goes in strips of its columns. The rows of A, in groups of about equal height and at
+ * most STRIP_ROWS, take turns at each strip: the fewer rows, the wider the strip, so that the sums fill the registers. */
+#if TILE_ROWS * TILE_VECS >= 24
+#define STRIP_ROWS 8
+#define STRIP_VECS(rows) ((rows) == 1 ? 16 : (rows) <= 3 ? 8 : (rows) == 4 ? 6 : (rows) <= 6 ? 4 : 3)
+#elif TILE_ROWS * TILE_VECS >= 12
+#define STRIP_ROWS 6
+#define STRIP_VECS(rows) ((rows) == 1 ? 8 : (rows) <= 3 ? 4 : (rows) == 4 ? 3 : 2)
+#else
+#define STRIP_ROWS 4
+#define STRIP_VECS(rows) ((rows) == 1 ? 8 : (rows) == 2 ? 4 : 2)
+#endif
 
-/* One row of A, in strips of columns wider than a tile. */
-static void row_unpacked(size_t K, const float *h, const float *w, size_t ld, size_t cols, float *z) {
-    size_t v = 0;
-    for (; v + ROW_VECS * LANES <= cols; v += ROW_VECS * LANES) {
-        vec acc[ROW_VECS];
-        UNROLL for (size_t j = 0; j < ROW_VECS; j++) acc[j] = (vec){0};
-        for (size_t k = 0; k < K; k++) {
-            const float *row = w + k * ld + v;
-            UNROLL for (size_t j = 0; j < ROW_VECS; j++) {
-                /* The next columns of this row: no processor foresees K streams. */
-                if (j * LANES % 16 == 0) __builtin_prefetch(row + (ROW_VECS + j) * LANES);
-                acc[j] = multiply_add(splat(h[k]), load(row + j * LANES), acc[j]);
-            }
+typedef struct row_product {
+    size_t m, K;
+    const float *a; /* (m, K), rows lda apart */
+    size_t lda;
+    const float *b; /* (K, columns), rows ldb apart */
+    size_t ldb;
+    const float *bias;
+    float *c; /* (m, columns), rows ldc apart */
+    size_t ldc;
+} row_product;
+
+/* Rows i to i + m, columns v to v + vecs * LANES, of C = A B + bias. */
+INLINE void strip_of(size_t m, size_t vecs, row_product p, size_t i, size_t v) {
+    vec acc[STRIP_ROWS][16];
+    const float *a = p.a + i * p.lda, *b = p.b + v;
+    float *c = p.c + i * p.ldc + v;
+    UNROLL for (size_t r = 0; r < m; r++) { UNROLL for (size_t j = 0; j < vecs; j++) acc[r][j] = (vec){0}; }
+    for (size_t k = 0; k < p.K; k++, b += p.ldb) {
+        vec row[16];
+        UNROLL for (size_t j = 0; j < vecs; j++) {
+            row[j] = load(b + j * LANES);
+            /* The first group fetches the next columns of this row: no processor foresees K streams. */
+            if (i == 0 && j * LANES % 16 == 0) __builtin_prefetch(b + (vecs + j) * LANES);
         }
-        UNROLL for (size_t j = 0; j < ROW_VECS; j++) store(z + v + j * LANES, acc[j]);
+        UNROLL for (size_t r = 0; r < m; r++) {
+            UNROLL for (size_t j = 0; j < vecs; j++) acc[r][j] = multiply_add(splat(a[r * p.lda + k]), row[j], acc[r][j]);
+        }
     }
-    if (v < cols) multiply_unpacked(1, K, cols - v, h, K, w + v, ld, z + v, cols);
+    UNROLL for (size_t j = 0; j < vecs; j++) {
+        vec bias = load(p.bias + v + j * LANES);
+        UNROLL for (size_t r = 0; r < m; r++) store(c + r * p.ldc + j * LANES, acc[r][j] + bias);
+    }
+}
+
+/* One strip of all rows: groups of `rows`, then groups of one fewer. */
+INLINE void strip_down(size_t rows, size_t vecs, row_product p, size_t v) {
+    size_t groups = rnn_ceil_div(p.m, rows), tall = p.m - groups * (rows - 1), i = 0;
+    for (size_t g = 0; g < tall; g++, i += rows) strip_of(rows, vecs, p, i, v);
+    if (rows > 1) {
+        for (; i < p.m; i += rows - 1) strip_of(rows - 1, vecs, p, i, v);
+    }
+}
+
+INLINE void strips_across(size_t rows, row_product p, size_t cols) {
+    size_t width = STRIP_VECS(rows) * LANES, v = 0;
+    for (; v + width <= cols; v += width) strip_down(rows, STRIP_VECS(rows), p, v);
+    /* The last vector overlaps the one before it: a load must not pass the end of B's last row. */
+    for (; v < cols; v += LANES) strip_down(rows, 1, p, rnn_min(v, cols - LANES));
 }
 
 static void rows_times(size_t m, size_t K, size_t cols, const float *a, size_t lda, const float *b, size_t ldb,
-                       float *c, size_t ldc) {
-    if (m == 1) {
-        row_unpacked(K, a, b, ldb, cols, c);
-    } else {
-        multiply_unpacked(m, K, cols, a, lda, b, ldb, c, ldc);
+                       const float *bias, float *c, size_t ldc) {
+    row_product p = {.m = m, .K = K, .a = a, .lda = lda, .b = b, .ldb = ldb, .bias = bias, .c = c, .ldc = ldc};
+    if (cols < LANES) {
+        for (size_t i = 0; i < m; i++) {
+            vec acc = {0};
+            for (size_t k = 0; k < K; k++) {
+                acc = multiply_add(splat(a[i * lda + k]), load_part(b + k * ldb, cols, 0.0f), acc);
+            }
+            acc += load_part(bias, cols, 0.0f);
+            memcpy(c + i * ldc, &acc, cols * sizeof *c);
+        }
+        return;
     }
-}
-
-static void scale_and_add(size_t count, const float *scale, const float *bias, float *z) {
-    for (size_t i = 0; i < count; i++) z[i] = z[i] * scale[i] + bias[i];
-}
-
-static void add(size_t count, const float *bias, float *z) {
-    for (size_t i = 0; i < count; i++) z[i] += bias[i];
+#define STRIP_CASE(rows)                                                                                               \
+    case rows:                                                                                                         \
+        strips_across(rows, p, cols);                                                                                  \
+        break;
+    switch (rnn_ceil_div(m, rnn_ceil_div(m, STRIP_ROWS))) {
+        STRIP_CASE(1)
+        STRIP_CASE(2)
+        STRIP_CASE(3)
+        STRIP_CASE(4)
+#if STRIP_ROWS > 4
+        STRIP_CASE(5)
+        STRIP_CASE(6)
+#endif
+#if STRIP_ROWS > 6
+        STRIP_CASE(7)
+        STRIP_CASE(8)
+#endif
+    }
+#undef STRIP_CASE
 }
 
 static void finish(size_t count, const float *scale, const float *bias, float *z) {
-    if (scale) {
-        scale_and_add(count, scale, bias, z);
-    } else {
-        add(count, bias, z);
-    }
+    for (size_t i = 0; i < count; i++) z[i] = z[i] * scale[i] + bias[i];
 }
 
 #endif

@@ -11,13 +11,12 @@
 #include "internal.h"
 #include "vector.h"
 
-/* What a tile of C is made from: element (i, k) of A is a[i * a_row + k * a_k]; row k of B begins at b + k * b_row.
- * While row k is used, the one b_ahead further on is fetched; 0 for none. */
+/* What a tile of C is made from: element (i, k) of A is a[i * a_row + k * a_k]; row k of B begins at b + k * b_row. */
 typedef struct operands {
     const float *a;
     size_t a_row, a_k;
     const float *b;
-    size_t b_row, b_ahead;
+    size_t b_row;
 } operands;
 
 /* acc = the first m rows of A times PANEL columns of B. */
@@ -26,9 +25,6 @@ INLINE void tile_sum(size_t m, size_t K, operands in, vec acc[TILE_ROWS][TILE_VE
     for (size_t k = 0; k < K; k++) {
         vec row[TILE_VECS];
         UNROLL for (size_t j = 0; j < TILE_VECS; j++) row[j] = load(in.b + j * LANES);
-        if (in.b_ahead) {
-            UNROLL for (size_t j = 0; j < PANEL; j += 16) __builtin_prefetch(in.b + in.b_ahead + j);
-        }
         UNROLL for (size_t i = 0; i < m; i++) {
             UNROLL for (size_t j = 0; j < TILE_VECS; j++) acc[i][j] =
                 multiply_add(splat(in.a[i * in.a_row]), row[j], acc[i][j]);
@@ -66,7 +62,6 @@ INLINE void tiles_down(size_t m, size_t K, operands in, float *c, size_t c_row, 
     for (; m >= TILE_ROWS; m -= TILE_ROWS) {
         tile_of(TILE_ROWS, K, in, c, c_row, cols, add);
         in.a += TILE_ROWS * in.a_row;
-        in.b_ahead = 0; /* one tile has fetched what all of them need */
         c += TILE_ROWS * c_row;
     }
 #define TILE_CASE(rows)                                                                                                \
@@ -89,23 +84,6 @@ static void multiply(size_t m, size_t K, size_t panels, const float *a, size_t l
                      size_t c_row, size_t c_panel, bool add) {
     operands in = {.a = a, .a_row = lda, .a_k = 1, .b = b, .b_row = PANEL};
     for (size_t p = 0; p < panels; p++, in.b += K * PANEL, c += c_panel) tiles_down(m, K, in, c, c_row, PANEL, add);
-}
-
-static void multiply_unpacked(size_t m, size_t K, size_t cols, const float *a, size_t lda, const float *b, size_t ldb,
-                              float *c, size_t ldc) {
-    operands in = {.a = a, .a_row = lda, .a_k = 1, .b = b, .b_row = ldb, .b_ahead = PANEL};
-    size_t j = 0;
-    for (; j + PANEL <= cols; j += PANEL, in.b += PANEL) tiles_down(m, K, in, c + j, ldc, PANEL, false);
-    for (; j < cols; j += LANES) { /* a load must not pass the end of B's last row */
-        for (size_t i = 0; i < m; i++) {
-            vec acc = {0};
-            for (size_t k = 0; k < K; k++) {
-                vec row = load_part(b + k * ldb + j, rnn_min(LANES, cols - j), 0.0f);
-                acc = multiply_add(splat(a[i * lda + k]), row, acc);
-            }
-            store(c + i * ldc + j, acc);
-        }
-    }
 }
 
 static void multiply_at(size_t m, size_t K, size_t cols, const float *a, size_t lda, const float *b, size_t b_row,

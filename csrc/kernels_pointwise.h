@@ -86,31 +86,34 @@ static void cut_below(size_t count, float *x, float least) {
     for (size_t i = 0; i < count; i++) x[i] = x[i] >= least ? x[i] : -INFINITY;
 }
 
-static void exp_sums(size_t count, const float *z, float max, float beta, float *e, double *sums) {
-    for (size_t begin = 0; begin < count; begin += RNN_BLOCK) {
-        size_t end = rnn_min(begin + RNN_BLOCK, count), i = begin;
-        dvec total[2] = {{0}, {0}}, low, high;
-        for (; i + 4 * LANES <= end; i += 4 * LANES) {
-            vec here = {0}; /* as in softmax */
-            UNROLL for (size_t j = 0; j < 4; j++) {
-                vec x = exp_of((load(z + i + j * LANES) - max) * beta);
-                store(e + i + j * LANES, x);
-                here += x;
-            }
-            widen(here, &low, &high);
-            total[0] += low;
-            total[1] += high;
+/* The sum of exp((z - max) * beta); e as well when it is wanted. */
+INLINE double exp_sum_of(size_t count, const float *z, float max, float beta, float *e, bool wanted) {
+    dvec total[2] = {{0}, {0}}, low, high;
+    size_t i = 0;
+    for (; i + 4 * LANES <= count; i += 4 * LANES) {
+        vec here = {0}; /* as in softmax */
+        UNROLL for (size_t j = 0; j < 4; j++) {
+            vec x = exp_of((load(z + i + j * LANES) - max) * beta);
+            if (wanted) store(e + i + j * LANES, x);
+            here += x;
         }
-        for (; i < end; i += LANES) {
-            size_t part = rnn_min(LANES, end - i);
-            vec x = exp_of((load_part(z + i, part, -INFINITY) - max) * beta);
-            memcpy(e + i, &x, part * sizeof *e);
-            widen(x, &low, &high);
-            total[0] += low;
-            total[1] += high;
-        }
-        sums[begin / RNN_BLOCK] = sum_of_doubles(total[0] + total[1]);
+        widen(here, &low, &high);
+        total[0] += low;
+        total[1] += high;
     }
+    for (; i < count; i += LANES) {
+        size_t part = rnn_min(LANES, count - i);
+        vec x = exp_of((load_part(z + i, part, -INFINITY) - max) * beta);
+        if (wanted) memcpy(e + i, &x, part * sizeof *e);
+        widen(x, &low, &high);
+        total[0] += low;
+        total[1] += high;
+    }
+    return sum_of_doubles(total[0] + total[1]);
+}
+
+static double exp_sum(size_t count, const float *z, float max, float beta, float *e) {
+    return e ? exp_sum_of(count, z, max, beta, e, true) : exp_sum_of(count, z, max, beta, NULL, false);
 }
 
 static double sum_squares(size_t count, const float *x) {

@@ -119,21 +119,23 @@ static void cut_below(size_t count, float *x, float least) {
     for (size_t i = 0; i < count; i++) x[i] = x[i] >= least ? x[i] : -INFINITY;
 }
 
-static void exp_sums(size_t count, const float *z, float max, float beta, float *e, double *sums) {
+static double exp_sum(size_t count, const float *z, float max, float beta, float *e) {
+    double sum = 0.0;
     for (size_t i = 0; i < count; i++) {
-        if (i % RNN_BLOCK == 0) sums[i / RNN_BLOCK] = 0.0;
-        e[i] = expf((z[i] - max) * beta);
-        sums[i / RNN_BLOCK] += e[i];
+        float here = expf((z[i] - max) * beta);
+        if (e) e[i] = here;
+        sum += here;
     }
+    return sum;
 }
 
 static void rows_times(size_t m, size_t K, size_t cols, const float *a, size_t lda, const float *b, size_t ldb,
-                       float *c, size_t ldc) {
+                       const float *bias, float *c, size_t ldc) {
     for (size_t i = 0; i < m; i++) {
         for (size_t j = 0; j < cols; j++) {
             double sum = 0.0;
             for (size_t k = 0; k < K; k++) sum += (double)a[i * lda + k] * b[k * ldb + j];
-            c[i * ldc + j] = (float)sum;
+            c[i * ldc + j] = (float)sum + bias[j];
         }
     }
 }
@@ -184,7 +186,7 @@ static void rows_times_words(size_t m, int32_t precision, size_t K, const float 
 }
 
 static void finish(size_t count, const float *scale, const float *bias, float *z) {
-    for (size_t v = 0; v < count; v++) z[v] = (scale ? z[v] * scale[v] : z[v]) + bias[v];
+    for (size_t v = 0; v < count; v++) z[v] = z[v] * scale[v] + bias[v];
 }
 
 static double sum_squares(size_t count, const float *x) {
@@ -230,7 +232,7 @@ const rnn_kernels rnn_kernels_reference = {
     .max = max_of,
     .count_at_least = count_at_least,
     .cut_below = cut_below,
-    .exp_sums = exp_sums,
+    .exp_sum = exp_sum,
     .rows_times = rows_times,
     .wide = WIDE,
     .compress = compress,

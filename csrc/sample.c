@@ -50,76 +50,128 @@ static void keep_largest(const rnn_kernels *kernels, float *z, size_t V, size_t 
     }
 }
 
-static size_t first_equal(const float *z, size_t V, float value) {
-    for (size_t v = 0; v < V; v++) {
+static size_t first_equal(const float *z, size_t count, float value) {
+    for (size_t v = 0; v < count; v++) {
         if (z[v] == value) return v;
     }
     return 0;
 }
 
-/* The first v at which the running sum of e (V) exceeds u times their sum. Whole blocks are passed by their sums; one is
- * found, because u * total < total in doubles too. Within it, rounding may leave the running sum short of its target:
- * then it is the last v with e > 0. */
-static size_t inverse_cdf(const float *e, const double *sums, size_t V, double u) {
+/* Below 1e-30 the reciprocal would overflow, and any difference of floats already gives probability 0. */
+static float beta_of(const rnn_sampling *s) { return 1.0f / fmaxf(s->temperature, 1e-30f); }
+
+static bool cuts(const rnn_decoder *d, const rnn_sampling *s) {
+    return s->temperature > 0.0f && s->top_k > 0 && (size_t)s->top_k < d->model->V;
+}
+
+/* One block of z (V) without the banned token, which takes a copy in `kept`. */
+static const float *block_of(const float *z, size_t v0, size_t count, int32_t banned, float kept[RNN_BLOCK]) {
+    size_t at = (size_t)banned - v0; /* wraps around when it is not of this block, or -1 */
+    if (banned < 0 || at >= count) return z + v0;
+    memcpy(kept, z + v0, count * sizeof *kept);
+    kept[at] = -INFINITY;
+    return kept;
+}
+
+/* A block's largest logit, and the sum of exp((z - max) * beta); 0 when nothing in it can be drawn. */
+static double measure(const rnn_kernels *k, const float *z, size_t count, float beta, float *max) {
+    *max = k->max(count, z);
+    return *max > -INFINITY ? k->exp_sum(count, z, *max, beta, NULL) : 0.0;
+}
+
+void rnn_measure_block(rnn_decoder *d, size_t i, const float *z, size_t block, const rnn_sampling *s) {
+    const rnn_kernels *k = d->model->kernels;
+    size_t v0 = block * RNN_BLOCK, count = rnn_min(RNN_BLOCK, d->model->V - v0), at = i * d->blocks + block;
+    float kept[RNN_BLOCK], beta = beta_of(s);
+    z = block_of(z, v0, count, s->banned, kept);
+    d->block_sum[at] = measure(k, z, count, 1.0f, d->block_max + at);
+    if (s->temperature > 0.0f && beta != 1.0f && !cuts(d, s)) {
+        d->tempered[at] = measure(k, z, count, beta, d->block_max + at);
+    }
+}
+
+/* share (blocks) = exp((block_max - max) * beta): what the sums of each block count for beside the others. */
+static float *shares_of(rnn_decoder *d, size_t i, float max, float beta) {
+    float *share = d->share + i * d->blocks;
+    d->model->kernels->exp_sum(d->blocks, d->block_max + i * d->blocks, max, beta, share);
+    return share;
+}
+
+/* log sum exp of row i of the logits z (V), the banned token included. */
+static double log_sum_exp(rnn_decoder *d, size_t i, const float *z, int32_t banned) {
+    const double *sums = d->block_sum + i * d->blocks;
+    float max = d->model->kernels->max(d->blocks, d->block_max + i * d->blocks);
+    const float *share = shares_of(d, i, max, 1.0f);
+    double total = 0.0;
+    for (size_t b = 0; b < d->blocks; b++) total += sums[b] * share[b];
+    double lse = max + log(total);
+    if (banned < 0 || z[banned] == -INFINITY) return lse;
+    double high = fmax(lse, z[banned]), low = fmin(lse, z[banned]);
+    return high + log1p(exp(low - high));
+}
+
+float rnn_log_softmax(rnn_decoder *d, size_t i, const float *z, int32_t token) {
+    return (float)(z[token] - log_sum_exp(d, i, z, -1));
+}
+
+/* The first v at which the running sum of exp((z - max) / temperature) exceeds u times their sum. Whole blocks are passed
+ * by their sums; one is found, because u * total < total in doubles too. Within it, rounding may leave the running sum
+ * short of its target: then it is the last v whose term is not 0. */
+static size_t inverse_cdf(rnn_decoder *d, size_t i, const float *z, const double *sums, float max,
+                          const rnn_sampling *s, int32_t banned) {
+    float beta = beta_of(s), e[RNN_BLOCK], kept[RNN_BLOCK];
+    const float *share = shares_of(d, i, max, beta);
     double total = 0.0, sum = 0.0;
-    size_t blocks = rnn_ceil_div(V, RNN_BLOCK), block = 0, found = 0;
-    for (size_t b = 0; b < blocks; b++) total += sums[b];
-    for (; block + 1 < blocks && sum + sums[block] <= u * total; block++) sum += sums[block];
-    for (size_t v = block * RNN_BLOCK; v < rnn_min(V, (block + 1) * RNN_BLOCK); v++) {
+    size_t block = 0, found = 0;
+    for (size_t b = 0; b < d->blocks; b++) total += sums[b] * share[b];
+    for (; block + 1 < d->blocks && sum + sums[block] * share[block] <= s->u * total; block++) {
+        sum += sums[block] * share[block];
+    }
+    size_t v0 = block * RNN_BLOCK, count = rnn_min(RNN_BLOCK, d->model->V - v0);
+    const float *z_block = block_of(z, v0, count, banned, kept);
+    d->model->kernels->exp_sum(count, z_block, d->block_max[i * d->blocks + block], beta, e);
+    for (size_t v = 0; v < count; v++) {
         if (!(e[v] > 0.0f)) continue;
-        found = v;
-        sum += e[v];
-        if (sum > u * total) break;
+        found = v0 + v;
+        sum += (double)e[v] * share[block];
+        if (sum > s->u * total) break;
     }
     return found;
 }
 
-/* e (V) = exp((z - max) * beta), with their sums by block. Returns log of the sum of all. */
-static double exponentials(rnn_decoder *d, size_t thread, const float *z, float max, float beta, float **e,
-                           double **sums) {
-    size_t V = d->model->V, blocks = d->row / RNN_BLOCK;
-    double total = 0.0;
-    *e = d->exps + thread * d->row;
-    *sums = d->sums + thread * blocks;
-    d->model->kernels->exp_sums(V, z, max, beta, *e, *sums);
-    for (size_t b = 0; b < blocks; b++) total += (*sums)[b];
-    return log(total);
-}
-
-float rnn_log_softmax(rnn_decoder *d, size_t thread, const float *z, int32_t token) {
-    float *e, max = d->model->kernels->max(d->model->V, z);
-    double *sums;
-    return (float)((double)z[token] - max - exponentials(d, thread, z, max, 1.0f, &e, &sums));
-}
-
-int32_t rnn_draw(rnn_decoder *d, size_t thread, const float *logits, const rnn_sampling *sampling, float *logp) {
+/* The logits that top_k leaves, for which block_max and tempered are measured anew. */
+static const float *cut_row(rnn_decoder *d, size_t i, const float *z, float max, const rnn_sampling *s) {
     const rnn_kernels *k = d->model->kernels;
-    size_t V = d->model->V, token, top_k = (size_t)sampling->top_k;
-    const float *z = logits; /* those that may be drawn */
-    bool cuts = sampling->temperature > 0.0f && top_k > 0 && top_k < V;
-    if (cuts || sampling->banned >= 0) {
-        float *cut = d->cut + thread * d->row;
-        memcpy(cut, logits, V * sizeof *cut);
-        if (sampling->banned >= 0) cut[sampling->banned] = -INFINITY;
-        if (cuts) keep_largest(k, cut, V, top_k, k->max(V, cut));
-        z = cut;
+    size_t V = d->model->V;
+    float *cut = d->cut + i * d->row;
+    memcpy(cut, z, V * sizeof *cut);
+    if (s->banned >= 0) cut[s->banned] = -INFINITY;
+    keep_largest(k, cut, V, (size_t)s->top_k, max);
+    for (size_t b = 0; b < d->blocks; b++) {
+        size_t v0 = b * RNN_BLOCK, at = i * d->blocks + b;
+        d->tempered[at] = measure(k, cut + v0, rnn_min(RNN_BLOCK, V - v0), beta_of(s), d->block_max + at);
     }
-    float max = k->max(V, z);
-    if (sampling->temperature == 0.0f) {
-        token = first_equal(z, V, max);
+    return cut;
+}
+
+int32_t rnn_draw(rnn_decoder *d, size_t i, const float *z, const rnn_sampling *s, float *logp) {
+    const float *block_max = d->block_max + i * d->blocks;
+    float max = d->model->kernels->max(d->blocks, block_max);
+    double lse = logp ? log_sum_exp(d, i, z, s->banned) : 0.0;
+    size_t token;
+    if (s->temperature == 0.0f) {
+        float kept[RNN_BLOCK];
+        size_t v0 = first_equal(block_max, d->blocks, max) * RNN_BLOCK;
+        size_t count = rnn_min(RNN_BLOCK, d->model->V - v0);
+        token = v0 + first_equal(block_of(z, v0, count, s->banned, kept), count, max);
+    } else if (cuts(d, s)) {
+        const float *cut = cut_row(d, i, z, max, s);
+        token = inverse_cdf(d, i, cut, d->tempered + i * d->blocks, max, s, -1);
     } else {
-        float *e;
-        double *sums;
-        /* Below 1e-30 the reciprocal would overflow, and any difference of floats already gives probability 0. */
-        float beta = 1.0f / fmaxf(sampling->temperature, 1e-30f);
-        double log_sum = exponentials(d, thread, z, max, beta, &e, &sums);
-        token = inverse_cdf(e, sums, V, sampling->u);
-        if (logp && z == logits && beta == 1.0f) { /* the common case: these are the sums that rnn_log_softmax makes */
-            *logp = (float)((double)z[token] - max - log_sum);
-            return (int32_t)token;
-        }
+        const double *sums = beta_of(s) == 1.0f ? d->block_sum : d->tempered;
+        token = inverse_cdf(d, i, z, sums + i * d->blocks, max, s, s->banned);
     }
-    if (logp) *logp = rnn_log_softmax(d, thread, logits, (int32_t)token);
+    if (logp) *logp = (float)(z[token] - lse);
     return (int32_t)token;
 }
 
@@ -135,6 +187,7 @@ int32_t rnn_sample(rnn_decoder *decoder, const float *logits, const rnn_sampling
         possible |= logits[v] > -INFINITY && (int32_t)v != sampling->banned;
     }
     if (!possible) return RNN_E_NONFINITE;
+    for (size_t b = 0; b < decoder->blocks; b++) rnn_measure_block(decoder, 0, logits, b, sampling);
     *token = rnn_draw(decoder, 0, logits, sampling, logp);
     return RNN_OK;
 }

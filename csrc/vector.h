@@ -139,22 +139,23 @@ INLINE float max_of_lanes(vec x) {
 /* exp(x) for x <= 88, with a relative error below 2e-7; 0 where the result would be smaller than any normal float
  * (x < -87.33); NaN for NaN.
  *     x = n ln 2 + r,  |r| <= ln 2 / 2:  exp(x) = 2^n exp(r)
- * with the polynomial of Cephes (Moshier) for exp(r) and ln 2 in two pieces (Cody & Waite 1980). Adding 1.5 * 2^23
- * rounds to an integer and leaves it in the low bits, from where it moves into the exponent. */
+ * with ln 2 in two pieces (Cody & Waite 1980), and for exp(r) the polynomial of degree 6 with the least largest relative
+ * error, 2e-9, among those that are 1 at 0. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, from
+ * where it moves into the exponent. */
 INLINE vec exp_of(vec x) {
     const float round = 0x1.8p23f;
     vec shifted = x * 1.44269504088896341f + round;
     vec n = shifted - round;
     vec r = x - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    vec power = (vec)(((uvec)shifted << 23) + 0x3f800000u); /* 2^n */
-    return (vec)(~(ivec)(x < -87.33f) & (ivec)(p * power));
+    vec p = r * 0x1.6ae724p-10f + 0x1.126794p-7f;
+    p = p * r + 0x1.555822p-5f;
+    p = p * r + 0x1.55541ap-3f;
+    p = p * r + 0x1.fffffcp-2f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    ivec scaled = (ivec)((uvec)p + ((uvec)shifted << 23)); /* p 2^n */
+    return (vec)(~(ivec)(x < -87.33f) & scaled);
 }
 
 /* tanh(x), with an absolute error below 1e-7; NaN for NaN. A polynomial (Cephes) where 1 - 2 / (exp(2x) + 1) would
