@@ -148,7 +148,9 @@ INLINE void strip_of(size_t m, size_t vecs, row_product p, size_t i, size_t v) {
             if (i == 0 && j * LANES % 16 == 0) __builtin_prefetch(b + (vecs + j) * LANES);
         }
         UNROLL for (size_t r = 0; r < m; r++) {
-            UNROLL for (size_t j = 0; j < vecs; j++) acc[r][j] = multiply_add(splat(a[r * p.lda + k]), row[j], acc[r][j]);
+            UNROLL for (size_t j = 0; j < vecs; j++) {
+                acc[r][j] = multiply_add(splat(a[r * p.lda + k]), row[j], acc[r][j]);
+            }
         }
     }
     UNROLL for (size_t j = 0; j < vecs; j++) {

@@ -10,6 +10,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
 
 #if defined(__aarch64__) && defined(__clang__)
 #include <arm_neon.h>
@@ -74,7 +77,16 @@ INLINE vec multiply_add(vec a, vec b, vec c) {
 
 INLINE vec splat(float x) { return x - (vec){0}; } /* x - 0 is x, -0 included: the compiler just broadcasts */
 INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+/* a > b ? a : b, so b where one is a NaN: what the x86 instruction does, which gcc does not make of choose(). */
+#if defined(__AVX512F__)
+INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX__)
+INLINE vec larger(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
+#elif defined(__SSE__)
+INLINE vec larger(vec a, vec b) { return (vec)_mm_max_ps((__m128)a, (__m128)b); }
+#else
 INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); }
+#endif
 
 /* The two halves of x as doubles. */
 INLINE void widen(vec x, dvec *low, dvec *high) {
