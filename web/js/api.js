@@ -4,6 +4,8 @@ import { authorised } from "./access.js";
 import { BROKEN, LOST, Refused, Unreachable } from "./errors.js";
 import { events } from "./sse.js";
 
+const BUSY_MS = 8; // of work on a stream after which the page gets a turn: to draw, and to hear a click on Stop
+
 /** {default, weights: [...]} */
 export const listWeights = () => json("weights", { access: "user" });
 
@@ -28,7 +30,12 @@ export async function generate(backend, body, { signal, onToken }) {
         access: "user",
     });
     let end = null;
+    let since = performance.now();
     for await (const event of events(response.body)) {
+        if (performance.now() - since > BUSY_MS) {
+            if (!document.hidden) await new Promise((resolve) => setTimeout(resolve)); // slow where nobody looks
+            since = performance.now();
+        }
         if (event.data === "[DONE]") return end;
         const data = JSON.parse(event.data);
         if (event.name === "error") throw new Refused(data.status, data);

@@ -1,5 +1,7 @@
 /* What can go wrong with a request. An AbortError besides is a stop that was asked for. */
 
+import { plural } from "./format.js";
+
 /** The service answered with an error: an RFC 9457 problem, or what a proxy in between made up (problem: null). */
 export class Refused extends Error {
     constructor(status, problem, retryAfter = null) {
@@ -26,7 +28,7 @@ export const isRetryable = (error) => error instanceof Unreachable || PASSING.in
 /** What a person can act on. */
 export function explain(error) {
     if (error.status === 429 && error.retryAfter) {
-        return `The service is busy. Try again in ${error.retryAfter} seconds.`;
+        return `The service is busy. Try again in ${plural(error.retryAfter, "second")}.`;
     }
     if (error.code === "unauthorized") return "The service asks for its token, and none was given.";
     if (error instanceof Refused || error instanceof Unreachable) return sentence(error.message);

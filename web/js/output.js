@@ -72,6 +72,7 @@ export class Output {
                 signal: run.abort.signal,
                 onToken: (token) => this.#add(token, run),
             });
+            if (this.#run !== run) return; // it was stopped while its last event was on the way
             const [choice] = end.choices;
             this.#words.begin(body.prompt, choice.unknown_words);
             this.#finish(choice.finish_reason);

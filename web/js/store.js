@@ -15,7 +15,11 @@ export const onStore = (follower) => followers.push(follower);
 export async function refresh() {
     const [listed, backends] = await Promise.all([api.listWeights(), api.listBackends()]);
     const present = backends.filter((backend) => !withdrawn.has(backend));
-    const news = { weights: listed.weights, initial: listed.default, backends: present };
+    const news = {
+        weights: listed.weights,
+        initial: listed.default,
+        backends: present.length > 0 ? present : backends,
+    };
     if (JSON.stringify(news) === JSON.stringify(store)) return; // a view drawn anew would lose the keyboard's focus
     Object.assign(store, news);
     for (const follow of followers) follow();
