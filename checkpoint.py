@@ -567,7 +567,7 @@ def atomic_write(
             raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise _save_error(path, error) from error
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -596,7 +596,7 @@ def _save_error(path: str | os.PathLike[str], error: Exception) -> SaveError:
     )
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename survive a power cut. Without it the old file may come back, whole: hence no error."""
     if os.name != "posix":
         return  # Windows cannot open a folder

@@ -2,12 +2,13 @@
 
 app                     puts it together (api.py, at the top, is what uvicorn runs)
 routes/                 what each address does
-lifecycle, middleware   start and stop; what holds for every request
+lifecycle               start and stop
+middleware, exchange    what holds for every request; one request and its response
 core                    the parts of one service
 generation, uploads     a request's work, from its body to its reply; uploads try files out by trial.py
 sse                     server-sent events, and clients that go away
-scheduler               sequences that advance together, token by token
-sequences, registry     one request's sequences; the models that are loaded
+scheduler, registry     sequences that advance together, token by token; the models that are loaded
+sequences, folder       one request's sequences; the weights files, which watch.py guards where they are mapped
 engines                 the two models behind one interface
 schemas, auth           bodies; tokens
 metrics, logs, errors, settings, wording

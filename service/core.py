@@ -22,8 +22,8 @@ class Service:
         self.settings = settings
         self.bodies = Bodies.of(settings)
         self.guard = Guard(settings)
-        self.metrics = Metrics()
-        self.registry = Registry(settings, self.metrics)
+        self.registry = Registry(settings)
+        self.metrics = Metrics(self._models)
         self.schedulers = {
             backend: Scheduler(
                 name=backend,
@@ -37,6 +37,11 @@ class Service:
         self.tasks: set[asyncio.Task[None]] = set()
         self.stopping = False
         self.cut_off = False
+
+    def _models(self) -> list[tuple[str, str, str, str]]:
+        """(back end, weights, their SHA-256, size of the vocabulary) of each model that is loaded."""
+        loaded = self.registry.loaded()
+        return [(backend, entry.name, entry.sha256, str(len(entry.vocabulary))) for backend, entry in loaded]
 
     def cut(self) -> None:
         """End what is still running: its clients are told to come again."""

@@ -13,6 +13,7 @@ from types import FrameType
 
 from service.core import Service
 from service.errors import ServiceError
+from service.uploads import remove_stale
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +26,9 @@ async def running(service: Service) -> AsyncIterator[None]:
     """The service between its start and its end."""
     told = _listen(service)  # first: loading may be slow, and a signal may come meanwhile
     if service.guard.made_token:
-        log.warning(
-            "RNN_ADMIN_TOKEN is not set; until this service stops, the admin token is %s", service.guard.made_token
-        )
-    await asyncio.to_thread(service.registry.remove_stale_uploads)
+        said = "RNN_ADMIN_TOKEN is not set; until this service stops, the admin token is %s"
+        # Past the log level: without this line nobody could upload.
+        log.handle(log.makeRecord(log.name, logging.WARNING, __file__, 0, said, (service.guard.made_token,), None))
     for scheduler in service.schedulers.values():
         scheduler.start()
     for backend in service.settings.preload:
@@ -38,16 +38,35 @@ async def running(service: Service) -> AsyncIterator[None]:
             await asyncio.to_thread(service.registry.engine, backend, None)
         except ServiceError as error:
             log.warning("nothing is preloaded for %s: %s", backend, error.detail)
+    await asyncio.to_thread(_tidy, service)
+    housekeeping = asyncio.create_task(_keep_house(service))
     try:
         yield
     finally:
+        housekeeping.cancel()
         service.cut()
         for scheduler in service.schedulers.values():
             await asyncio.to_thread(scheduler.close)
+        service.metrics.close()
         if told.is_set() and hasattr(signal, "pthread_sigmask"):
             # uvicorn now raises the signal once more, under the system's own handler: the process would end with 143
             # after a stop in good order. What is blocked is not delivered any more.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+async def _keep_house(service: Service) -> None:
+    while True:
+        await asyncio.sleep(service.settings.watch_seconds)
+        await asyncio.to_thread(_tidy, service)
+
+
+def _tidy(service: Service) -> None:
+    """Look after files that no request may ever ask for again."""
+    try:
+        service.registry.prune()
+        remove_stale(service.settings.weights_dir, 2 * service.settings.upload_seconds)
+    except Exception:
+        log.exception("the housekeeping failed")
 
 
 def _listen(service: Service) -> threading.Event:

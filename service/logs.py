@@ -23,6 +23,7 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "message": record.getMessage(),
             "logger": record.name,
+            "process": record.process,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

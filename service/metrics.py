@@ -1,12 +1,15 @@
 """What Prometheus reads at /metrics.
 
 Each process counts for itself. With several workers set PROMETHEUS_MULTIPROC_DIR to an empty folder, and any worker
-answers for all of them (the prometheus_client package then keeps its numbers in that folder).
+answers for all of them (the prometheus_client package then keeps its numbers in that folder); only the models are
+those of the worker that answers.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import (
@@ -18,8 +21,10 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -27,6 +32,9 @@ disable_created_metrics()  # a series more for each series, which nobody reads
 
 _REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+Model = tuple[str, str, str, str]  # back end, weights, SHA-256, size of the vocabulary
 
 
 class BackendMetrics:
@@ -42,9 +50,12 @@ class BackendMetrics:
 
 
 class Metrics:
-    """All series. A registry of its own, so that several apps (in tests) do not meet."""
+    """All series. A registry of its own, so that several apps (in tests) do not meet.
 
-    def __init__(self) -> None:
+    models: tells which are loaded, when it is asked.
+    """
+
+    def __init__(self, models: Callable[[], list[Model]] = list) -> None:
         self.registry = CollectorRegistry()
 
         def make(kind: Any, name: str, text: str, *labels: str, **options: Any) -> Any:
@@ -76,7 +87,8 @@ class Metrics:
             Counter, "sequences_cancelled", "Sequences stopped because their client went away", "backend"
         )
         self.uploads = make(Counter, "uploads", "Uploads by what became of them", "result")
-        self.model_info = gauge("model_info", "Models loaded: always 1", "backend", "weights", "sha256", "vocabulary")
+        self._models = _Models(models)
+        self.registry.register(self._models)
         ProcessCollector(registry=self.registry)
 
     def backend(self, name: str) -> BackendMetrics:
@@ -84,8 +96,61 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """The text that Prometheus reads."""
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        folder = _shared_folder()
+        if not folder:
             return generate_latest(self.registry)
         everyone = CollectorRegistry()
+        everyone.register(_Workers(_living(folder)))
+        everyone.register(self._models)
         MultiProcessCollector(everyone)
         return generate_latest(everyone)
+
+    def close(self) -> None:
+        """This process ends: its gauges, such as the requests that it answers, no longer count."""
+        if _shared_folder():
+            mark_process_dead(os.getpid())
+
+
+def _shared_folder() -> str:
+    return os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")
+
+
+def _living(folder: str) -> list[int]:
+    """The workers, by the files that they write. Those of one that was killed are put away."""
+    found = {int(path.stem.rsplit("_", 1)[1]) for path in Path(folder).glob("gauge_live*_*.db")}
+    gone = {pid for pid in found if not Path(f"/proc/{pid}").exists()}
+    for pid in gone:
+        mark_process_dead(pid, folder)
+    return sorted(found - gone)
+
+
+class _Models(Collector):
+    """The models that are loaded now: with a gauge, those of replaced files would stay for ever."""
+
+    def __init__(self, models: Callable[[], list[Model]]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ("backend", "weights", "sha256", "vocabulary")
+        family = GaugeMetricFamily(
+            "rnn_model_info", "Models loaded by the process that answers: always 1", labels=labels
+        )
+        for model in self._models():
+            family.add_metric(model, 1)
+        yield family
+
+
+class _Workers(Collector):
+    """Memory, processor time and files of each worker process: prometheus_client tells them of one process only."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self._pids = pids
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for pid in self._pids:
+            for family in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():
+                whole = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    whole.add_sample(sample.name, {**sample.labels, "pid": str(pid)}, sample.value)
+        yield from families.values()

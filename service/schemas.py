@@ -211,8 +211,6 @@ class ScoreResponse(BaseModel):
 
 
 class WeightsSummary(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
     name: str
     size: int = Field(description="bytes")
     modified: float = Field(description="seconds since 1970")

@@ -65,6 +65,7 @@ class Settings:
     max_top_logprobs: int = setting(20, "alternatives shown for a token, at most", least=0, most=100)
     max_body_bytes: int = setting(64 << 10, "bytes of a request's body, uploads apart", least=1024, most=16 << 20)
     max_upload_bytes: int = setting(1 << 30, "bytes of an uploaded weights file", least=1024)
+    trial_memory_mb: int = setting(512, "MB of memory for trying an upload out; past that: 507", least=64, most=1 << 20)
 
     # How much at once, how long
     max_sequences: int = setting(64, "sequences of a back end that advance together", least=1, most=4096)
@@ -72,6 +73,9 @@ class Settings:
     max_requests: int = setting(512, "requests answered at once; past that: 429", least=1, most=1 << 16)
     request_seconds: float = setting(120.0, "time limit of a request, waiting included", least=0.01, most=3600)
     upload_seconds: float = setting(300.0, "time limit of an upload", least=0.01, most=3600)
+    watch_seconds: float = setting(
+        10.0, "time after which a file that was replaced is let go of", least=0.01, most=3600
+    )
     comment_seconds: float = setting(15.0, "silence after which a stream sends a comment", least=0.01, most=3600)
     shutdown_seconds: float = setting(6.0, "time that running requests get at SIGTERM", least=0.0, most=3600)
 

@@ -3,12 +3,15 @@
 What comes from outside can so harm nobody, whatever it makes a library do, and a service that runs the C model only
 need not load torch to find out whether torch can run the file.
 
-Exit code 0; or 2, where the file is at fault, with the reason on stdout, one line that its sender may read; or 3, where
-something else is. stderr is for this machine's log only: libraries write there too, and paths.
+Exit code 0; or 2, where the file is at fault, with the reason on stdout, one line that its sender may read; 4, where
+the memory did not suffice; 3, where something else is at fault. stderr is for this machine's log only: libraries write
+there too, and paths.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,7 +22,7 @@ import numpy as np
 import checkpoint
 from errors import UserError
 from language_model import LanguageModel, Sampling
-from rnnlib import RNNNonFiniteError
+from rnnlib import PRECISIONS, RNNNonFiniteError
 from text import TextError, Vocabulary
 
 
@@ -30,30 +33,61 @@ class Overflow(UserError):
 THE_FILES_FAULT = (checkpoint.CheckpointError, checkpoint.VocabularyError, TextError, RNNNonFiniteError, Overflow)
 
 
-def main(arguments: Sequence[str]) -> int:
-    path, backends = Path(arguments[0]), arguments[1:]
+OUT_OF_MEMORY = 4
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="service.trial", description="Try a weights file out.")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("backends", nargs="*", choices=checkpoint.BACKENDS)
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="how the C model keeps Why")
+    parser.add_argument("--memory-mb", type=int, help="how much memory of its own the trial may take")
+    options = parser.parse_args(arguments)
+    path = options.file
     try:
+        if options.memory_mb:
+            _limit_memory(options.memory_mb << 20)
         source = checkpoint.load(path)
         checkpoint.check_finite(source.weights, path)
         vocabulary = Vocabulary(source.vocabulary)
-        for backend in backends:
-            _generate_one(_model(backend, source, vocabulary))
+        for backend in options.backends:
+            _generate_one(_model(backend, source, vocabulary, options.precision))
     except THE_FILES_FAULT as error:
         sys.stdout.write(" ".join(str(error).removeprefix(f"{path}: ").split()) + "\n")
         return 2
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        return 3
+        return OUT_OF_MEMORY if _is_memory(error) else 3
     return 0
 
 
-def _model(backend: str, source: checkpoint.Checkpoint, vocabulary: Vocabulary) -> LanguageModel:
+def _limit_memory(size: int) -> None:
+    """Bound this process's own memory, mapped files apart; and where all of the machine's runs out, it goes first."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _is_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out, as Python, the C library, torch or the system's loader (an ImportError) say it."""
+    said = isinstance(error, MemoryError) or any(word in str(error) for word in ("alloc", "memory", "failed to map"))
+    return error is not None and (said or _is_memory(error.__cause__))
+
+
+def _model(backend: str, source: checkpoint.Checkpoint, vocabulary: Vocabulary, precision: str) -> LanguageModel:
     if backend == "c":
         import rnn
 
-        return rnn.RNN(source, vocabulary=vocabulary)
+        return rnn.RNN(source, vocabulary=vocabulary, precision=precision)
+    import torch
+
     import torch_rnn
 
+    torch.set_num_threads(1)
     return torch_rnn.RNN.mapped(source.weights, vocabulary)
 
 
@@ -65,4 +99,4 @@ def _generate_one(model: LanguageModel) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

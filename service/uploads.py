@@ -14,15 +14,17 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from checkpoint import sync_folder
 from service import schemas
 from service.errors import (
     BodyTooLarge,
@@ -37,25 +39,35 @@ from service.errors import (
     SlowRequest,
     WeightsExist,
 )
+from service.folder import Folder, check_name
 from service.metrics import Metrics
-from service.registry import UPLOAD_PREFIX, Registry, check_name
 from service.settings import ROOT, Settings, variable
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+LOCKED_SECONDS = 10.0  # by this age a file is locked, if ever
+PREFIX = ".upload-"  # of files that are not weights yet; no listing shows a name that starts with a dot
 FIELDS = ("file", "name", "sha256", "overwrite")
 MAX_FIELD_BYTES = 256
 MAX_FORM_BYTES = 16 << 10  # what a form may take besides the file
 TRIAL_SECONDS = 120.0
+OUT_OF_MEMORY = 4  # exit code of service/trial.py, which is not imported: it is another program
 SECRETS = (variable("api_token"), variable("admin_token"))  # a trial has no use for them
 
 
 class Uploader:
     """Takes one upload at a time: each needs room on the disk, and a processor for its trial."""
 
-    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, folder: Folder, metrics: Metrics) -> None:
         self._settings = settings
-        self._registry = registry
+        self._folder = folder
         self._metrics = metrics
         self._busy = False
 
@@ -96,7 +108,7 @@ class Uploader:
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > limit:
             raise self._too_large()
-        with _temporary_file(self._registry.folder) as file:
+        async with _temporary_file(self._folder.root) as file:
             form = _Form(request.headers.get("content-type", ""), file)
             received = 0
             async for chunk in request.stream():
@@ -106,11 +118,8 @@ class Uploader:
                 await asyncio.to_thread(form.feed, chunk)  # writes to the disk
             form.close()
             name, overwrite = form.check()
-            target = self._registry.path(name)
-            if target.is_dir():
-                raise WeightsExist(f"there is a folder named {target.name} among the weights: choose another name")
-            if target.exists() and not overwrite:
-                raise _exists(name)
+            target = self._folder.path(name)
+            await asyncio.to_thread(_check_target, target, overwrite)
             await asyncio.to_thread(_settle, file)
             await self._try_out(Path(file.name), name)
             replaced = await _to_the_end(_publish, Path(file.name), target, overwrite)
@@ -123,10 +132,12 @@ class Uploader:
     async def _try_out(self, path: Path, name: str) -> None:
         """Every check there is, in a process of its own (service/trial.py).
 
-        Raises InvalidUpload with its reason, or Internal where it is not the file's fault.
+        Raises InvalidUpload with its reason, NoSpace, or Internal where it is not the file's fault.
         """
+        memory = self._settings.trial_memory_mb
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "service.trial", path.absolute(), *self._settings.served_backends),
+            *(sys.executable, "-m", "service.trial", "--precision", self._settings.precision),
+            *("--memory-mb", str(memory), path.absolute(), *self._settings.served_backends),
             cwd=ROOT,
             env={key: value for key, value in os.environ.items() if key not in SECRETS},
             stdin=asyncio.subprocess.DEVNULL,
@@ -144,6 +155,11 @@ class Uploader:
                 await process.wait()
         if process.returncode == 2:
             raise InvalidUpload(f"{name}: {reason.decode('utf-8', 'replace').strip()}")
+        if process.returncode == OUT_OF_MEMORY:
+            raise NoSpace(
+                f"a model of this size takes more than the {memory:,} MB of memory that this service gives to the "
+                f"trial of an upload ({variable('trial_memory_mb')})"
+            )
         if process.returncode != 0:
             log.error("the trial of an upload ended with %d: %s", process.returncode, said.decode("utf-8", "replace"))
             if process.returncode > 0:
@@ -250,32 +266,94 @@ class _Form:
         self._complete = True
 
 
-@contextlib.contextmanager
-def _temporary_file(folder: Path) -> Iterator[IO[bytes]]:
-    """A file beside the weights, on their file system, that is gone in the end unless it was renamed."""
+@contextlib.asynccontextmanager
+async def _temporary_file(folder: Path) -> AsyncIterator[IO[bytes]]:
+    """A file beside the weights, on their file system, that is gone in the end unless it was renamed.
+
+    It stays open, and locked, to the end: so `remove_stale` knows it from what a process left that has died.
+    """
+    making = asyncio.create_task(asyncio.to_thread(_create, folder))
+    try:
+        file = await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(lambda made: made.exception() or _remove(made.result()))
+        raise
+    try:
+        yield file
+    finally:
+        await _to_the_end(_remove, file)
+
+
+def _create(folder: Path) -> IO[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=UPLOAD_PREFIX, dir=folder, delete=False) as file:
+    file = tempfile.NamedTemporaryFile(prefix=PREFIX, dir=folder, delete=False)  # noqa: SIM115 (closed by _remove)
+    if fcntl:
+        with contextlib.suppress(OSError):  # some mounted buckets have no locks
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
+
+
+def _remove(file: IO[bytes]) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(file.name)
+    with contextlib.suppress(OSError):  # what it could not write any more, on a full disk
+        file.close()
+
+
+def remove_stale(folder: Path, seconds: float) -> None:
+    """Remove what uploads left whose process has died. seconds: how old a file is then, where there are no locks."""
+    for path in folder.glob(PREFIX + "*"):
         try:
-            yield file
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(file.name)
+            age = time.time() - path.stat().st_mtime
+            if age > LOCKED_SECONDS and not _in_use(path, age < seconds):
+                path.unlink()
+                log.info("removed a stale upload, %s", path.name)
+        except OSError as error:
+            log.warning("a stale upload cannot be removed: %s", error)
+
+
+def _in_use(path: Path, perhaps: bool) -> bool:
+    """Whether a process holds the lock of a file; `perhaps` where that cannot be known."""
+    if not fcntl:
+        return perhaps
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return perhaps
+    return False
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Raises WeightsExist, before the trial and not only after it."""
+    if target.is_dir() and not target.is_symlink():
+        raise WeightsExist(f"there is a folder named {target.name} among the weights: choose another name")
+    if os.path.lexists(target) and not overwrite:
+        raise _exists(target.stem)
 
 
 def _settle(file: IO[bytes]) -> None:
     """Put what was written on the disk, readable by all like every weights file."""
     file.flush()
-    os.fsync(file.fileno())
-    file.close()
     os.chmod(file.name, 0o644)
+    os.fsync(file.fileno())
 
 
 def _publish(temporary: Path, target: Path, overwrite: bool) -> bool:
-    """Give a file its name, whole and at once. Returns whether it replaced another. Raises WeightsExist."""
-    replaced = target.exists()
+    """Give a file its name, whole and at once, for good. Returns whether it replaced another. Raises WeightsExist."""
+    replaced = overwrite and os.path.lexists(target)
     if overwrite:
         os.replace(temporary, target)
-        return replaced
+    else:
+        _claim(temporary, target)
+    sync_folder(target.parent)
+    return replaced
+
+
+def _claim(temporary: Path, target: Path) -> None:
+    """Give a file a name that nobody has. Raises WeightsExist."""
     try:
         os.link(temporary, target)  # unlike a rename, this never replaces
     except FileExistsError as error:
@@ -290,10 +368,9 @@ def _publish(temporary: Path, target: Path, overwrite: bool) -> bool:
         except BaseException:
             target.unlink(missing_ok=True)
             raise
-    return False
 
 
-async def _to_the_end(function: Callable[..., bool], *arguments: object) -> bool:
+async def _to_the_end(function: Callable[..., T], *arguments: object) -> T:
     """What a function returns that runs in a thread and that no cancellation cuts short.
 
     A thread cannot be stopped. To leave it behind would be to tell of a failure, and to tidy up, while it publishes.

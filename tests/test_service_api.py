@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import shutil
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_checkpoint
-from serving import ADMIN, GUARD_SECONDS, needs_library, save_tiny, serving
+from serving import ADMIN, GUARD_SECONDS, needs_library, save_tiny, serving, until
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
@@ -79,8 +80,6 @@ def test_generation_says_all_that_is_known(client: TestClient, folder: Path, bac
     assert choice["unknown_words"] == ["zebra"]
     assert reply["backend"] == backend and reply["weights"]["name"] == "demo"
     with (folder / "demo.safetensors").open("rb") as file:
-        import hashlib
-
         assert reply["weights"]["sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
     assert reply["usage"] == {
         "prompt_tokens": 3,
@@ -436,6 +435,99 @@ def test_weights_are_loaded_once_and_shared(tmp_path: Path) -> None:
             shutil.copy(tmp_path / "demo.safetensors", tmp_path / f"{name}.safetensors")
             registry.get(name)
         assert len(registry._entries) == 2
+
+
+def test_files_are_hashed_once_and_only_for_those_who_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    digest = hashlib.file_digest
+
+    def counted(file: Any, kind: str) -> Any:
+        hashed.append(Path(file.name).stem)
+        time.sleep(0.05)  # so that those who ask together meet
+        return digest(file, kind)
+
+    monkeypatch.setattr("hashlib.file_digest", counted)
+    for name in ("demo", "other"):
+        save_tiny(tmp_path, name)
+    with serving(tmp_path) as client, ThreadPoolExecutor(4) as pool:
+        assert client.get("/ready").status_code == 200
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["c/demo", "c/other"]
+        assert client.get("/v1/models/c/other").status_code == 200
+        assert hashed == []
+        assert client.post("/generate/c", json={"prompt": "waa"}).status_code == 200
+        assert hashed == ["demo"]
+        lists = [pool.submit(client.get, "/weights") for _ in range(4)]
+        assert all(len(weights["sha256"]) == 64 for reply in lists for weights in reply.result().json()["weights"])
+        assert sorted(hashed) == ["demo", "other"]
+        save_tiny(tmp_path, "other", seed=5)
+        client.get("/weights")
+        assert sorted(hashed) == ["demo", "other", "other"]
+
+
+def test_ready_looks_at_the_default_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    load = checkpoint.load
+    monkeypatch.setattr("checkpoint.load", lambda path, **options: loaded.append(path.stem) or load(path, **options))
+    for name in ("demo", "other", "third"):
+        save_tiny(tmp_path, name)
+    with serving(tmp_path) as client:
+        for _ in range(3):
+            assert client.get("/ready").status_code == 200
+    assert loaded == ["demo"]
+
+
+def test_links_are_followed_within_the_folder_only(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "weights", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    save_tiny(folder)
+    (folder / "inside.safetensors").symlink_to("demo.safetensors")
+    (folder / "outside.safetensors").symlink_to(save_tiny(elsewhere, "secret"))
+    (folder / "broken.safetensors").symlink_to("nowhere")
+    with serving(folder) as client:
+        assert [weights["name"] for weights in client.get("/weights").json()["weights"]] == ["demo", "inside"]
+        assert client.post("/generate/c", json={"prompt": "waa", "weights": "inside"}).status_code == 200
+        for name in ("outside", "broken"):
+            response = client.post("/generate/c", json={"prompt": "waa", "weights": name})
+            refused(response, 404, "weights_not_found")
+            refused(client.delete(f"/weights/{name}", headers=ADMIN), 404, "weights_not_found")
+        assert client.delete("/weights/inside", headers=ADMIN).status_code == 204
+        assert (folder / "demo.safetensors").exists()
+
+
+def test_what_cannot_be_asked_for_is_not_listed(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    save_tiny(tmp_path, "x.safetensors")
+    with serving(tmp_path) as client:
+        assert [weights["name"] for weights in client.get("/weights").json()["weights"]] == ["demo"]
+        refused(
+            client.post("/generate/c", json={"prompt": "waa", "weights": "x.safetensors.safetensors"}),
+            422,
+            "invalid_request",
+        )
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_models_of_files_that_are_gone_are_let_go(tmp_path: Path, how: str) -> None:
+    path = save_tiny(tmp_path)
+    save_tiny(tmp_path, "other")
+
+    def mapped() -> bool:
+        return f"{path} (deleted)" in Path("/proc/self/maps").read_text()
+
+    def infos(client: TestClient) -> int:
+        return client.get("/metrics").text.count("\nrnn_model_info{")
+
+    with serving(tmp_path, backends=("c", "torch"), watch_seconds=0.05) as client:
+        for backend in ("c", "torch"):
+            assert client.post(f"/generate/{backend}", json={"prompt": "waa", "max_tokens": 3}).status_code == 200
+        assert infos(client) == 2
+        if how == "deleted":
+            path.unlink()
+        else:
+            save_tiny(tmp_path, seed=4)
+        until(lambda: not mapped())  # though nobody asks for it
+        assert infos(client) == 0
 
 
 def test_a_slow_load_holds_nobody_else_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

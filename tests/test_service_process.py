@@ -386,6 +386,46 @@ def test_two_workers_share_weights_token_and_uploads(start: StartServer, folder:
     assert server.terminate() == 0
 
 
+def test_two_workers_let_go_of_a_deleted_file_and_tell_of_each_other(
+    start: StartServer, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "metrics").mkdir()
+    server = start(
+        *("--workers", "2", "--log-config", "service/logging.json"),
+        PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "metrics"),
+        RNN_WATCH_SECONDS="0.2",
+        RNN_PRELOAD="c",
+    )
+    path = folder / "demo.safetensors"
+
+    def workers() -> set[int]:
+        return {line["process"] for line in server.lines() if "loaded demo" in line["message"]}
+
+    def mapping() -> set[int]:
+        return {pid for pid in workers() if str(path) in Path(f"/proc/{pid}/maps").read_text()}
+
+    def told() -> set[int]:
+        text = server.get("/metrics").text
+        return set(map(int, re.findall(r'process_resident_memory_bytes{pid="(\d+)"}', text)))
+
+    assert len(until(lambda: len(workers()) == 2 and workers())) == 2
+    assert mapping() == workers() == until(lambda: told() == workers() and told())
+    for _ in range(4):
+        assert (
+            server.post("/generate/c", json={"prompt": "waa", "max_tokens": 5, "ignore_eos": True}).status_code == 200
+        )
+    assert server.metric("rnn_tokens_total") == 20  # whichever workers wrote them
+    path.unlink()
+    until(lambda: not mapping())
+    killed = next(iter(workers()))
+    os.kill(killed, signal.SIGKILL)  # with its gauges as they are
+    until(lambda: killed not in told() and len(told()) == 2)
+    assert not list((tmp_path / "metrics").glob(f"gauge_live*_{killed}.db"))
+    assert server.metric("rnn_requests_in_flight") == 1
+    assert server.terminate() == 0
+    assert not list((tmp_path / "metrics").glob("gauge_live*.db"))
+
+
 @pytest.mark.parametrize("options", [(), pytest.param(("--workers", "2"), marks=pytest.mark.slow)])
 def test_a_setting_out_of_range_is_told_in_one_line(folder: Path, options: tuple[str, ...]) -> None:
     environment = {**os.environ, "RNN_MAX_TOKENS": "many"}

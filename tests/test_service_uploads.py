@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import os
 import pickle
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_checkpoint
+from conftest import ROOT, make_checkpoint
 from serving import ADMIN, GUARD_SECONDS, needs_library, save_tiny, serving
 from starlette.testclient import TestClient
 from test_service_api import refused
@@ -227,7 +231,11 @@ def test_a_digest_that_differs(client: TestClient, folder: Path, sound: bytes) -
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil", "..", "a/b", ".hidden", "a\\b", "w" * 65, "a b", "a..b", "naïve", "", ".safetensors"]
+    "name",
+    [
+        *("../evil", "..", "a/b", ".hidden", "a\\b", "w" * 65, "a b", "a..b", "naïve", "", ".safetensors"),
+        *("x.safetensors.safetensors", "x.safetensors.safetensors.safetensors"),
+    ],
 )
 def test_bad_names(client: TestClient, folder: Path, sound: bytes, name: str) -> None:
     refused(upload(client, sound, name), 422, "invalid_request")
@@ -360,12 +368,111 @@ def test_a_trial_without_end(client: TestClient, folder: Path, sound: bytes, mon
 
 def test_what_a_crash_left_is_removed_at_start(folder: Path) -> None:
     folder.mkdir()
-    old, new = folder / ".upload-old", folder / ".upload-new"
-    old.write_text("x")
-    new.write_text("x")  # may be another worker's
-    os.utime(old, (1, 1))
-    with serving(folder):
-        assert os.listdir(folder) == [".upload-new"]
+    left, new, used = (folder / f".upload-{name}" for name in ("left", "new", "used"))
+    for path in (left, new, used):
+        path.write_text("x")
+    for path in (left, used):
+        os.utime(path, (time.time() - 60,) * 2)  # long before its upload would have to be over
+    with used.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as the process of an upload does
+        with serving(folder):
+            assert sorted(os.listdir(folder)) == [".upload-new", ".upload-used"]
+
+
+def test_where_files_cannot_be_locked_age_tells(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir()
+    for name, age in (("old", 601), ("young", 60)):
+        (folder / f".upload-{name}").write_text("x")
+        os.utime(folder / f".upload-{name}", (time.time() - age,) * 2)
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
+    with serving(folder, upload_seconds=300):
+        assert os.listdir(folder) == [".upload-young"]
+
+
+def test_an_upload_under_way_is_locked_and_survives_a_start(folder: Path, sound: bytes, monkeypatch: Any) -> None:
+    from service import uploads
+
+    seen: list[list[str]] = []
+    claim = uploads._claim
+
+    def look(temporary: Path, target: Path) -> None:
+        os.utime(temporary, (1, 1))
+        with serving(folder):  # another worker starts
+            seen.append(os.listdir(folder))
+        claim(temporary, target)
+
+    monkeypatch.setattr(uploads, "_claim", look)
+    with serving(folder) as client:
+        assert upload(client, sound).status_code == 201
+    assert len(seen[0]) == 1 and os.listdir(folder) == ["new.safetensors"]
+
+
+def test_the_folder_is_synced_after_the_rename(
+    client: TestClient, folder: Path, sound: bytes, monkeypatch: Any
+) -> None:
+    synced: list[tuple[Path, list[str]]] = []
+    monkeypatch.setattr("service.uploads.sync_folder", lambda path: synced.append((path, sorted(os.listdir(path)))))
+    assert upload(client, sound).status_code == 201
+    assert synced[0][0] == folder and "new.safetensors" in synced[0][1]
+
+
+def test_no_file_is_touched_on_the_event_loop(
+    client: TestClient, folder: Path, sound: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_loop: list[str] = []
+
+    def watch(name: str) -> None:
+        function = getattr(os, name)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            if asyncio._get_running_loop() is not None and str(folder) in str(arguments):
+                in_loop.append(f"{name}{arguments}")
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(os, name, watched)
+
+    for name in ("mkdir", "open", "stat", "lstat", "unlink", "link", "replace", "chmod"):
+        watch(name)
+    assert upload(client, sound).status_code == 201
+    refused(upload(client, sound), 409, "weights_exist")
+    assert upload(client, sound, overwrite="true").status_code == 201
+    refused(upload(client, sound[:-1], overwrite="true"), 422, "invalid_weights")
+    assert in_loop == []
+
+
+def test_the_trial_runs_the_model_as_the_service_would(
+    folder: Path, sound: bytes, tmp_path: Path, monkeypatch: Any
+) -> None:
+    told = tmp_path / "told"
+    program = tmp_path / "trial"
+    program.write_text(f'#!/bin/sh\necho "$@" >{told}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr("service.uploads.sys.executable", str(program))
+    with serving(folder, precision="int8", trial_memory_mb=300) as client:
+        assert upload(client, sound).status_code == 201
+    assert "--precision int8 --memory-mb 300" in told.read_text()
+
+
+def test_a_model_that_takes_too_much_memory(folder: Path, tmp_path: Path) -> None:
+    save_tiny(tmp_path, "large", vocab=600, hidden=1000)  # some MB; the trial's Python has more than 64 MB already
+    raw = (tmp_path / "large.safetensors").read_bytes()
+    with serving(folder, trial_memory_mb=64) as client:
+        assert "64 MB" in refused(upload(client, raw), 507, "no_space")["detail"]
+        assert nothing_left(folder)
+
+
+def test_the_trial_of_torch_takes_one_thread_and_its_bound_of_memory(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path)
+    program = """
+import resource, sys, torch
+from service import trial
+
+code = trial.main(["--memory-mb", "512", sys.argv[1], "torch"])
+print(code, torch.get_num_threads(), resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "3"}
+    done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, env=environment, capture_output=True)
+    assert done.stdout.decode().split() == ["0", "1", "512"], done.stderr.decode()
 
 
 def test_both_back_ends_try_a_file_out(folder: Path, sound: bytes) -> None:

@@ -4,6 +4,7 @@ https://platform.openai.com/docs/api-reference/completions; errors are in OpenAI
 """
 
 import asyncio
+import contextlib
 import json
 import time
 import uuid
@@ -16,8 +17,8 @@ from service import errors, sse
 from service.core import Service
 from service.engines import Step
 from service.errors import InvalidRequest, WeightsNotFound
+from service.folder import Summary
 from service.generation import Order, Work, as_tuple
-from service.registry import Summary
 from service.routes.described import openai_errors
 from service.schemas import CompletionRequest
 from service.wording import Wording
@@ -67,7 +68,8 @@ def router(service: Service) -> APIRouter:
     @routes.get("/models", responses=openai_errors(401))
     def models() -> Any:
         """Each weights file under each back end."""
-        usable = [summary for summary in service.registry.summaries() if not summary.problem]
+        summaries = (version.summary() for version in service.registry.folder.versions())
+        usable = [summary for summary in summaries if not summary.problem]
         data = [_model(backend, summary) for summary in usable for backend in service.settings.served_backends]
         return {"object": "list", "data": data}
 
@@ -75,8 +77,9 @@ def router(service: Service) -> APIRouter:
     def model(model: str) -> Any:
         """One of them."""
         backend, name = _split(model)
-        for summary in service.registry.summaries():
-            if summary.name == name and not summary.problem and backend in service.settings.served_backends:
+        with contextlib.suppress(WeightsNotFound, InvalidRequest):
+            summary = service.registry.folder.version(name).summary()
+            if not summary.problem and backend in service.settings.served_backends:
                 return _model(backend, summary)
         raise _no_such_model()
 

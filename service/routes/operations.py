@@ -11,7 +11,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from service.core import Service
-from service.errors import NotReady, ShuttingDown
+from service.errors import ShuttingDown
 from service.metrics import CONTENT_TYPE
 from service.routes.described import problems
 from service.schemas import Status
@@ -45,12 +45,7 @@ def router(service: Service, web: Path) -> APIRouter:
         """There are weights to answer with."""
         if service.stopping:
             raise ShuttingDown
-        default = service.registry.default()
-        usable = {summary.name for summary in service.registry.summaries() if not summary.problem}
-        if not usable:
-            raise NotReady("no weights file can be used: GET /weights says why; train some (make train), or upload one")
-        if default not in usable:
-            raise NotReady(f"the default weights, {default}, cannot be used: GET /weights says why; replace them")
+        service.registry.check_ready()
         return Status(status="ready")
 
     @routes.get("/metrics", dependencies=users, responses=problems(401), response_class=Response)

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from service import schemas
 from service.core import Service
+from service.folder import Version
 from service.routes.described import problems
 from service.uploads import Uploader
 
@@ -25,16 +26,17 @@ _FORM = {
 def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/weights", tags=["weights"])
     guard = service.guard
-    uploader = Uploader(service.settings, service.registry, service.metrics)
+    uploader = Uploader(service.settings, service.registry.folder, service.metrics)
 
     @routes.get("", response_model=schemas.WeightsList, dependencies=guard.users, responses=problems(401))
     def show() -> Any:
         """The weights files, with the history of their training."""
-        summaries = service.registry.summaries()
-        names = [summary.name for summary in summaries]
+        versions = service.registry.folder.versions()
         return schemas.WeightsList(
-            default=service.registry.default() if names else None,
-            weights=[schemas.WeightsSummary.model_validate(summary) for summary in summaries],
+            default=service.registry.default() if versions else None,
+            weights=[
+                schemas.WeightsSummary(**vars(version.summary()), sha256=_sha256(version)) for version in versions
+            ],
         )
 
     @routes.post(
@@ -56,3 +58,10 @@ def router(service: Service) -> APIRouter:
         return Response(status_code=204)
 
     return routes
+
+
+def _sha256(version: Version) -> str | None:
+    try:
+        return version.sha256()
+    except OSError:  # it is being replaced, or cannot be read: the summary says so
+        return None
