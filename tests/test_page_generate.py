@@ -206,6 +206,7 @@ def test_stop_works_at_once(server: Server, open_page: OpenPage) -> None:
         expect(words(page, backend).nth(3)).to_be_attached()
         figures = page.locator(f'.output[data-backend="{backend}"] .figures')
         expect(figures).to_contain_text("first token")  # while it writes
+        expect(state(page, backend)).to_have_text("writing")
     counts = page.evaluate(
         """() => {
             document.getElementById("generate-stop").click();

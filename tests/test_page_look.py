@@ -67,8 +67,8 @@ def test_axe_finds_no_violation(server: Server, open_page: OpenPage, scan: Scan,
     page.get_by_label("Length").fill("9")
     page.route("**/generate/*", lambda route: None)  # no answer comes
     page.get_by_role("button", name="Generate", exact=True).click()
-    expect(browsing.state(page, "torch")).to_have_text("writing")
-    scan(page, "generate, writing")
+    expect(browsing.state(page, "torch")).to_have_text("waiting for the first word")
+    scan(page, "generate, waiting")
     page.locator("#generate-stop").click()
     page.get_by_role("link", name="Score").click()
     scan(page, "score, empty")

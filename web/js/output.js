@@ -114,14 +114,14 @@ export class Output {
         this.#tools.hidden = false;
         this.#again.textContent = "Stop";
         this.#way.textContent = way(body.temperature ?? OWN_TEMPERATURE[this.backend], body.top_k);
-        this.#state.textContent = "writing";
+        this.#state.textContent = "waiting for the first word"; // its weights may have to be loaded
         this.#on.change();
     }
 
     #add(token, run) {
         if (this.#run !== run) return;
         const now = performance.now();
-        run.times.push(now);
+        if (run.times.push(now) === 1) this.#state.textContent = "writing";
         this.#words.add(token);
         if (now - run.figured < FIGURES_MS) return;
         run.figured = now;
