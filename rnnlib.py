@@ -31,6 +31,7 @@ from errors import Failure
 from noise import StepNoise
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 
 ABI_VERSION = 2
@@ -62,7 +63,8 @@ class RNNNonFiniteError(RNNError, ArithmeticError):
     """NaN or infinity in the weights, the loss or the gradient."""
 
 
-_EXCEPTIONS = {-4: RNNMemoryError, -5: RNNNonFiniteError, -7: RNNError}  # the other statuses are the caller's mistakes
+_CANCELLED = -7
+_EXCEPTIONS = {-4: RNNMemoryError, -5: RNNNonFiniteError}  # the other statuses are the caller's mistakes
 
 
 class Dims(ctypes.Structure):
@@ -127,6 +129,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib
     "rnn_sizeof_adamw": ([], c_size_t),
     "rnn_sizeof_train_options": ([], c_size_t),
     "rnn_strerror": ([c_int32], c_char_p),
+    "rnn_kernel_name": ([], c_char_p),
     "rnn_param_count": ([POINTER(Dims), POINTER(c_int64)], c_int32),
     "rnn_work_create": ([POINTER(Dims), c_int32, c_int32, c_int32, c_int32, POINTER(c_void_p)], c_int32),
     "rnn_work_destroy": ([c_void_p], None),
@@ -166,7 +169,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib
     ),
     "rnn_generate": (
         [
-            *(c_void_p, c_int32, _I32, _I32, _F64, _SAMPLING, c_int32, c_int32, POINTER(c_int32)),
+            *(c_void_p, c_int32, _I32, _I32, _F64, _SAMPLING, c_int32, c_int32, _or_null(_I32)),
             *(_I32_OUT, _or_null(_F32_OUT), _I32_OUT),
         ],
         c_int32,
@@ -215,7 +218,18 @@ def library() -> ctypes.CDLL:
     ):
         if theirs != ours:
             raise RNNLibraryError(f"{path}: its {name} is {theirs}, this program needs {ours}; run `make clean lib`")
+    wish, taken = os.environ.get("RNN_ISA"), lib.rnn_kernel_name().decode()
+    if wish is not None and wish != taken:
+        raise RNNLibraryError(
+            f"RNN_ISA={wish} cannot be had: it must be avx512, avx2, baseline or reference, and what this processor "
+            f"runs; the best is taken when it is not set"
+        )
     return lib
+
+
+def kernel() -> str:
+    """Which kernels a handle made now takes: "avx512", "avx2", "baseline" or "reference"."""
+    return library().rnn_kernel_name().decode()
 
 
 def _check(status: int, context: str) -> None:
@@ -406,7 +420,7 @@ class Model:
         if precision not in PRECISIONS:
             raise RNNInputError(-6, f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.vocab, self.embed, self.hidden = weights.vocab_size, weights.embed_size, weights.hidden_size
-        self._weights = weights  # the library keeps pointers into Whh, Why and by
+        self._weights = weights  # the library keeps pointers into Why and by
         self._handle = _handle(
             *("rnn_model_create", "rnn_model_destroy", self, byref(Dims(self.vocab, self.embed, self.hidden))),
             *(weights.embeddings, weights.Wxh, weights.Whh, weights.bh, weights.Why, weights.by),
@@ -467,6 +481,41 @@ class Decoder:
                 _require_shape(name, array, shape)
         status = library().rnn_decode(self._handle, n, tokens, sampling, states, following, logprobs, logits)
         _check(status, f"step of {n} streams (the decoder has room for {self.max_streams})")
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int] | I32],
+        uniforms: F64,
+        sampling: npt.NDArray[Any],
+        *,
+        stop: int | None = None,
+        cancel: I32 | None = None,
+    ) -> list[tuple[I32, F32]]:
+        """Whole generations of n streams in one call; each gets what it would get alone.
+
+        prompts: n sequences of token ids, none empty.  uniforms: (n, max_tokens) in [0, 1).
+        sampling: (n,) of dtype SAMPLING; its `u` is not used.  stop: a token that ends a stream, and is its last.
+        cancel: (1,), looked at between tokens: when another thread makes it nonzero, the streams end where they are.
+        Returns (tokens, log-probabilities) of each stream. Raises RNNInputError.
+        """
+        n = len(prompts)
+        if uniforms.ndim != 2:
+            raise RNNInputError(-2, f"uniforms has shape {uniforms.shape}, expected ({n}, max_tokens)")
+        _require_shape("uniforms", uniforms, (n, uniforms.shape[1]))
+        _require_shape("sampling", sampling, (n,))
+        if cancel is not None:
+            _require_shape("cancel", cancel, (1,))
+        lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int32)
+        joined = np.array([token for prompt in prompts for token in prompt], dtype=np.int32)
+        tokens, logprobs = np.empty(uniforms.shape, dtype=np.int32), np.empty(uniforms.shape, dtype=np.float32)
+        made = np.zeros(n, dtype=np.int32)
+        status = library().rnn_generate(
+            *(self._handle, n, joined, lengths, uniforms, sampling, uniforms.shape[1]),
+            *(-1 if stop is None else stop, cancel, tokens, logprobs, made),
+        )
+        if status != _CANCELLED:
+            _check(status, f"generation of {n} streams (room for {self.max_streams}) of {uniforms.shape[1]} tokens")
+        return [(tokens[i, : made[i]], logprobs[i, : made[i]]) for i in range(n)]
 
     def score(self, ids: I32) -> F32:
         """log p(ids[i + 1] | ids[0..i]): (N - 1,), from a hidden state of zeros."""

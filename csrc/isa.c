@@ -5,25 +5,27 @@
 
 #include "internal.h"
 
-static const rnn_kernels *best(void) {
+/* What this processor runs, the best first, to where `end` points. */
+static const rnn_kernels **available(const rnn_kernels **end) {
 #ifdef RNN_X86_KERNELS
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl")) {
-        return &rnn_kernels_avx512;
+        *end++ = &rnn_kernels_avx512;
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &rnn_kernels_avx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) *end++ = &rnn_kernels_avx2;
 #endif
-    return &rnn_kernels_baseline;
+    *end++ = &rnn_kernels_baseline;
+    *end++ = &rnn_kernels_reference;
+    return end;
 }
 
 const rnn_kernels *rnn_kernels_choose(void) {
-    const rnn_kernels *kernels = best();
+    const rnn_kernels *list[4], **end = available(list);
     const char *wish = getenv("RNN_ISA");
-    if (!wish) return kernels;
-    if (!strcmp(wish, "reference")) return &rnn_kernels_reference;
-    if (!strcmp(wish, "baseline")) return &rnn_kernels_baseline;
-#ifdef RNN_X86_KERNELS
-    if (!strcmp(wish, "avx2") && kernels == &rnn_kernels_avx512) return &rnn_kernels_avx2;
-#endif
-    return kernels; /* a wish for more than the processor has gets the best that it has */
+    for (const rnn_kernels **k = list; wish && k < end; k++) {
+        if (!strcmp(wish, (*k)->name)) return *k;
+    }
+    return list[0];
 }
+
+const char *rnn_kernel_name(void) { return rnn_kernels_choose()->name; }

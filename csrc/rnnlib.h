@@ -19,7 +19,9 @@
  *   Random    numbers are arguments: uniforms in [0,1). The library owns no generator.
  *   Kernels   The inner loops exist for several instruction sets; each handle takes the best that the processor has, or
  *             what the environment variable RNN_ISA names: avx512, avx2, baseline, or reference (plain loops, slow).
- *             Results differ between them by rounding, and for each are the same from run to run.
+ *             A name that is none of these, or that the processor lacks, gets the best: rnn_kernel_name tells.
+ *             Results differ between them by rounding; for each they are the same from run to run, and for any
+ *             number of threads.
  *   Threads   A handle that is not const belongs to one caller at a time. An rnn_model is read-only once created and
  *             may be shared by any number of threads. `threads` is how many OpenMP threads one call may use.
  */
@@ -67,7 +69,7 @@ enum { RNN_STATUS_MAP(RNN_STATUS_ENUM) };
 #define RNN_MAX_STREAMS (1 << 12) /* sequences that one decoder advances together */
 #define RNN_MAX_THREADS 1024
 
-/* Mirrored by rnn.py, which compares rnn_sizeof_* at load. */
+/* Mirrored by rnnlib.py, which compares rnn_sizeof_* at load. */
 typedef struct rnn_dims {
     int32_t vocab, embed, hidden; /* V, E, H; each at least 1 */
 } rnn_dims;
@@ -80,6 +82,9 @@ RNN_API size_t rnn_sizeof_train_options(void);
 
 /* The message of a status: a static string, never NULL. */
 RNN_API const char *rnn_strerror(int32_t status);
+
+/* Which kernels a handle made now takes: "avx512", "avx2", "baseline" or "reference". A static string. */
+RNN_API const char *rnn_kernel_name(void);
 
 /* The length of the flat parameter buffer: E*H + H*H + H + H*V + V. */
 RNN_API int32_t rnn_param_count(const rnn_dims *dims, int64_t *count);
@@ -173,8 +178,8 @@ enum { RNN_PRECISION_F32 = 0, RNN_PRECISION_BF16 = 1, RNN_PRECISION_INT8 = 2 };
 
 /* Checks that every weight is finite, and none so large that a logit could overflow (else RNN_E_NONFINITE), and computes
  * embeddings Wxh + bh once, (V,H), so that a step needs neither.
- * The model keeps the pointers whh, why and by (no copy: they may be memory-mapped); the caller keeps those arrays
- * alive and unchanged until rnn_model_destroy. embeddings, wxh and bh are not needed after the call. */
+ * The model keeps the pointers by and, in RNN_PRECISION_F32, why (no copy: they may be memory-mapped); the caller keeps
+ * those arrays alive and unchanged until rnn_model_destroy. The others are not needed after the call. */
 RNN_API int32_t rnn_model_create(const rnn_dims *dims, const float *embeddings, const float *wxh, const float *whh,
                                  const float *bh, const float *why, const float *by, int32_t precision, int32_t threads,
                                  rnn_model **model);

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import checkpoint
+import rnnlib
 from checkpoint import Checkpoint, Weights
 from text import EOS
 
@@ -40,6 +41,23 @@ def make_weights(vocab: int, embed: int, hidden: int, seed: int = 0, scale: floa
 def make_checkpoint(vocab: int = 13, embed: int = 9, hidden: int = 6, seed: int = 0) -> Checkpoint:
     words = (EOS, *(f"w{chr(ord('a') + i // 26)}{chr(ord('a') + i % 26)}" for i in range(vocab - 1)))
     return Checkpoint(make_weights(vocab, embed, hidden, seed), words, "plain", "c", {}, [])
+
+
+INSTRUCTION_SETS = {  # and the flags of /proc/cpuinfo without which a processor lacks them
+    "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl"},
+    "avx2": {"avx2", "fma"},
+    "baseline": set(),
+    "reference": set(),
+}
+
+
+def force_kernels(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here to the end of the test, the C library takes the kernels of `isa`; the test is skipped without them."""
+    monkeypatch.setenv("RNN_ISA", isa)
+    if rnnlib.kernel() != isa:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+        assert not INSTRUCTION_SETS[isa] <= flags, f"RNN_ISA={isa} was not heeded"
+        pytest.skip(f"this processor has no {isa}")
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import make_weights, relative_error
+from conftest import INSTRUCTION_SETS, force_kernels, make_weights, relative_error
 
 from checkpoint import PARAMETERS, Weights
 from rnnlib import Workspace
@@ -55,12 +55,12 @@ def gradients(
     return loss, Weights.from_flat(weights.embeddings, grads, h).parameters(), state
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline", "reference"])  # the best there is where one is missing
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("v,e,h,t,b", SIZES)
 def test_gradients_match_float64_on_every_instruction_set(
     v: int, e: int, h: int, t: int, b: int, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RNN_ISA", isa)
+    force_kernels(isa, monkeypatch)
     test_gradients_match_float64(v, e, h, t, b, seed=7)
 
 
@@ -141,15 +141,15 @@ def test_loss_and_loss_grad_agree_and_log_probabilities_sum_to_the_loss() -> Non
     assert -logprobs.sum(dtype=np.float64) == pytest.approx(loss, rel=1e-6)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_same_threads_same_bits(threads: int) -> None:
+def test_the_number_of_threads_changes_no_bit() -> None:
     weights = make_weights(1031, 20, 33)
-    x, y, state = chunk(1031, 33, 21, 4, 4)
-    first = gradients(weights, x, y, state, threads=threads)
-    second = gradients(weights, x, y, state, threads=threads)
-    assert first[0] == second[0]
-    for name in PARAMETERS:
-        assert np.array_equal(first[1][name], second[1][name]), name
+    x, y, state = chunk(1031, 33, 70, 5, 4)  # more than one tile of tokens, and three blocks of words
+    loss, grads, last = gradients(weights, x, y, state, threads=1)
+    for threads in (1, 2, 3, 7):
+        again, other, other_last = gradients(weights, x, y, state, threads=threads)
+        assert again == loss and np.array_equal(other_last, last)
+        for name in PARAMETERS:
+            assert np.array_equal(other[name], grads[name]), (name, threads)
 
 
 def test_extreme_logits() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import make_weights, relative_error
+from conftest import INSTRUCTION_SETS, force_kernels, make_weights, relative_error
 from test_gradients import chunk
 
 from checkpoint import PARAMETERS, Weights
@@ -55,13 +55,13 @@ def by_c(weights: Weights, x: np.ndarray, y: np.ndarray, state: np.ndarray, nois
     return loss, Weights.from_flat(weights.embeddings, grads, dims[2]).parameters(), state
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline", "reference"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("v,e,h,t,b,sampled", SIZES)
 @pytest.mark.parametrize("full", [False, True])
 def test_gradients_match_float64(
     v: int, e: int, h: int, t: int, b: int, sampled: int, full: bool, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RNN_ISA", isa)
+    force_kernels(isa, monkeypatch)
     weights = make_weights(v, e, h, seed=5)
     x, y, state = chunk(v, h, t, b, seed=6)
     noise = some_noise(v, e, h, y, 0 if full else sampled)

@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, make_weights
+from conftest import INSTRUCTION_SETS, ROOT, force_kernels, make_weights
 
 import rnnlib
 from rnnlib import Decoder, Model, Workspace, sampling_rows
@@ -251,37 +253,102 @@ def test_scoring_needs_two_tokens() -> None:
         decoder().score(np.zeros(1, dtype=np.int32))
 
 
-def test_generate_in_one_call_equals_step_by_step() -> None:
-    """rnn_generate, which the Python class does not use, against rnn_decode."""
-    from ctypes import byref, c_int32
-
-    target = decoder(vocab=23, hidden=7, max_streams=3)
-    prompts, lengths = np.array([1, 2, 3, 4, 5, 6], dtype=np.int32), np.array([3, 1, 2], dtype=np.int32)
-    uniforms = np.random.default_rng(0).random((3, 12))
+def three_streams() -> tuple[list[list[int]], np.ndarray, np.ndarray]:
+    """(prompts, uniforms, sampling) of three unlike streams of 12 tokens, at V=23."""
     sampling = sampling_rows(3)
     sampling["temperature"], sampling["top_k"], sampling["banned"] = [1.0, 0.0, 0.7], [0, 0, 4], [-1, 3, 2]
-    out, logprobs = np.full((3, 12), -1, dtype=np.int32), np.zeros((3, 12), dtype=np.float32)
-    out_lengths = np.zeros(3, dtype=np.int32)
-    stop = 9
+    return [[1, 2, 3], [4], [5, 6]], np.random.default_rng(0).random((3, 12)), sampling
 
-    def generate(cancel: int) -> int:
-        return rnnlib.library().rnn_generate(
-            *(target._handle, 3, prompts, lengths, uniforms, sampling, 12, stop, byref(c_int32(cancel))),
-            *(out, logprobs, out_lengths),
-        )
 
-    assert generate(cancel=0) == 0
-    for i, prompt in enumerate(([1, 2, 3], [4], [5, 6])):
+def test_generate_is_the_loop_of_steps() -> None:
+    target, stop = decoder(vocab=23, hidden=7, max_streams=3), 9
+    prompts, uniforms, sampling = three_streams()
+    generations = target.generate(prompts, uniforms, sampling, stop=stop)
+    for i, (tokens, logprobs) in enumerate(generations):
         state = np.zeros((1, 7), dtype=np.float32)
-        target.prefill(prompt[:-1], state[0])
-        token, tokens = prompt[-1], []
-        while len(tokens) < 12 and (not tokens or tokens[-1] != stop):
+        target.prefill(prompts[i][:-1], state[0])
+        token, following, logprob = prompts[i][-1], np.empty(1, dtype=np.int32), np.empty(1, dtype=np.float32)
+        for t in range(tokens.size):
             own = sampling[i : i + 1].copy()
-            own["u"] = uniforms[i, len(tokens)]
-            following, logprob = np.empty(1, dtype=np.int32), np.empty(1, dtype=np.float32)
+            own["u"] = uniforms[i, t]
             target.decode(np.array([token], dtype=np.int32), own, state, following, logprob)
             token = int(following[0])
-            assert logprobs[i, len(tokens)] == logprob[0]
-            tokens.append(token)
-        assert out[i, : out_lengths[i]].tolist() == tokens
-    assert generate(cancel=1) == -7 and out_lengths.sum() == 0
+            assert (tokens[t], logprobs[t]) == (token, logprob[0])
+            assert token != stop or t == tokens.size - 1
+        assert tokens.size == 12 or token == stop
+    assert any(tokens.size < 12 for tokens, _ in generations)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_many_streams_in_one_call_are_each_alone(threads: int) -> None:
+    """Neither their company nor the number of threads changes a bit, also beyond one group of 16."""
+    rng = np.random.default_rng(1)
+    model = Model(make_weights(1031, 4, 33))
+    sampling = sampling_rows(20)
+    sampling["temperature"], sampling["top_k"] = np.resize([1.0, 0.5, 0.0], 20), np.arange(20) % 7
+    sampling["banned"] = np.arange(20) - 1
+    prompts = [rng.integers(0, 1031, 1 + i % 4).tolist() for i in range(20)]
+    uniforms = rng.random((20, 15))
+    together = Decoder(model, max_streams=20, threads=threads).generate(prompts, uniforms, sampling)
+    one = Decoder(model)
+    for i, (tokens, logprobs) in enumerate(together):
+        [(alone, alone_logprobs)] = one.generate(prompts[i : i + 1], uniforms[i : i + 1], sampling[i : i + 1])
+        assert tokens.size == 15 and np.array_equal(tokens, alone) and np.array_equal(logprobs, alone_logprobs)
+
+
+def test_a_generation_can_be_cancelled() -> None:
+    target = decoder(vocab=1000, hidden=33, max_streams=2)
+    uniforms = np.random.default_rng(0).random((2, 300_000))
+    cancel = np.ones(1, dtype=np.int32)
+    assert [t.size for t, _ in target.generate([[1], [2]], uniforms, sampling_rows(2), cancel=cancel)] == [0, 0]
+    cancel[0] = 0
+    timer = threading.Timer(0.2, cancel.fill, [1])
+    timer.start()
+    cut = target.generate([[1], [2]], uniforms, sampling_rows(2), cancel=cancel)
+    timer.join()
+    made = cut[0][0].size
+    assert 0 < made < 300_000 and cut[1][0].size == made
+    whole = target.generate([[1], [2]], uniforms[:, :made].copy(), sampling_rows(2))
+    for (tokens, _), (want, _) in zip(cut, whole, strict=True):
+        assert np.array_equal(tokens, want)
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        {"prompts": []},
+        {"prompts": [[1], [], [2]]},
+        {"prompts": [[1], [23], [2]]},
+        {"prompts": [[1], [2]]},
+        {"uniforms": np.full((3, 4), 1.0)},
+        {"uniforms": np.zeros(3)},
+        {"uniforms": np.zeros((3, 0))},
+        {"sampling": sampling_rows(2)},
+        {"sampling": sampling_rows(3, temperature=-1.0)},
+        {"stop": 23},
+        {"stop": -2},
+        {"cancel": np.zeros(2, dtype=np.int32)},
+    ],
+)
+def test_generate_refuses_what_is_out_of_range(spoiled: dict[str, Any]) -> None:
+    prompts, uniforms, sampling = three_streams()
+    arguments = {"prompts": prompts, "uniforms": uniforms, "sampling": sampling} | spoiled
+    with pytest.raises(rnnlib.RNNInputError):
+        decoder(vocab=23, hidden=7, max_streams=3).generate(**arguments)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_kernels_can_be_forced(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    force_kernels(isa, monkeypatch)
+    assert rnnlib.kernel() == isa
+    result = run_python("import rnnlib; print(rnnlib.kernel())", RNN_ISA=isa)
+    assert result.stdout == f"{isa}\n"
+
+
+def test_kernels_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RNN_ISA", raising=False)
+    best = rnnlib.kernel()
+    monkeypatch.setenv("RNN_ISA", "avx1024")
+    assert rnnlib.kernel() == best
+    result = run_python("import rnnlib; rnnlib.library()", RNN_ISA="avx1024")
+    assert "RNNLibraryError" in result.stderr and "RNN_ISA=avx1024" in result.stderr and "avx2" in result.stderr

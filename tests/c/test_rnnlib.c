@@ -1162,6 +1162,15 @@ static void test_inference_refusals(void) {
 static void test_statuses(void) {
     CHECK(rnn_abi_version() == RNN_ABI_VERSION);
     CHECK(rnn_sizeof_dims() == 12 && rnn_sizeof_sampling() == 24 && rnn_sizeof_adamw() == 24);
+    const char *wish = getenv("RNN_ISA");
+    bool has_it = wish && (!strcmp(wish, "baseline") || !strcmp(wish, "reference"));
+#ifdef RNN_X86_KERNELS
+    has_it |= wish && !strcmp(wish, "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    has_it |= wish && !strcmp(wish, "avx512") && __builtin_cpu_supports("avx512f") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl");
+#endif
+    CHECK(!has_it || !strcmp(rnn_kernel_name(), wish));
     for (int32_t status = -20; status <= 5; status++) CHECK(rnn_strerror(status) && *rnn_strerror(status));
     CHECK(strcmp(rnn_strerror(RNN_OK), "success") == 0);
     rnn_dims dims = {31266, 300, 100};
@@ -1197,7 +1206,7 @@ int main(void) {
         {"inference refuses, and leaves outputs untouched", test_inference_refusals},
     };
     int passed = 0, failed = 0;
-    printf("kernels: %s\n", rnn_kernels_choose()->name);
+    printf("kernels: %s\n", rnn_kernel_name());
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
         checks_failed = 0;
         seed = 1 + i;
