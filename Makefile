@@ -3,7 +3,7 @@
 
 .PHONY: help train serve load test test-slow test-page screenshots test-c lint format lib dll bench results clean \
         test-san test-threads run-threads test-valgrind run-valgrind fuzz run-fuzz \
-        test-windows test-arm test-macos fixed-run
+        test-windows test-arm test-macos fixed-run FORCE
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -103,27 +103,32 @@ override LDFLAGS += -static
 override CFLAGS += -Wno-float-conversion# mingw's isfinite() holds a cast for each type, in branches never taken
 endif
 
+# What a folder of objects, and a library, were built with: a file that is rewritten when it changes, and what depends on
+# it is then built anew. -Werror changes nothing that is built.
+FLAGS := $(filter-out $(WERROR),$(CC) $(CFLAGS) $(KERNEL_FLAGS) $(AVX2_FLAGS) $(AVX512_FLAGS) $(LDFLAGS))
+STAMP := $(dir $(LIBRARY)).$(notdir $(LIBRARY)).flags
+
+$(BUILD)/.flags $(STAMP): FORCE
+	@mkdir -p $(@D)
+	@echo '$(FLAGS)' | cmp -s - $@ || echo '$(FLAGS)' >$@
+
 lib: $(LIBRARY) ## compile lib/rnnlib.so
 
 dll: ## cross-compile lib/rnnlib.dll for Windows, with mingw-w64
 	$(MAKE) lib CC=$(WIN_CC)
 
-$(LIBRARY): $(OBJECTS)
-	@mkdir -p $(@D)
-	$(CC) -shared $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+$(LIBRARY): $(OBJECTS) $(STAMP)
+	$(CC) -shared $(CFLAGS) $(LDFLAGS) -o $@ $(OBJECTS) -lm
 
-$(BUILD)/%.o: csrc/%.c Makefile
-	@mkdir -p $(@D)
+$(BUILD)/%.o: csrc/%.c $(BUILD)/.flags Makefile
 	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 $(BUILD)/kernels.o: override CFLAGS += $(KERNEL_FLAGS)
 
-$(BUILD)/kernels.avx2.o: csrc/kernels.c Makefile
-	@mkdir -p $(@D)
+$(BUILD)/kernels.avx2.o: csrc/kernels.c $(BUILD)/.flags Makefile
 	$(CC) $(CFLAGS) $(KERNEL_FLAGS) $(AVX2_FLAGS) -DRNN_ISA=avx2 -MMD -MP -c -o $@ $<
 
-$(BUILD)/kernels.avx512.o: csrc/kernels.c Makefile
-	@mkdir -p $(@D)
+$(BUILD)/kernels.avx512.o: csrc/kernels.c $(BUILD)/.flags Makefile
 	$(CC) $(CFLAGS) $(KERNEL_FLAGS) $(AVX512_FLAGS) -DRNN_ISA=avx512 -MMD -MP -c -o $@ $<
 
 -include $(OBJECTS:.o=.d)
@@ -134,10 +139,6 @@ $(BUILD)/kernels.avx512.o: csrc/kernels.c Makefile
 # watches; Python's own allocations are not its matter.
 SAN_ENV := $(if $(filter 1,$(SAN)),ASAN_OPTIONS=detect_leaks=0 RNNLIB_PATH="$(CURDIR)/$(LIBRARY)" \
              LD_PRELOAD="$(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libstdc++.so)")
-C_TEST  := $(BUILD)/test_rnnlib
-# With SAN=1 the library needs its sanitizer's runtime loaded before Python; Python's own allocations are not its matter.
-SAN_ENV := $(if $(filter 1,$(SAN)),LD_PRELOAD=$(shell $(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
-             RNNLIB_PATH="$(CURDIR)/$(LIBRARY)")
 C_TEST    := $(BUILD)/test_rnnlib$(EXE)
 FIXED_RUN := $(BUILD)/fixed_run$(EXE)
 RUN       ?=#              what runs a program of a foreign machine: wine64, "qemu-aarch64 -L ..."
