@@ -17,7 +17,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 
 $(VENV)/.run: requirements.txt requirements-serve.txt
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)  # none yet, or half of one
 	$(PY) -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 

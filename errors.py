@@ -6,6 +6,9 @@
 Modules derive their own types from these; `main()` alone turns them into one line and an exit code.
 """
 
+import os
+import sys
+
 
 class UserError(Exception):
     """The input cannot be used. `str(error)` is one line for the user."""
@@ -17,3 +20,12 @@ class Failure(UserError):
     """The input was right, but the work could not be done. `str(error)` is one line for the user."""
 
     exit_code = 1
+
+
+def output_lost(program: str, error: OSError) -> int:
+    """Standard output cannot be written: nobody reads on (`... | head -1`), or a disk is full. The exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to come cannot be written either
+    if isinstance(error, BrokenPipeError):
+        return 0
+    print(f"{program}: the output cannot be written: {error.strerror}", file=sys.stderr)
+    return Failure.exit_code

@@ -125,8 +125,12 @@ class LanguageModel(ABC):
         """(ids, words not in the vocabulary) of a prompt, with <EOS> in front.
 
         The model was trained on one long stream, where a first word always follows the <EOS> of the sentence before.
-        Raises PromptError where there is nothing to condition on.
+        Raises PromptError where there is nothing to condition on, or half of a surrogate pair.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the prompt is not text: at character {error.start} it cannot be encoded") from None
         ids, unknown = self.vocabulary.encode_prompt(text)  # prompts are plain text, whatever was learned from
         eos = self.vocabulary.eos
         if not any(token != eos for token in ids) and not unknown:

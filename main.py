@@ -5,6 +5,11 @@ This file plugs the C library into the loop of training.py; torch_rnn.py does th
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while the rest is imported ends it at once, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import sys
 from typing import Any
 

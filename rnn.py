@@ -11,6 +11,11 @@ The work is done by the C library, through rnnlib.py. Training is in main.py.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while the rest is imported ends it at once, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -21,8 +26,8 @@ import numpy as np
 
 import checkpoint
 from checkpoint import Checkpoint
-from errors import UserError
-from language_model import LanguageModel, Sampling, StepStream
+from errors import UserError, output_lost
+from language_model import LanguageModel, Sampling, StepStream, shown
 from rnnlib import (
     F32,
     I32,
@@ -108,9 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         model = RNN.load(options.weights, precision=options.precision)
         unknown = _score(model, options) if options.score else _generate(model, options)
+        sys.stdout.flush()
     except UserError as error:
         print(f"rnn.py: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        return output_lost("rnn.py", error)
     if unknown:
         print(f"not in the vocabulary: {', '.join(unknown)}", file=sys.stderr)
     return 0
@@ -135,7 +143,8 @@ def _score(model: RNN, options: argparse.Namespace) -> tuple[str, ...]:
     width = max(len(token.word) for token in score.tokens)
     for token in score.tokens:
         print(f"{token.word:<{width}}  {token.logprob:9.4f}")
-    print(f"perplexity {score.perplexity:.2f} over {len(score.tokens)} tokens")
+    perplexity = f"{score.perplexity:.2f}" if score.perplexity < 1e6 else shown(score.perplexity)
+    print(f"perplexity {perplexity} over {len(score.tokens)} tokens")
     return score.unknown
 
 

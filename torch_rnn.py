@@ -11,6 +11,11 @@ It reads and writes the same weights file as the C model, and never needs the C 
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while the rest is imported ends it at once, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import contextlib
 import sys
 from collections.abc import Iterator

@@ -29,7 +29,7 @@ from config import TrainConfig
 from corpus import load_corpus
 from distributed import Group, PeerFailed, PeerLost
 from embeddings import load_embeddings
-from errors import Failure, UserError
+from errors import Failure, UserError, output_lost
 from language_model import LanguageModel, PromptError, shown
 from run import Diverged, Interrupted, Run, Trainer
 
@@ -156,6 +156,16 @@ def summary(run: Run, model_class: type[LanguageModel]) -> None:
         print(f"{path}  {what}")
 
 
+def summarise(run: Run, model_class: type[LanguageModel]) -> int:
+    """The summary, on an output that may be gone. Returns the exit code."""
+    try:
+        summary(run, model_class)
+        sys.stdout.flush()
+        return 0
+    except OSError as error:
+        return output_lost(Path(sys.argv[0]).name, error)
+
+
 def main(trainer_class: type[Trainer], model_class: type[LanguageModel], arguments: Sequence[str] | None = None) -> int:
     """The command line of both trainers. Returns the exit code; errors are one line on stderr."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # the programs leave it so while they import
@@ -174,15 +184,13 @@ def main(trainer_class: type[Trainer], model_class: type[LanguageModel], argumen
         if resume and not run.resume() and rank == 0:
             log.warning("there is nothing to resume, %s does not exist: from the beginning", run.files.resume)
         fit(run)
-        if rank == 0:
-            summary(run, model_class)
         group.leave()
+        return summarise(run, model_class) if rank == 0 else 0
     except (UserError, MemoryError, KeyboardInterrupt) as error:
         text, code = described(error)
         if is_mine_to_say(error, group):
             print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
         return code
-    return 0
 
 
 def is_mine_to_say(error: BaseException, group: Group | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -434,3 +435,61 @@ def test_the_command_line_wins_over_the_preset(preset: str) -> None:
 def test_options_that_do_not_fit(changed: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changed)).replace("_", "-")):
         TrainConfig(**changed)
+
+
+def rnn_into(target: str, *arguments: str) -> tuple[int, str]:
+    """rnn.py with its output going to `target`, a shell's way to write it. (exit code, what it said on stderr)."""
+    shell = f'"{sys.executable}" "{ROOT / "rnn.py"}" "$@" {target}; exit ${{PIPESTATUS[0]}}'
+    result = subprocess.run(["bash", "-c", shell, "rnn", *arguments], capture_output=True, text=True, cwd=ROOT)
+    return result.returncode, result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_an_output_that_cannot_be_written(weights_file: Path) -> None:
+    code, said = rnn_into("> /dev/full", str(weights_file), "waa")
+    assert code == 1 and "rnn.py: the output cannot be written: No space left" in said and "Traceback" not in said
+    code, said = rnn_into("| true", str(weights_file), "waa " * 20_000, "--score")
+    assert code == 0 and "Traceback" not in said and "BrokenPipe" not in said
+
+
+def test_a_prompt_that_is_not_text(weights_file: Path) -> None:
+    result = subprocess.run(
+        [sys.executable.encode(), bytes(ROOT / "rnn.py"), bytes(weights_file), b"waa \xff"],
+        capture_output=True,
+        cwd=ROOT,
+    )
+    assert result.returncode == 2 and result.stderr.startswith(b"rnn.py: the prompt is not text")
+
+
+def test_a_hopeless_score_has_a_perplexity(weights_file: Path) -> None:
+    """Of a loss beyond what exp() takes."""
+    from language_model import Score, Token
+
+    assert math.isfinite(Score((Token(0, "a", -5000.0),), ()).perplexity)
+
+
+@pytest.mark.parametrize("name", ["corpus", "prompt", "out"])
+def test_options_that_are_not_text(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--{name} must be text in UTF-8, got a\\udcff"):
+        TrainConfig(**{name: "a\udcff"})
+
+
+@pytest.mark.parametrize("name", ["seed", "epochs", "warmup_steps", "max_tokens"])
+def test_numbers_that_no_file_holds(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"below 2\^63"):
+        TrainConfig(**{name: 1 << 63})
+
+
+@pytest.mark.parametrize("program", ["main.py", "torch_rnn.py", "rnn.py"])
+def test_ctrl_c_while_modules_are_imported(program: str, tmp_path: Path) -> None:
+    """A numpy that takes its time stands for all that is imported."""
+    (tmp_path / "numpy.py").write_text(
+        "import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(60)"
+    )
+    arguments = [sys.executable, str(ROOT / program), "x"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(arguments, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr and process.stderr.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == ""
+    assert process.returncode == -signal.SIGINT
