@@ -39,6 +39,7 @@ class TrainConfig:
     )
     vocab_size: int | None = option(None, "keep the N most frequent words, <EOS> and <UNK> included; default: all")
     max_tokens: int | None = option(None, "learn from the first N tokens of the training split; default: all")
+    validation_tokens: int = option(250_000, "evaluate on the first N tokens of the validation split, if it has more")
     embeddings: str = option("word2vec-google-news-300", "a name of gensim's downloader, a vectors file, or train")
     embedding_size: int = option(300, "size E of the vectors that `--embeddings train` makes")
 
@@ -89,6 +90,7 @@ class TrainConfig:
             require(value is None or value >= 1, name, "1 or more")
         for name in ("embedding_size", "hidden_size", "epochs", "batch_size", "evaluate_every"):
             require(getattr(self, name) >= 1, name, "1 or more")
+        require(self.validation_tokens >= 2, "validation_tokens", "2 or more")
         for name in ("warmup_steps", "patience", "seed", "sampled_softmax"):
             require(getattr(self, name) >= 0, name, "0 or more")
         for name in ("embedding_size", "hidden_size"):

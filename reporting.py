@@ -135,8 +135,13 @@ class Events:
             scalars = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
             self._add(step=step, summary=self._summary(value=scalars))
         except OSError as error:
-            self._writer = None  # the file may end in half an event: go on in another
+            self.close()  # the file may end in half an event: go on in another
             raise SaveError(f"{self.folder}: events cannot be saved ({error.strerror or error}): make room") from error
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def _open(self, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -118,7 +118,8 @@ class Run:
 
     def __init__(self, config: TrainConfig, corpus: Corpus, trainer: Trainer, vectors: F32, group: Group) -> None:
         self.config, self.corpus, self.trainer, self.vectors, self.group = config, corpus, trainer, vectors, group
-        if corpus.validation.size < 2:
+        self.validation = corpus.validation[: config.validation_tokens]
+        if self.validation.size < 2:
             raise ConfigError("the validation split has fewer than two tokens; use a larger text")
         self.streams = Streams(corpus.train, config.batch_size, group.rank, group.size)
         self.data = fingerprint(corpus, vectors)
@@ -230,7 +231,7 @@ class Run:
         at = self.progress
         started = time.monotonic()
         try:
-            loss = self.group.from_first(lambda: self.trainer.evaluate(self.corpus.validation))
+            loss = self.group.from_first(lambda: self.trainer.evaluate(self.validation))
         except ArithmeticError as error:
             where = f"on the validation split after epoch {at.epoch}"
             raise self.diverged(where, self.config.learning_rate) from error

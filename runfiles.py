@@ -80,6 +80,10 @@ class RunFiles:
             values = {name.replace("_", "/", 1): row[name] for name in names if row[name] is not None}
             self.attempt("events", lambda: self.events.write(row["step"], values))
 
+    def close(self) -> None:
+        if self.events:
+            self.events.close()
+
     def load_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """What was saved last, or where that is damaged, before that; None where nothing was saved.
 

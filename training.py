@@ -84,6 +84,8 @@ def fit(run: Run) -> None:
             raise
         except PeerLost as error:
             raise run.lost(error) from error
+        finally:
+            run.files.close()
     if run.group.rank == 0:
         run.files.draw(at.history)
     for error in run.files.unsaved.values():
@@ -121,6 +123,8 @@ def prepare(config: TrainConfig, trainer_class: type[Trainer], group: Group) -> 
         corpus = load_corpus(config.corpus, vocab_size=config.vocab_size, max_tokens=config.max_tokens)
     for line in corpus.report():
         log.info(line)
+    if corpus.validation.size > config.validation_tokens:
+        log.info(f"evaluated on the first {config.validation_tokens:,} tokens of validation (--validation-tokens)")
     checkpoint.check_vocabulary(corpus.vocabulary.words)
     made: list[F32] = []
 
@@ -145,7 +149,7 @@ def summary(run: Run, model_class: type[LanguageModel]) -> None:
         f"{reporting.duration(at.seconds)} of training, {reporting.duration(at.evaluation_seconds)} of evaluation"
     )
     if at.epoch < config.epochs:
-        print(f"stopped {config.epochs - at.epoch} epochs early: {at.stale} evaluations brought nothing better")
+        print(f"stopped {config.epochs - at.epoch} epochs early (--patience {config.patience})")
     model = model_class.load(run.files.weights)
     try:
         sample = model.generate(config.prompt, max_tokens=SAMPLE_TOKENS, seed=config.seed, ignore_eos=True)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,13 @@ from conftest import ROOT, WIKITEXT, make_weights, needs_wikitext
 from running import BACKENDS, command, options, refused, run, same_weights
 
 import checkpoint
+import main
+import reporting
+import torch_rnn
 from config import PRESETS, ConfigError, TrainConfig, parse
-from run import learning_rate
+from distributed import Group
+from run import Run, learning_rate
+from runfiles import RunFiles
 from streams import Streams
 
 # ---- A whole run -----------------------------------------------------------------------------------------------------
@@ -46,7 +52,6 @@ def test_a_run_leaves_weights_metrics_and_a_curve_and_learns(backend: str, text:
 
 def test_the_reported_perplexity_is_that_of_the_saved_weights(text: Path, tmp_path: Path) -> None:
     """The metrics' figure, computed again from the file alone, by the other back end's plain forward pass."""
-    import torch_rnn
     from corpus import load_corpus
 
     out = tmp_path / "model.safetensors"
@@ -79,8 +84,6 @@ def test_both_back_ends_train_alike_under_the_same_noise(text: Path, tmp_path: P
         assert a["validation_loss"] == pytest.approx(b["validation_loss"], abs=1e-4)
         assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-4)
     assert abs(ours[-1]["validation_loss"] - plain[-1]["validation_loss"]) > 1e-3
-
-    import torch_rnn
 
     ids = load_corpus(str(text), vocab_size=14).validation
     best = min(row["validation_loss"] for row in ours)
@@ -153,6 +156,80 @@ def test_a_killed_run_goes_on_from_its_last_epoch(text: Path, tmp_path: Path) ->
     assert same_weights(whole, killed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend,epochs", [("c", 400), ("torch", 60)])
+def test_runs_killed_at_random_moments_end_as_if_never_stopped(
+    backend: str, epochs: int, text: Path, tmp_path: Path
+) -> None:
+    """Five kills, wherever they hit: while modules are imported, within an epoch, within a save."""
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    long = {"epochs": epochs, "patience": 0, "schedule": "plateau", "dropout": 0.2}
+    begun = time.monotonic()
+    assert run(backend, *options(text, whole, **long)).returncode == 0
+    seconds = time.monotonic() - begun
+    rng = np.random.default_rng()
+    for _ in range(5):
+        arguments = command(backend, *options(text, killed, **long), "--resume")
+        with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            time.sleep(float(rng.uniform(0.0, 0.7)) * seconds)
+            process.kill()
+    result = run(backend, *options(text, killed, **long), "--resume")
+    assert result.returncode == 0, result.stderr
+    assert same_weights(whole, killed)
+    losses = [[row["validation_loss"] for row in checkpoint.load(path).history] for path in (whole, killed)]
+    assert losses[0] == losses[1]
+
+
+def test_plateau_halves_the_rate_and_puts_the_best_weights_back(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    wild = {"learning_rate": 0.2, "schedule": "plateau", "warmup_steps": 3, "patience": 0, "epochs": 8}
+    assert run("c", *options(text, out, **wild)).returncode == 0
+    rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()][1:]
+    best = math.inf
+    rate = 0.2
+    stale = 0
+    for row in rows:
+        assert row["learning_rate"] == pytest.approx(rate)
+        if row["validation_loss"] < best:
+            best = row["validation_loss"]
+        else:
+            rate, stale = rate / 2, stale + 1
+    assert 0 < stale < len(rows)
+    arrays, metadata = checkpoint.load_state(out.with_suffix(".resume"))
+    if metadata["progress"]["stale"]:
+        assert np.array_equal(arrays["params"], arrays["best"])
+    assert np.array_equal(checkpoint.load(out).weights.flat_parameters(), arrays["best"])
+
+
+def test_a_run_says_how_long_it_takes_and_is_not_changed_by_measuring(text: Path, tmp_path: Path) -> None:
+    result = run("c", *options(text, tmp_path / "model", epochs=7, patience=0))
+    assert re.search(
+        r"(\d+\.\d s|\d+ s|\d+ min) for 7 epochs: 24,7\d\d tokens at [\d,]+/s, 7 evaluations", result.stderr
+    )
+    weights = make_weights(11, 4, 5)
+    config = TrainConfig(
+        batch_size=2, learning_rate=0.1, optimizer="adamw", bptt=8, reduction="mean", threads=1, epochs=3
+    )
+    ids = np.random.default_rng(0).integers(0, 11, 100, dtype=np.int32)
+    for trainer_class in (main.Trainer, torch_rnn.Trainer):
+        states = []
+        for measured in (False, True):
+            corpus = SimpleNamespace(
+                train=ids, validation=ids, counts=np.ones(11), vocabulary=SimpleNamespace(words=list("abcdefghijk"))
+            )
+            one = Run(config, corpus, trainer_class(weights, config), weights.embeddings, Group())
+            if measured:
+                assert "for 3 epochs: 294 tokens" in one.estimate()
+            for step in range(3):
+                one.step(step, 8 * step, 0.1)
+            if measured:
+                assert "for 3 epochs" in one.estimate()
+            one.step(3, 24, 0.1)
+            states.append(one.trainer.state())
+        assert states[0].keys() == states[1].keys()
+        assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+
+
 def test_resume_refuses_another_run(text: Path, tmp_path: Path) -> None:
     out, mine = tmp_path / "model.safetensors", tmp_path / "mine.txt"
     mine.write_text(text.read_text())
@@ -208,6 +285,70 @@ def test_patience_stops_early(text: Path, tmp_path: Path) -> None:
     assert len(checkpoint.load(out).history) < 100
 
 
+# ---- What is seen ----------------------------------------------------------------------------------------------------
+
+
+def test_the_summary_says_what_was_reached_and_where_it_lies(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    wild = {"epochs": 50, "patience": 1, "learning_rate": 0.2, "schedule": "constant", "prompt": "king"}
+    result = run("c", *options(text, out, **wild), "--tensorboard")
+    assert result.returncode == 0, result.stderr
+    rows = checkpoint.load(out).history
+    assert f"at epoch {rows[-1]['epoch']} of" in result.stdout and "of training" in result.stdout
+    assert "epochs early (--patience 1)" in result.stdout and "sample: king " in result.stdout
+    for ending in (".safetensors", ".jsonl", ".png", ".resume", ".tensorboard"):
+        path = out.with_suffix(ending)
+        assert path.exists() and f"{path}  " in result.stdout
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard itself reads from its files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_reads_the_events_also_of_a_run_that_went_on(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    assert run("c", *options(text, out, epochs=2, patience=0), "--tensorboard").returncode == 0
+    assert run("c", *options(text, out, epochs=3, patience=0), "--tensorboard", "--resume").returncode == 0
+    seen, rows = scalars(out.with_suffix(".tensorboard")), checkpoint.load_state(out.with_suffix(".resume"))[1]
+    rows = rows["progress"]["history"]
+    assert [step for step, _ in seen["train/loss"]] == list(range(1, rows[-1]["step"] + 1))
+    for tag, name in (("validation/loss", "validation_loss"), ("validation/perplexity", "validation_perplexity")):
+        assert [step for step, _ in seen[tag]] == [row["step"] for row in rows]
+        assert [value for _, value in seen[tag]] == pytest.approx([row[name] for row in rows], rel=1e-6)
+
+
+def test_tensorboard_that_is_not_there(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "tensorboard.py").write_text("raise ImportError('not here')")
+    refused(run("c", *options(text, tmp_path / "m"), "--tensorboard", PYTHONPATH=str(tmp_path)), 2, "pip install")
+
+
+def test_events_on_a_full_disk_are_given_up_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("tensorboard")
+    files = RunFiles(tmp_path / "model.safetensors", tensorboard=True)
+    (tmp_path / "model.tensorboard").write_text("in the way")
+    files.step(1, 1.0, 1.0, 1.0)
+    files.step(2, 1.0, 1.0, 1.0)
+    assert caplog.text.count("cannot be saved") == 1 and "events" in files.unsaved
+    (tmp_path / "model.tensorboard").unlink()
+    row = {"step": 2, "validation_loss": 2.0, "validation_perplexity": 7.4, "tokens_per_second": None}
+    files.evaluation(row)
+    files.step(3, 1.5, 1.0, 1.0)
+    files.close()
+    assert not files.unsaved and scalars(tmp_path / "model.tensorboard")["train/loss"] == [(3, 1.5)]
+
+
+@pytest.mark.parametrize(
+    "seconds,words", [(0.42, "0.4 s"), (35, "35 s"), (119, "2 min"), (2 * 3600, "2.0 h"), (3e5, "3.5 days")]
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert reporting.duration(seconds) == words
+
+
 # ---- What goes wrong -------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +376,7 @@ def test_a_diverging_run_names_the_step_and_keeps_the_last_good_weights(
         ({"hidden_size": 0}, ["--hidden-size", "0"]),
         ({"batch_size": 1000000}, ["--batch-size", "1000000"]),
         ({"vocab_size": 1000}, ["1000", "16"]),
+        ({"validation_tokens": 1}, ["--validation-tokens", "1"]),
         ({"corpus": "no-such-corpus"}, ["no-such-corpus"]),
         ({"embeddings": "no-such-vectors"}, ["no-such-vectors"]),
         ({"sampled_softmax": 15}, ["--sampled-softmax", "15", "14"]),
@@ -302,8 +444,6 @@ def test_a_full_disk_is_said_and_harms_nothing(text: Path, tmp_path: Path) -> No
 
 def test_a_run_stopped_before_an_epochs_short_last_chunk_goes_on(text: Path, tmp_path: Path) -> None:
     """The workspace is then first asked for the short chunk, and next for a whole one."""
-    import main
-
     config = TrainConfig(batch_size=2, learning_rate=0.1, reduction="mean", threads=1)
     trainer = main.Trainer(make_weights(11, 4, 5), config)
     ids = np.zeros((9, 2), dtype=np.int32)

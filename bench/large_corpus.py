@@ -1,0 +1,127 @@
+"""A corpus of WikiText-103's size: how much memory its tokens take, and how long the first and the second start.
+
+    python bench/large_corpus.py                       80 million tokens of 200,000 words, in a temporary folder
+    python bench/large_corpus.py --tokens 2000000      a quick look
+    python bench/large_corpus.py --keep FOLDER         leaves the text and the cache there
+
+The text is words drawn from Zipf's law, in sentences; its first half is one line. main.py then starts on it twice, with
+an empty cache and with what that left, under a limit on its address space (prlimit) of 3 GB, and is stopped after its
+first step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 3 << 30
+EMBED = 100
+
+
+def names(count: int) -> list[str]:
+    """Distinct words of the letters a to z, short ones first."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words: list[str] = []
+    for number in range(count):
+        word = ""
+        while number >= 0:
+            word, number = letters[number % 26] + word, number // 26 - 1
+        words.append(word)
+    return words
+
+
+def write_text(path: Path, tokens: int, words: list[str]) -> int:
+    """Words by Zipf's law, each of them at least once; a sentence is 20 words. Returns the file's size."""
+    rng = np.random.default_rng(0)
+    cumulative = np.cumsum(1.0 / np.arange(1, len(words) + 1))
+    table = np.array(words, dtype=object)
+    written = 0
+    with open(path, "w", encoding="ascii") as file:
+        while written < tokens:
+            count = min(1 << 20, tokens - written)
+            ids = np.searchsorted(cumulative, rng.random(count) * cumulative[-1])
+            if written == 0:
+                ids[: len(words)] = np.arange(len(words))[: len(ids)]
+            end = ". " if written < tokens // 2 else ".\n"
+            chunk = table[ids]
+            file.write("".join(" ".join(chunk[i : i + 19]) + end for i in range(0, count, 19)))
+            written += count + -(-count // 19)  # a sentence's end is a token
+    return path.stat().st_size
+
+
+def write_vectors(path: Path, words: list[str]) -> None:
+    """A word2vec file, since training vectors on such a text takes an hour, and is no matter of its tokens."""
+    rows = np.random.default_rng(1).standard_normal((len(words), EMBED), dtype=np.float32)
+    with open(path, "wb") as file:
+        file.write(b"%d %d\n" % rows.shape)
+        for word, row in zip(words, rows, strict=True):
+            file.write(word.encode() + b" " + row.tobytes() + b"\n")
+
+
+def start(folder: Path, text: Path, vectors: Path) -> tuple[float, float, str, int]:
+    """One run of main.py, stopped after its first step.
+
+    Returns seconds until the tokens were there, and until all was ready for the first step; what it said of the time it
+    would take; the peak of its resident memory in bytes.
+    """
+    arguments = [
+        *("--preset", "best", "--corpus", str(text), "--embeddings", str(vectors), "--out", str(folder / "model")),
+        *("--hidden-size", "100", "--sampled-softmax", "2000", "--validation-tokens", "5000", "--threads", "2"),
+    ]
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        ["prlimit", f"--as={LIMIT}", sys.executable, str(ROOT / "main.py"), *arguments],
+        cwd=ROOT,
+        env=os.environ | {"RNN_CACHE_DIR": str(folder / "cache")},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stderr
+    tokens = ready = 0.0
+    lines, estimate = [""], ""
+    for line in process.stderr:
+        lines.append(line.strip())
+        if "words in the vocabulary" in line:
+            tokens = time.monotonic() - begun
+        if " epochs: " in line:
+            ready, estimate = time.monotonic() - begun, line[line.rfind("\r") + 1 :].strip()
+            process.terminate()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 130:
+        sys.exit(lines[-1])
+    return tokens, ready, estimate, usage.ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=80_000_000)
+    parser.add_argument("--words", type=int, default=200_000)
+    parser.add_argument("--keep", type=Path, help="a folder for the text and the cache; default: a temporary one")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        text, vectors = folder / "zipf.txt", folder / "zipf.bin"
+        words = names(options.words)
+        if not text.exists():
+            size = write_text(text, options.tokens, words)
+            write_vectors(vectors, words)
+            print(f"{options.tokens:,} tokens, {options.words:,} words, {size / 1e6:,.0f} MB of text", flush=True)
+        for name in ("first start", "second start"):
+            tokens, ready, estimate, peak = start(folder, text, vectors)
+            print(f"{name:<13} tokens after {tokens:.1f} s, first step after {ready:.1f} s, peak {peak / 1e6:,.0f} MB")
+            print(f"{'':<13} {estimate}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
