@@ -5,6 +5,7 @@ Settings are environment variables: `python -m service.settings` lists them.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -12,7 +13,9 @@ from fastapi import FastAPI
 
 from service import logs
 from service.app import create_app
-from service.settings import Settings, SettingsError
+from service.settings import Settings, SettingsError, unknown
+
+log = logging.getLogger("api")
 
 CANNOT_START = 3  # uvicorn's own code: with several workers, it then stops instead of starting them over and over
 
@@ -24,6 +27,8 @@ def _from_environment() -> FastAPI:
         sys.stderr.write(f"api.py: {error}\n")
         raise SystemExit(CANNOT_START) from None
     logs.configure(settings.log_level)
+    for sentence in unknown(os.environ):
+        log.warning(sentence)
     return create_app(settings)
 
 

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from service import errors, lifecycle
 from service.core import Service
 from service.middleware import Edge
-from service.routes import completions, generate, operations, weights
+from service.routes import completions, described, docs, generate, operations, weights
 from service.settings import ROOT, Settings
 
 DESCRIPTION = """An Elman recurrent word model, in C and in torch, behind one interface.
@@ -39,6 +39,12 @@ class _App(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.edge(scope, receive, send)
 
+    def openapi(self) -> dict[str, Any]:
+        if not self.openapi_schema:
+            described.complete(super().openapi())
+        assert self.openapi_schema
+        return self.openapi_schema
+
 
 def create_app(settings: Settings) -> FastAPI:
     """A service of its own, with its own state."""
@@ -55,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
         version="1",
         lifespan=lifespan,
         exception_handlers=errors.HANDLERS,
-        docs_url=None,  # these three are in routes/operations.py, where they can be guarded
+        docs_url=None,  # these three are in routes/docs.py, where they can be guarded
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,  # an address with a slash too many is not there, on every method alike
@@ -67,6 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(completions.router(service), dependencies=service.guard.users)
     app.include_router(weights.router(service))
     app.include_router(operations.router(service, web))
+    app.include_router(docs.router(service))
     if web.is_dir():
         app.mount("/web", _Page(directory=web))
     return app

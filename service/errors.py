@@ -70,6 +70,10 @@ class WeightsNotFound(ServiceError):
     status, code = 404, "weights_not_found"
 
 
+class PageMissing(ServiceError):
+    status, code = 404, "not_found"
+
+
 class SlowRequest(ServiceError):
     status, code = 408, "slow_request"
 

@@ -241,8 +241,13 @@ class Status(BaseModel):
     status: str
 
 
+class FieldProblem(BaseModel):
+    field: str
+    message: str
+
+
 class Problem(BaseModel):
-    """RFC 9457."""
+    """RFC 9457. `code` is for programs, `detail` for people."""
 
     type: str
     title: str
@@ -250,3 +255,17 @@ class Problem(BaseModel):
     detail: str
     code: str
     request_id: str | None
+    errors: list[FieldProblem] = Field([], description="what is wrong with which field; left out where it is no field")
+
+
+class OpenAIError(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIErrors(BaseModel):
+    """What OpenAI's protocol answers instead of a reply."""
+
+    error: OpenAIError

@@ -5,6 +5,7 @@ A setting is written once, as a field of `Settings`: its variable is RNN_ and th
 
 from __future__ import annotations
 
+import difflib
 import math
 import types
 import typing
@@ -19,6 +20,7 @@ from errors import UserError
 from rnnlib import PRECISIONS
 
 ROOT = Path(__file__).resolve().parent.parent
+OTHERS = {"RNN_ISA", "RNN_CACHE_DIR", "RNN_PLAIN_WEIGHTS"}  # of the library, the trainers and the load test
 WEIGHTS = Path("weights")  # of the folder that the service is started in
 
 
@@ -129,6 +131,16 @@ class Settings:
         hints = typing.get_type_hints(cls)
         given = {spec.name: environment.get(variable(spec.name), "") for spec in fields(cls)}
         return cls(**{name: _parse(name, text, hints[name]) for name, text in given.items() if text})
+
+
+def unknown(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable that looks like a setting and is none: mostly a slip of the pen."""
+    known = {variable(spec.name) for spec in fields(Settings)}
+    sentences = []
+    for name in sorted(name for name in environment if name.startswith("RNN_") and name not in known | OTHERS):
+        near = difflib.get_close_matches(name, known, 1)
+        sentences.append(f"{name} is not a setting" + (f": is {near[0]} meant?" if near else ", and changes nothing"))
+    return sentences
 
 
 def variable(name: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
+import re
 import shutil
 import threading
 import time
@@ -57,7 +59,7 @@ def refused(response: Any, status: int, code: str) -> dict[str, Any]:
     problem = response.json()
     assert problem["status"] == status and problem["code"] == code and problem["title"] and problem["detail"]
     assert problem["request_id"] == response.headers["x-request-id"]
-    assert "Traceback" not in response.text and "/tmp" not in response.text and 'line ' not in response.text
+    assert "Traceback" not in response.text and "/tmp" not in response.text and "line " not in response.text
     return problem
 
 
@@ -749,6 +751,50 @@ def test_replies_are_built_outside_the_event_loop(
     watch(JSONResponse, "render")
     assert client.post(path, json=body).status_code == 200
     assert len(in_loop) >= 2 and not any(in_loop)
+
+
+def test_the_docs_load_nothing_from_elsewhere(client: TestClient) -> None:
+    page = client.get("/docs")
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page.text) + re.findall(r"url: '([^']*)'", page.text)
+    assert len(addresses) == 4
+    for address in addresses:
+        assert client.get(f"/{address}".replace("//", "/")).status_code == 200, address
+    policy = page.headers["content-security-policy"]
+    assert "http" not in policy and "'self'" in policy
+    script = re.search(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    assert script and base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode() in policy
+    for name in ("redoc.standalone.js", "..%2f__init__.py", "nothing"):
+        assert client.get(f"/docs/{name}").status_code == 404
+
+
+def test_the_docs_can_be_missing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.routes.docs.find_spec", lambda name: None)
+    assert "paths" in client.get("/docs").json()
+
+
+def test_the_document_tells_of_every_error_as_it_is(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    names = document["components"]["schemas"]
+    assert {
+        "Problem",
+        "OpenAIErrors",
+        "TokenEvent",
+        "GenerateEnd",
+    } <= names.keys() and "HTTPValidationError" not in names
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            responses = operation["responses"]
+            errors = {int(status): told["content"] for status, told in responses.items() if int(status) >= 400}
+            assert {429, 500} <= errors.keys()
+            if method == "post":
+                assert {400, 401, 408, 413, 503} <= errors.keys()
+            if path in ("/generate/{backend}", "/score", "/v1/completions"):
+                assert {404, 501, 504} <= errors.keys()
+            ours = not path.startswith("/v1/")
+            assert 422 not in errors if not ours else 422 in errors or method == "get"
+            kind, schema = ("application/problem+json", "Problem") if ours else ("application/json", "OpenAIErrors")
+            for content in errors.values():
+                assert content == {kind: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}, (path, method)
 
 
 def test_openapi_examples_work(client: TestClient, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from service.engines import Step
 from service.errors import InvalidRequest, WeightsNotFound
 from service.folder import Summary
 from service.generation import Order, Work, as_tuple
-from service.routes.described import openai_errors
+from service.routes.described import BODY, MODEL, openai_errors
 from service.schemas import CompletionRequest
 from service.wording import Wording
 
@@ -44,7 +44,7 @@ def router(service: Service) -> APIRouter:
         "/completions",
         responses={
             200: {"content": {"text/event-stream": {"example": "data: [DONE]\n\n"}}},
-            **openai_errors(400, 401, 404, 413, 429, 501, 503, 504),
+            **openai_errors(401, *BODY, *MODEL),
         },
     )
     async def completions(

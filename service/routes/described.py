@@ -1,34 +1,48 @@
-"""What the OpenAPI document says of errors."""
+"""What the OpenAPI document says of errors: every status that a route can answer, in the shape that it then has."""
 
 from http import HTTPStatus
 from typing import Any
 
+from pydantic.json_schema import models_json_schema
+
 from service.errors import PROBLEM_JSON
-from service.schemas import Problem
+from service.schemas import GenerateEnd, OpenAIErrors, Problem, TokenEvent
 
-_PROBLEM = {"$ref": "#/components/schemas/Problem"}
+Responses = dict[int | str, dict[str, Any]]
+
+ANYWHERE = (429, 500)  # too many requests at once; a fault of the service
+BODY = (400, 408, 413)  # of what comes with a request: no JSON or form, too slow, too large
+MODEL = (404, 422, 501, 503, 504)  # of what asks for a model
+
+_REF = "#/components/schemas/{model}"
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The responses of a route that answers these errors with a problem."""
+def problems(*statuses: int) -> Responses:
+    """The responses of a route that answers these errors, and those that any route may, with a problem."""
+    return _responses(statuses, PROBLEM_JSON, Problem.__name__)
+
+
+def openai_errors(*statuses: int) -> Responses:
+    """The same in OpenAI's shape, whose status for a field out of range is 400."""
+    return _responses([status for status in statuses if status != 422], "application/json", OpenAIErrors.__name__)
+
+
+def _responses(statuses: Any, media_type: str, model: str) -> Responses:
+    content = {media_type: {"schema": {"$ref": _REF.format(model=model)}}}
     return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "model": Problem,
-            "content": {PROBLEM_JSON: {"schema": _PROBLEM}},
-        }
-        for status in statuses
+        status: {"description": HTTPStatus(status).phrase, "content": content}
+        for status in sorted({*statuses, *ANYWHERE})
     }
 
 
-def openai_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The same in OpenAI's shape."""
-    error = {"type": "object", "properties": {name: {} for name in ("message", "type", "param", "code")}}
-    schema = {"type": "object", "required": ["error"], "properties": {"error": error}}
-    return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {"application/json": {"schema": schema}},
-        }
-        for status in statuses
-    }
+def complete(document: dict[str, Any]) -> None:
+    """Put in what the framework does not know of, and take out the answers that it only supposes."""
+    schemas = document["components"]["schemas"]
+    models = [(model, "serialization") for model in (Problem, OpenAIErrors, TokenEvent, GenerateEnd)]
+    schemas.update(models_json_schema(models, ref_template=_REF)[1]["$defs"])
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if path.startswith("/v1/"):
+                operation["responses"].pop("422", None)

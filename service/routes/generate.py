@@ -13,7 +13,7 @@ from service import errors, schemas, sse
 from service.core import Service
 from service.engines import Step
 from service.generation import Order, Work, as_tuple
-from service.routes.described import problems
+from service.routes.described import BODY, MODEL, problems
 from service.wording import Wording
 
 GENERATE_EXAMPLES = {
@@ -45,7 +45,7 @@ def router(service: Service) -> APIRouter:
         response_model_exclude_none=True,
         responses={
             200: {"content": {"text/event-stream": {"example": STREAM_EXAMPLE}}},
-            **problems(400, 401, 404, 413, 422, 429, 501, 503, 504),
+            **problems(401, *BODY, *MODEL),
         },
     )
     async def generate(
@@ -91,7 +91,7 @@ def router(service: Service) -> APIRouter:
         "/score",
         response_model=schemas.ScoreResponse,
         response_model_exclude_none=True,
-        responses=problems(400, 401, 404, 413, 422, 429, 501, 503, 504),
+        responses=problems(401, *BODY, *MODEL),
     )
     async def score(
         body: Annotated[service.bodies.score, Body(openapi_examples=SCORE_EXAMPLES)], request: Request

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from service import schemas
 from service.core import Service
 from service.folder import Version
-from service.routes.described import problems
+from service.routes.described import BODY, problems
 from service.uploads import Uploader
 
 _FORM = {
@@ -44,7 +44,7 @@ def router(service: Service) -> APIRouter:
         status_code=201,
         response_model=schemas.Uploaded,
         dependencies=guard.admins,
-        responses=problems(400, 401, 403, 408, 409, 413, 422, 429, 507),
+        responses=problems(401, 403, *BODY, 409, 422, 503, 507),
         openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
     )
     async def upload(request: Request) -> Any:
