@@ -2,7 +2,6 @@
 # CC, CFLAGS, LDFLAGS and PYTHON are honoured: make lib CC=clang OMP=0
 
 .PHONY: help train serve load test test-slow test-page screenshots test-c lint format lib dll bench results clean \
-        test-san test-threads run-threads test-valgrind run-valgrind fuzz run-fuzz \
         test-windows test-arm test-macos fixed-run FORCE
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
@@ -197,6 +196,8 @@ bench: $(VENV)/.run lib ## compare C with PyTorch: a table, bench/results/bench.
 
 # ---- Hard to break: what takes minutes; docs/reliability.md has the figures ------------------------------------------
 
+.PHONY: test-san test-threads run-threads test-valgrind run-valgrind fuzz run-fuzz fuzz-weights fuzz-python faults soak audit
+
 test-san: ## the tests under gcc's address and undefined-behaviour sanitizers
 	$(MAKE) test SAN=1 CC=gcc
 
@@ -244,6 +245,28 @@ $(FUZZER): tests/c/fuzz_rnnlib.c $(OBJECTS) Makefile
 
 results: $(VENV)/.run lib ## train `best` on WikiText-2 beside n-grams, `reference` and torch: hours (CORPUS=FOLDER:wikitext-2-v1)
 	$(PY) bench/results.py $(if $(CORPUS),--corpus $(CORPUS))
+
+FUZZ_FILES ?= 100000
+
+fuzz-weights: $(VENV)/.dev lib ## FUZZ_FILES mutated weights files (100,000): each refused, or it serves
+	$(PY) tests/fuzz_weights.py --files $(FUZZ_FILES)
+
+fuzz-python: $(VENV)/.dev lib ## 10,000 examples each of weights headers, texts, bodies and forms of any kind
+	$(PY) -m pytest -q tests/test_fuzz.py --hypothesis-profile=long
+
+MOMENTS ?= 50
+
+faults: $(VENV)/.dev lib ## kill -9, full disks, no memory, changed files, clients that hang: at MOMENTS moments (50)
+	$(PY) -m pytest -q tests/test_faults_files.py tests/test_faults_processes.py -m "slow or not slow" \
+	    --moments $(MOMENTS) --durations=0
+
+SOAK_MINUTES ?= 20
+
+soak: $(VENV)/.dev lib ## mixed load for SOAK_MINUTES (20), weights replaced every 5 s: no 5xx, memory and files flat
+	$(PY) tests/soak.py --minutes $(SOAK_MINUTES)
+
+audit: $(VENV)/.dev ## known holes in what is installed (pip-audit), and habits that are dangerous (bandit)
+	$(PY) tests/audit.py
 
 clean: ## remove what was built; weights and the virtual environment stay
 	rm -rf build lib

@@ -19,6 +19,7 @@ second time. tests/test_checkpoint.py reads our files with that package, and its
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import logging
@@ -26,6 +27,7 @@ import math
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -70,6 +72,7 @@ _DTYPES = {
     "U8": np.dtype("u1"),
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
+ABANDONED_SECONDS = 60.0  # between a temporary file's last byte and its rename lies less
 _ALIGNMENT = 64  # the header is padded so that the first tensor starts on a cache line
 
 
@@ -586,7 +589,32 @@ def _create_temporary(target: Path) -> tuple[int, str]:
         if not stat.S_ISREG(os.stat(target).st_mode):  # a rename would put a file in the place of /dev/null
             raise OSError(errno.EINVAL, "what has that name is not a file")
     target.parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.mkstemp(prefix=".saving-", suffix=".tmp", dir=target.parent)
+    prefix = f".saving-{target.name[:100]}-"
+    _remove_abandoned(target.parent, prefix)
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=target.parent)
+    _lock(handle)
+    return handle, name
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove what saves of the same file left that were killed: it is old, and locked no more."""
+    for path in folder.glob(glob.escape(prefix) + "*.tmp"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if time.time() - os.fstat(file.fileno()).st_mtime > ABANDONED_SECONDS and _lock(file.fileno()):
+                os.unlink(path)
+
+
+def _lock(handle: int) -> bool:
+    """Whether the file is now this process's own, until it is closed. Never on Windows, nor where no file has locks."""
+    if os.name != "posix":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _save_error(path: str | os.PathLike[str], error: Exception) -> SaveError:

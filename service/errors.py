@@ -110,6 +110,15 @@ class WeightsUnusable(ServiceError):
     status, code = 503, "weights_unusable"
 
 
+class NoMemory(ServiceError):
+    status, code = 503, "no_memory"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "there is no memory left for this request: ask for less, or try again", headers={"retry-after": "5"}
+        )
+
+
 class ShuttingDown(ServiceError):
     status, code = 503, "shutting_down"
 

@@ -8,6 +8,7 @@ Symbolic links are followed within the folder only: what a link leads to elsewhe
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -23,7 +24,7 @@ import checkpoint
 from checkpoint import Checkpoint
 from errors import UserError
 from rnnlib import RNNLibraryError, library
-from service.errors import InvalidRequest, WeightsNotFound
+from service.errors import InvalidRequest, NoSpace, WeightsNotFound
 from service.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -210,12 +211,16 @@ class Folder:
         return found
 
     def delete(self, name: str) -> None:
-        """Remove a file; who runs on it is not disturbed. Raises WeightsNotFound, InvalidRequest."""
+        """Remove a file; who runs on it is not disturbed. Raises WeightsNotFound, InvalidRequest, NoSpace."""
         version = self.version(name)
         try:
             version.path.unlink()
         except FileNotFoundError as error:
             raise WeightsNotFound(f"there are no weights named {version.name}") from error
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise NoSpace("the weights folder of this service cannot be written to") from error
+            raise
 
     def _is_file(self, entry: os.DirEntry[str]) -> bool:
         return entry.is_file() and (not entry.is_symlink() or self._leads_inside(Path(entry.path)))

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import errors
 from service.core import Service
-from service.errors import Busy, ClientGone, Internal, ServiceError, ShuttingDown
+from service.errors import Busy, ClientGone, Internal, NoMemory, ServiceError, ShuttingDown
 from service.exchange import CLIENT_CLOSED_REQUEST, Exchange
 
 log = logging.getLogger("service.request")
@@ -68,6 +68,9 @@ class Edge:
             exchange.status = CLIENT_CLOSED_REQUEST
         except ServiceError as error:
             await exchange.refuse(error)
+        except MemoryError:
+            log.warning("a request ran out of memory", extra={"fields": {"request_id": exchange.scope["request_id"]}})
+            await exchange.refuse(NoMemory())
         except Exception:
             log.exception("a request failed", extra={"fields": {"request_id": exchange.scope["request_id"]}})
             await exchange.refuse(Internal())

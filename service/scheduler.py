@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from service.engines import Engine
-from service.errors import Busy, Internal, ServiceError, ShuttingDown, TimeLimit, WeightsUnusable
+from service.errors import Busy, Internal, NoMemory, ServiceError, ShuttingDown, TimeLimit, WeightsUnusable
 from service.metrics import BackendMetrics
 from service.sequences import Run, TokenSequence
 
@@ -191,6 +191,9 @@ def _reason(engine: Engine, error: Exception) -> ServiceError:
     if not engine.intact():
         log.warning("a weights file was changed in place: requests that ran on it are ended")
         return WeightsUnusable("the weights were changed while the request ran on them: send it again")
+    if isinstance(error, MemoryError):
+        log.warning("a step or a prompt ran out of memory")
+        return NoMemory()
     log.error("a step or a prompt failed", exc_info=error)
     return Internal()
 

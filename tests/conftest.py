@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -18,7 +19,19 @@ WIKITEXT = ROOT.parent / "shared" / "wikitext"
 
 WORDS = "the a king queen sat stood walked here there with was old young and then".split()  # noqa: SIM905
 
+# `make fuzz-python` and `make faults` ask for many.
+hypothesis.settings.register_profile("long", max_examples=10_000, deadline=None)
+
 needs_wikitext = pytest.mark.skipif(not WIKITEXT.is_dir(), reason=f"the local copy of WikiText-2 is not at {WIKITEXT}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--moments", type=int, default=3, help="at how many random moments a fault strikes")
+
+
+@pytest.fixture
+def moments(request: pytest.FixtureRequest) -> int:
+    return request.config.getoption("--moments")
 
 
 def make_weights(vocab: int, embed: int, hidden: int, seed: int = 0, scale: float = 1.0) -> Weights:
