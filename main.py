@@ -62,7 +62,7 @@ class Trainer:
                 *self.dims,
                 max_steps=x.shape[0],
                 max_batch=x.shape[1],
-                max_candidates=min(self.dims[0], candidates) if config.sampled_softmax else 0,
+                max_candidates=min(self.dims[0], candidates) if noise.candidates else 0,
                 threads=self.threads,
             )
         scale = 1.0 / (x.size * self.group.size) if config.reduction == "mean" else 1.0

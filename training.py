@@ -95,8 +95,14 @@ def fit(run: Run) -> None:
 # ---- The command line ----------------------------------------------------------------------------------------------
 
 
-def initial_weights(embeddings: npt.NDArray[np.float32], hidden: int, seed: int) -> Weights:
-    """Uniform within 1/sqrt(H), as torch.nn.RNN and torch.nn.Linear start."""
+def initial_weights(
+    embeddings: npt.NDArray[np.float32], hidden: int, seed: int, counts: npt.NDArray[np.int64] | None = None
+) -> Weights:
+    """Uniform within 1/sqrt(H), as torch.nn.RNN and torch.nn.Linear start.
+
+    counts: (V,), how often each word is in the training text. The output bias then starts at their log frequencies, and
+    no epoch is spent on learning how common each word is.
+    """
     vocab, embed = embeddings.shape
     rng = np.random.default_rng(seed)
     bound = 1.0 / math.sqrt(hidden)
@@ -107,7 +113,7 @@ def initial_weights(embeddings: npt.NDArray[np.float32], hidden: int, seed: int)
             row[:] = rng.uniform(-bound, bound, row.shape)
         return numbers
 
-    return Weights(
+    weights = Weights(
         embeddings=embeddings,
         Wxh=uniform(embed, hidden),
         Whh=uniform(hidden, hidden),
@@ -115,6 +121,9 @@ def initial_weights(embeddings: npt.NDArray[np.float32], hidden: int, seed: int)
         Why=uniform(hidden, vocab),
         by=uniform(vocab),
     )
+    if counts is not None:
+        weights.by[:] = np.log(np.maximum(counts, 1) / counts.sum())
+    return weights
 
 
 def prepare(config: TrainConfig, trainer_class: type[Trainer], group: Group) -> Run:
@@ -135,7 +144,8 @@ def prepare(config: TrainConfig, trainer_class: type[Trainer], group: Group) -> 
 
     log.info(group.from_first(vectors))
     embeddings = group.array_from_first(made.pop() if made else None)
-    trainer = trainer_class(initial_weights(embeddings, config.hidden_size, config.seed), config, group)
+    counts = corpus.counts if config.init == "unigram" else None
+    trainer = trainer_class(initial_weights(embeddings, config.hidden_size, config.seed, counts), config, group)
     return Run(config, corpus, trainer, embeddings, group)
 
 

@@ -61,10 +61,7 @@ MODELS = {
 
 
 def _finished(path: Path) -> bool:
-    config = checkpoint.load(path).config
-    rows = metrics(path)
-    stale = len(rows) - 1 - min(range(len(rows)), key=lambda i: rows[i]["validation_loss"])
-    return rows[-1]["epoch"] >= config["epochs"] or 0 < config["patience"] <= stale
+    return metrics(path)[-1]["epoch"] >= checkpoint.load(path).config["epochs"]
 
 
 def metrics(path: Path) -> list[dict[str, float]]:

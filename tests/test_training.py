@@ -28,6 +28,7 @@ from distributed import Group
 from run import Run, learning_rate
 from runfiles import RunFiles
 from streams import Streams
+from training import initial_weights
 
 # ---- A whole run -----------------------------------------------------------------------------------------------------
 
@@ -89,6 +90,13 @@ def test_both_back_ends_train_alike_under_the_same_noise(text: Path, tmp_path: P
     best = min(row["validation_loss"] for row in ours)
     model = torch_rnn.RNN.load(tmp_path / "c.safetensors")
     assert -model.log_probabilities(ids).mean() == pytest.approx(best, abs=1e-5)
+
+
+def test_a_sample_as_large_as_the_vocabulary_is_the_full_softmax(text: Path, tmp_path: Path) -> None:
+    full, sampled = tmp_path / "full.safetensors", tmp_path / "sampled.safetensors"
+    assert run("c", *options(text, full, epochs=1)).returncode == 0
+    assert run("c", *options(text, sampled, epochs=1, sampled_softmax=1500)).returncode == 0
+    assert same_weights(full, sampled)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -379,7 +387,6 @@ def test_a_diverging_run_names_the_step_and_keeps_the_last_good_weights(
         ({"validation_tokens": 1}, ["--validation-tokens", "1"]),
         ({"corpus": "no-such-corpus"}, ["no-such-corpus"]),
         ({"embeddings": "no-such-vectors"}, ["no-such-vectors"]),
-        ({"sampled_softmax": 15}, ["--sampled-softmax", "15", "14"]),
         ({"optimizer": "magic"}, ["magic"]),
         ({"bptt": "many"}, ["many"]),
     ],
@@ -527,6 +534,20 @@ def test_processes_share_the_streams_of_one() -> None:
     parts = [Streams(ids, 2, rank, 3).chunk(0, 5) for rank in range(3)]
     for name in (0, 1):
         assert np.array_equal(np.hstack([part[name] for part in parts]), whole[name])
+
+
+def test_initial_weights() -> None:
+    """One seed, one start; `unigram` changes the output bias alone, to what makes the word frequencies."""
+    vectors = np.zeros((5, 3), dtype=np.float32)
+    counts = np.array([50, 30, 15, 5, 0])
+    plain, again, unigram = (initial_weights(vectors, 4, seed, c) for seed, c in ((1, None), (1, None), (1, counts)))
+    for name, array in plain.parameters().items():
+        assert np.abs(array).max() <= 0.5  # 1 / sqrt(4)
+        assert (array == again.parameters()[name]).all()
+        assert (array == unigram.parameters()[name]).all() == (name != "by"), name
+    assert np.exp(unigram.by[:4]) == pytest.approx(counts[:4] / 100)
+    assert np.isfinite(unigram.by).all()
+    assert (initial_weights(vectors, 4, 2).Wxh != plain.Wxh).any()
 
 
 def test_learning_rates() -> None:
