@@ -41,13 +41,14 @@ def _trained(folder: Path) -> Path:
     """Demo weights, trained for a few seconds: enough for a history, and for words of the corpus."""
     path = folder / "demo.safetensors"
     options = "--preset demo --epochs 3 --max-tokens 8000 --vocab-size 1000 --embedding-size 16 --hidden-size 24"
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "main.py", *options.split(), "--threads", "1", "--out", str(path)],
         cwd=ROOT,
-        check=True,
         capture_output=True,
+        text=True,
         timeout=10 * GUARD_SECONDS,
     )
+    assert done.returncode == 0, done.stderr
     return path
 
 
