@@ -535,3 +535,14 @@ def test_a_download_that_arrives_damaged(
         with pytest.raises(EmbeddingsUnavailable, match=r"downloading 'tiny' failed: .*Checksum comparison failed"):
             load("tiny", corpus)
     assert not (tmp_path / "gensim-data" / "tiny").exists()
+
+
+def test_ctrl_c_leaves_no_half_file(own_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupt)
+    own_folders.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        embeddings._save_cached(own_folders / "vectors-x.npz", "key", np.zeros((2, 3), np.float32), np.ones(2, bool))
+    assert list(own_folders.iterdir()) == []

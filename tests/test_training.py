@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,10 +23,12 @@ import main
 import reporting
 import torch_rnn
 from config import PRESETS, ConfigError, TrainConfig, parse
+from corpus import Corpus
 from distributed import Group
-from run import Run, learning_rate
+from run import Run, Trainer, learning_rate
 from runfiles import RunFiles
 from streams import Streams
+from text import Vocabulary
 from training import initial_weights
 
 # ---- A whole run -----------------------------------------------------------------------------------------------------
@@ -209,23 +210,26 @@ def test_plateau_halves_the_rate_and_puts_the_best_weights_back(text: Path, tmp_
     assert np.array_equal(checkpoint.load(out).weights.flat_parameters(), arrays["best"])
 
 
+def small_run(trainer_class: type[Trainer], folder: Path) -> Run:
+    """A run on 100 random tokens of 11 words, not begun."""
+    weights = make_weights(11, 4, 5)
+    words = ("<EOS>", *"abcdefghij")
+    chosen = {"batch_size": 2, "bptt": 8, "optimizer": "adamw", "reduction": "mean", "epochs": 3, "threads": 1}
+    config = TrainConfig(learning_rate=0.1, out=str(folder / "small"), **chosen)
+    ids = np.random.default_rng(0).integers(0, 11, 100, dtype=np.int32)
+    corpus = Corpus("small", "plain", Vocabulary(words), np.ones(11, dtype=np.int64), ids, ids, ids, None, {})
+    return Run(config, corpus, trainer_class(weights, config), weights.embeddings, Group())
+
+
 def test_a_run_says_how_long_it_takes_and_is_not_changed_by_measuring(text: Path, tmp_path: Path) -> None:
     result = run("c", *options(text, tmp_path / "model", epochs=7, patience=0))
     assert re.search(
         r"(\d+\.\d s|\d+ s|\d+ min) for 7 epochs: 24,7\d\d tokens at [\d,]+/s, 7 evaluations", result.stderr
     )
-    weights = make_weights(11, 4, 5)
-    config = TrainConfig(
-        batch_size=2, learning_rate=0.1, optimizer="adamw", bptt=8, reduction="mean", threads=1, epochs=3
-    )
-    ids = np.random.default_rng(0).integers(0, 11, 100, dtype=np.int32)
     for trainer_class in (main.Trainer, torch_rnn.Trainer):
         states = []
         for measured in (False, True):
-            corpus = SimpleNamespace(
-                train=ids, validation=ids, counts=np.ones(11), vocabulary=SimpleNamespace(words=list("abcdefghijk"))
-            )
-            one = Run(config, corpus, trainer_class(weights, config), weights.embeddings, Group())
+            one = small_run(trainer_class, tmp_path)
             if measured:
                 assert "for 3 epochs: 294 tokens" in one.estimate()
             for step in range(3):
@@ -463,10 +467,57 @@ def test_an_output_that_is_no_file_name(text: Path, tmp_path: Path) -> None:
         refused(run("c", *options(text, out)), 2, "--out", str(out))
 
 
-def test_cuda_where_there_is_none(text: Path, tmp_path: Path) -> None:
-    refused(run("c", *options(text, tmp_path / "model", device="cuda")), 2, "cuda")
-    result = run("torch", *options(text, tmp_path / "model", device="cuda"), CUDA_VISIBLE_DEVICES="")
-    refused(result, 2, "cuda")
+def test_cuda_where_there_is_none(tmp_path: Path) -> None:
+    """Said before a corpus is looked for, which may take minutes."""
+    missing = options(tmp_path / "no-such-corpus", tmp_path / "model", device="cuda")
+    refused(run("c", *missing), 2, "cuda")
+    refused(run("torch", *missing, CUDA_VISIBLE_DEVICES=""), 2, "cuda")
+
+
+def test_a_library_that_is_missing_is_said_before_the_corpus_is_read(tmp_path: Path) -> None:
+    missing = options(tmp_path / "no-such-corpus", tmp_path / "model")
+    refused(run("c", *missing, RNNLIB_PATH=str(tmp_path / "none.so")), 1, "none.so", "make lib")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_out_of_memory_names_the_options_that_help(backend: str, text: Path, tmp_path: Path) -> None:
+    import resource
+
+    program = "import sys, {0}, training; sys.exit(training.main({0}.Trainer, {0}.RNN, sys.argv[1:]))"
+    arguments = options(text, tmp_path / "model", hidden_size=16384, embeddings="train")
+    result = subprocess.run(
+        [sys.executable, "-c", program.format(BACKENDS[backend].removesuffix(".py")), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=functools.partial(resource.setrlimit, resource.RLIMIT_AS, (3 << 30, 3 << 30)),
+    )
+    refused(result, 1, "out of memory", "--batch-size", "--bptt", "--hidden-size", "--embedding-size")
+
+
+def test_torchs_own_words_for_too_little_memory() -> None:
+    with pytest.raises(MemoryError, match="allocate"), torch_rnn._plain_errors(Group()):
+        torch_rnn.torch.empty(1 << 50)
+    with pytest.raises(MemoryError, match="CUDA out of memory"), torch_rnn._plain_errors(Group()):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    with pytest.raises(RuntimeError, match="another"), torch_rnn._plain_errors(Group()):
+        raise RuntimeError("another bug")
+
+
+def test_weights_that_could_not_be_saved_are_saved_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best weights of a full disk's time reach the disk once there is room, though no better ones come."""
+    one = small_run(main.Trainer, tmp_path)
+    one.evaluate(None)
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *_: (_ for _ in ()).throw(checkpoint.SaveError("full")))
+    one.best = one.trainer.weights()
+    one.save_weights(one.best)
+    assert "weights" in one.files.unsaved and not one.files.weights.exists()
+    monkeypatch.setattr(checkpoint, "save", save)
+    one.step(0, 0, 0.1)
+    one.save_state()
+    assert not one.files.unsaved
+    assert np.array_equal(checkpoint.load(one.files.weights).weights.Why, one.best.Why)
 
 
 # ---- rnn.py's command line -------------------------------------------------------------------------------------------
@@ -502,6 +553,7 @@ def test_prompts_that_cannot_be_used(prompt: str, weights_file: Path) -> None:
         (["--temperature", "-1"], "temperature"),
         (["--temperature", "nan"], "temperature"),
         (["--top-k", "-1"], "top_k"),
+        (["--top-k", "2147483648"], "top_k"),
         (["--seed", "-1"], "seed"),
     ],
 )
@@ -548,6 +600,14 @@ def test_initial_weights() -> None:
     assert np.exp(unigram.by[:4]) == pytest.approx(counts[:4] / 100)
     assert np.isfinite(unigram.by).all()
     assert (initial_weights(vectors, 4, 2).Wxh != plain.Wxh).any()
+
+
+def test_initial_weights_are_those_of_a_seed() -> None:
+    """Drawn row by row, they are what they were when a whole matrix was drawn at once."""
+    made = initial_weights(np.zeros((7, 3), dtype=np.float32), 5, seed=4)
+    rng, bound = np.random.default_rng(4), 1 / math.sqrt(5)
+    for name, array in made.parameters().items():
+        assert np.array_equal(array, rng.uniform(-bound, bound, array.shape).astype(np.float32)), name
 
 
 def test_learning_rates() -> None:

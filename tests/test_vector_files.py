@@ -235,3 +235,14 @@ def test_a_gensim_file_without_its_arrays(tmp_path: Path) -> None:
 def test_no_such_file_and_no_file_at_all(tmp_path: Path) -> None:
     refused(tmp_path / "none.bin", "cannot read '.*none.bin': No such file or directory")
     refused(tmp_path, "cannot read '.*': Is a directory")
+
+
+def test_a_keyed_vectors_file_with_fewer_rows_than_words(tmp_path: Path) -> None:
+    from gensim.models import KeyedVectors
+
+    keyed = KeyedVectors(3)
+    keyed.add_vectors(["a", "b"], np.ones((2, 3), dtype=np.float32))
+    keyed.vectors = keyed.vectors[:1]
+    keyed.save(str(tmp_path / "short.kv"))
+    with pytest.raises(EmbeddingsError, match=r"short\.kv' is not a KeyedVectors file"):
+        read_vectors(tmp_path / "short.kv", ["a", "b"])
