@@ -223,10 +223,17 @@ class Folder:
             raise
 
     def _is_file(self, entry: os.DirEntry[str]) -> bool:
-        return entry.is_file() and (not entry.is_symlink() or self._leads_inside(Path(entry.path)))
+        try:
+            return entry.is_file() and (not entry.is_symlink() or self._leads_inside(Path(entry.path)))
+        except OSError:  # a link that leads round in a circle: no reason to hide the others
+            return False
 
     def _leads_inside(self, link: Path) -> bool:
-        return link.resolve().is_relative_to(self.root.resolve())
+        """Raises OSError."""
+        try:
+            return link.resolve(strict=True).is_relative_to(self.root.resolve())
+        except RuntimeError as error:  # what Python 3.11 raises for a circle
+            raise FileNotFoundError(link) from error
 
 
 def _can_guard() -> bool:
