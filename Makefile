@@ -28,9 +28,10 @@ train: $(VENV)/.run lib ## train both models on the demo corpus: weights/demo.sa
 	$(PY) main.py --preset demo
 	$(PY) torch_rnn.py --preset demo
 
-serve: $(VENV)/.run lib ## train the demo weights if there are none, and serve on http://127.0.0.1:8000
+PORT ?= 8000
+serve: $(VENV)/.run lib ## train the demo weights if there are none, and serve on http://127.0.0.1:8000 (PORT=...)
 	@ls weights/*.safetensors >/dev/null 2>&1 || $(PY) main.py --preset demo
-	$(VENV)/bin/uvicorn api:app --http h11 --host 127.0.0.1 --port 8000 --no-access-log --no-server-header
+	$(VENV)/bin/uvicorn api:app --http h11 --host 127.0.0.1 --port $(PORT) --no-access-log --no-server-header
 
 load: $(VENV)/.run lib ## load test: the service, and beside it a plain FastAPI route around the torch model
 	$(PY) bench/load.py

@@ -22,8 +22,8 @@ from service.sequences import Run, TokenSequence
 log = logging.getLogger(__name__)
 
 # To wake a reader and to send takes longer than to make a token in company. So where n streams run, each is told of its
-# tokens no more often than every n - 1 of these: one stream of each token at once, 32 streams of two or three together.
-SECONDS_PER_EVENT = 0.00025
+# tokens no more often than every n - 1 of these: one stream of each token at once, 32 streams of a few together.
+SECONDS_PER_EVENT = 0.0005
 
 
 class Scheduler:

@@ -110,6 +110,39 @@ def test_echo(client: openai.OpenAI, folder: Path) -> None:
     assert both.text[last:] == both.logprobs.tokens[-1]
 
 
+@pytest.fixture(scope="module")
+def torch_server(folder: Path) -> Iterator[Server]:
+    server = Server(folder, folder.parent / "torch.log", RNN_BACKENDS="c,torch", RNN_PRELOAD="c,torch")
+    yield server
+    server.close()
+
+
+def test_the_torch_model_through_the_client(torch_server: Server, folder: Path) -> None:
+    import torch_rnn
+
+    model = torch_rnn.RNN.load(folder / "demo.safetensors")
+    greedy = model.generate("waa wab", max_tokens=12, ignore_eos=True)
+    sampled = model.generate("waa wab", max_tokens=12, ignore_eos=True, temperature=1.0, seed=5)
+    with openai.OpenAI(base_url=f"{torch_server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        assert [model.id for model in client.models.list()] == ["c/demo", "torch/demo", "c/other", "torch/other"]
+        options: dict[str, Any] = {"model": "torch/demo", "max_tokens": 12, "extra_body": {"ignore_eos": True}}
+        assert create(client, **options).choices[0].text == greedy.text  # its own way
+        own = create(client, temperature=1.0, logprobs=2, **options).choices[0]
+        assert own.text == sampled.text
+        assert own.logprobs.token_logprobs == pytest.approx([token.logprob for token in sampled.tokens], abs=1e-4)
+        c = create(client, temperature=1.0, logprobs=2, **{**options, "model": "c/demo"}).choices[0]
+        assert c.text == own.text
+        streamed = create(client, temperature=1.0, stream=True, **options)
+        assert "".join(chunk.choices[0].text for chunk in streamed) == own.text
+        scored = create(client, model="torch/demo", max_tokens=0, echo=True, logprobs=0).choices[0].logprobs
+        expected = model.score("waa wab").tokens
+        assert scored.token_logprobs == pytest.approx([token.logprob for token in expected], abs=1e-4)
+        with pytest.raises(openai.BadRequestError, match="vocabulary"):
+            create(client, model="torch/demo", prompt="zebra")
+        with pytest.raises(openai.NotFoundError, match="nosuch"):
+            create(client, model="torch/nosuch")
+
+
 @pytest.mark.parametrize(
     "options",
     [
