@@ -193,7 +193,7 @@ format: $(VENV)/.dev ## rewrite the sources in the project's style
 
 bench: $(VENV)/.run lib ## compare C with PyTorch: a table, bench/results/bench.jsonl, plots in docs/ (QUICK=1: fewer cases)
 	$(PY) bench/bench.py $(if $(QUICK),--quick)
-	$(PY) bench/plots.py
+	$(if $(QUICK),,$(PY) bench/plots.py)
 
 # ---- Hard to break: what takes minutes; docs/reliability.md has the figures ------------------------------------------
 

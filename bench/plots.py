@@ -1,4 +1,4 @@
-"""Draw what bench.py measured: docs/bench-training.png and docs/bench-generation.png.
+"""Draw what bench.py measured: docs/bench-training.png, docs/bench-generation.png and docs/bench-growth.png.
 
 python bench/plots.py
 """
@@ -6,58 +6,98 @@ python bench/plots.py
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
-ENGINES = {"c": "C", "torch": "PyTorch, eager", "compile": "PyTorch, compiled"}
+ENGINES = {"c": ("C", "#1f5fbf"), "torch": ("PyTorch, eager", "#e08214"), "compile": ("PyTorch, compiled", "#8f8f8f")}
+
+Row = dict[str, Any]
 
 
-def axes_of(ylabel: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(7, 3.6), dpi=120, layout="constrained")
-    axes = FigureCanvasAgg(figure).figure.subplots()
-    axes.set(ylabel=ylabel)
-    axes.grid(axis="y", alpha=0.3, linewidth=0.5)
+def panels(count: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(10, 3.8), dpi=120, layout="constrained")
+    axes = list(FigureCanvasAgg(figure).figure.subplots(1, count))
+    for one in axes:
+        one.grid(axis="y", alpha=0.3, linewidth=0.5)
+        one.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def training(rows: list[dict[str, Any]]) -> None:
-    """Bars: tokens per second of each engine at each shape."""
-    figure, axes = axes_of("tokens per second, trained")
-    for offset, (engine, label) in enumerate(ENGINES.items()):
-        key = f"{engine}_tokens_per_second"
-        bars = [(i + (offset - 1) * 0.27, row[key]) for i, row in enumerate(rows) if key in row]
-        if bars:
-            axes.bar(*zip(*bars, strict=True), width=0.25, label=label)
-    axes.set_xticks(range(len(rows)), [row["case"] for row in rows])
-    axes.set(xlabel="streams x steps of a chunk (V = 31,266, E = 300, H = 100)")
-    axes.legend(frameon=False)
-    figure.savefig(DOCS / "bench-training.png")
+def plain(value: float, _: int = 0) -> str:
+    """9000 -> 9,000; 200000 -> 200k"""
+    return f"{value / 1000:,.0f}k" if value >= 10_000 and value % 1000 == 0 else f"{value:,.0f}"
 
 
-def generation(rows: list[dict[str, Any]]) -> None:
-    """Lines: total tokens per second against the number of streams that advance together."""
-    figure, axes = axes_of("tokens per second, all streams together")
-    for engine, label in ENGINES.items():
+def bars(axes: Axes, rows: list[Row], title: str) -> None:
+    """Tokens per second of each engine in each case; above C's bars, how many times eager PyTorch's they are."""
+    engines = [engine for engine in ENGINES if any(f"{engine}_tokens_per_second" in row for row in rows)]
+    width = 0.8 / len(engines)
+    for place, engine in enumerate(engines):
+        label, color = ENGINES[engine]
         key = f"{engine}_tokens_per_second"
-        points = [(row["streams"], row[key]) for row in rows if key in row and "streams" in row["case"]]
+        shown = [(i + (place - (len(engines) - 1) / 2) * width, row) for i, row in enumerate(rows) if key in row]
+        axes.bar([x for x, _ in shown], [row[key] for _, row in shown], width * 0.92, label=label, color=color)
+        for x, row in shown if engine == "c" else ():
+            above = f"{row['ratio_to_torch']:.1f}x" if "ratio_to_torch" in row else "no room\nfor PyTorch"
+            axes.annotate(above, (x, row[key]), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_xticks(range(len(rows)), [row["case"].replace(" ", "") for row in rows], fontsize=9)
+    axes.set(title=title, xlabel="streams x steps of a chunk")
+    axes.margins(y=0.12)
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+
+
+def lines(axes: Axes, rows: list[Row], size: Callable[[Row], float], title: str, xlabel: str) -> None:
+    """Tokens per second against a size, both on logarithmic axes."""
+    ticks = sorted({size(row) for row in rows})
+    for engine, (label, color) in ENGINES.items():
+        key = f"{engine}_tokens_per_second"
+        points = sorted((size(row), row[key]) for row in rows if key in row)
         if len(points) > 1:
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
-    axes.set(xlabel="streams", xscale="log", yscale="log")
-    axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
-    axes.legend(frameon=False)
-    figure.savefig(DOCS / "bench-generation.png")
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label, color=color)
+    axes.set(title=title, xlabel=xlabel, xscale="log", yscale="log")
+    axes.set_xticks(ticks, [plain(tick) for tick in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def main() -> None:
     rows = [json.loads(line) for line in (HERE / "results" / "bench.jsonl").read_text().splitlines()]
     DOCS.mkdir(exist_ok=True)
-    training([row for row in rows if row["group"] == "train"])
-    generation([row for row in rows if row["group"] == "generate"])
+
+    def of(group: str) -> list[Row]:
+        return [row for row in rows if row["group"] == group]
+
+    figure, (small, large) = panels(2)
+    bars(small, of("train"), "V = 31,266")
+    bars(large, of("train V=200k"), "V = 200,000")
+    small.set_ylabel("tokens per second, trained")
+    small.legend(frameon=False, fontsize=9)
+    figure.savefig(DOCS / "bench-training.png")
+
+    figure, (streams, vocabulary) = panels(2)
+    together = [row for row in of("generate") if row["case"].endswith(" streams") and "thread," not in row["case"]]
+    lines(streams, together, lambda row: row["streams"], "all streams together", "streams that advance together")
+    lines(vocabulary, of("generate by V"), lambda row: row["vocab"], "one stream", "words of the vocabulary")
+    streams.set_ylabel("tokens per second, generated")
+    streams.legend(frameon=False, fontsize=9)
+    figure.savefig(DOCS / "bench-generation.png")
+
+    figure, (by_v, by_h, one) = panels(3)
+    lines(by_v, of("train by V"), lambda row: row["vocab"], "training, 32 x 35", "words of the vocabulary")
+    lines(by_h, of("train by H"), lambda row: row["hidden"], "training, 32 x 35", "hidden units")
+    lines(one, of("generate by H"), lambda row: row["hidden"], "generation, one stream", "hidden units")
+    by_v.set_ylabel("tokens per second")
+    by_v.legend(frameon=False, fontsize=9)
+    figure.savefig(DOCS / "bench-growth.png")
 
 
 if __name__ == "__main__":
