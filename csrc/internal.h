@@ -153,6 +153,7 @@ struct rnn_work {
     bool sampled;         /* whether the softmax is a sampled one */
     size_t stride;        /* of a row [h, 1, 0 ...]: H + 1 rounded up to whole panels */
     size_t blocks;        /* of max_columns */
+    size_t part_blocks;   /* neighbouring blocks added up as one part: so many that there are about 64 parts */
     size_t rows;          /* tokens whose logits are held at a time: a tile */
     float *hidden;        /* (T + 1, B, stride): row 0 is the initial state */
     float *dhidden;       /* (T, B, stride): dL/dh, then the gradient before tanh */
@@ -166,7 +167,10 @@ struct rnn_work {
     float *why;           /* (threads, H + 1, RNN_BLOCK): a packed block of [Why; by] */
     size_t slot;          /* floats for the logits of one block and tile */
     float *logits;        /* (blocks, slot): of one tile, then their exponentials */
-    float *dhidden_part;  /* (blocks, rows, stride): what each block adds to dhidden */
+    float *dhidden_part;  /* (parts, rows, stride): what each part adds to dhidden, but for its factor */
+    float *dhidden_own;   /* (threads, rows, stride): what one block adds */
+    float *part_max;      /* (parts, rows): the largest block_max of a part */
+    float *part_factor;   /* (parts, rows): exp(part_max - lse) */
     float *scaled;        /* (threads, rows, stride): hidden rows times their factor */
     float *block_max;     /* (blocks, rows) */
     double *block_sum;    /* (blocks, rows); of exp(logit - block_max) */

@@ -15,6 +15,8 @@
  *             f_nb = exp(m_nb - lse_n) makes good what each had left out: p_nv = f_nb e_nv, so
  *                 dh_n = scale * (sum_b f_nb u_nb - Why[:,y_n])
  *                 d[Why; by] of block b = sum_n (scale f_nb [h_n, 1])^T (e_n - [v = y_n] / f_nb)
+ *   Parts     Of a large vocabulary, the u_nb of all blocks are as large as Why itself. So neighbouring blocks are added up
+ *             as one part while they are in the cache, each shifted by the largest maximum so far.
  */
 #include <float.h>
 #include <math.h>
@@ -39,6 +41,17 @@ static size_t logit_at(const rnn_work *w, size_t rows, size_t n, size_t v) {
     return v / panel * panel_step(w, rows) + n * panel + v % panel;
 }
 
+/* sum (rows, stride), shifted by sum_max, += own, shifted by own_max: the larger one becomes the shift of both. */
+static void add_to_part(const rnn_work *w, size_t rows, const float *own_max, const float *own, float *sum_max,
+                        float *sum) {
+    for (size_t n = 0; n < rows; n++, own += w->stride, sum += w->stride) {
+        float max = fmaxf(own_max[n], sum_max[n]);
+        float own_share = expf(own_max[n] - max), sum_share = expf(sum_max[n] - max);
+        for (size_t i = 0; i < w->H; i++) sum[i] = sum_share * sum[i] + own_share * own[i];
+        sum_max[n] = max;
+    }
+}
+
 /* The logits of one block, each row's maximum and the sum of its exponentials, which take the place of the logits.
  * With a gradient, also what the block adds to dh. */
 static void block_forward(rnn_work *w, const tile *t, size_t block, bool gradient) {
@@ -61,9 +74,16 @@ static void block_forward(rnn_work *w, const tile *t, size_t block, bool gradien
         }
     }
     k->softmax(rows, panels, z, step, w->block_max + block * w->rows, w->block_sum + block * w->rows);
-    if (gradient) {
-        float *part = w->dhidden_part + block * w->rows * w->stride;
-        k->multiply_bt(rows, w->H, panels, z, step, packed, K * panel, part, w->stride);
+    if (!gradient) return;
+    bool first = block % w->part_blocks == 0;
+    size_t part = block / w->part_blocks;
+    float *sum = w->dhidden_part + part * w->rows * w->stride;
+    float *own = first ? sum : w->dhidden_own + rnn_thread() * w->rows * w->stride;
+    k->multiply_bt(rows, w->H, panels, z, step, packed, K * panel, own, w->stride);
+    if (first) {
+        memcpy(w->part_max + part * w->rows, w->block_max + block * w->rows, rows * sizeof(float));
+    } else {
+        add_to_part(w, rows, w->block_max + block * w->rows, own, w->part_max + part * w->rows, sum);
     }
 }
 
@@ -87,7 +107,11 @@ static void row_forward(rnn_work *w, size_t blocks, size_t n, float scale, doubl
         float *factor = w->factor + b * w->rows + n;
         *factor = (float)fmax(*factor / sum, LEAST_FACTOR);
     }
-    w->kernels->weighted_sum(blocks, H, w->factor + n, w->rows, w->dhidden_part + n * stride, w->rows * stride, dh);
+    size_t parts = rnn_ceil_div(blocks, w->part_blocks);
+    for (size_t p = 0; p < parts; p++) {
+        w->part_factor[p * w->rows + n] = (float)exp(w->part_max[p * w->rows + n] - w->lse[n]);
+    }
+    w->kernels->weighted_sum(parts, H, w->part_factor + n, w->rows, w->dhidden_part + n * stride, w->rows * stride, dh);
     for (size_t i = 0; i < H; i++) dh[i] = scale * (dh[i] - w->target_why[n * stride + i]);
     memset(dh + H, 0, (stride - H) * sizeof *dh);
 }
@@ -114,8 +138,12 @@ static void block_backward(rnn_work *w, const tile *t, size_t block, bool add) {
 
 /* All blocks of one tile, then all of its rows. Returns the tile's sum of -log p. */
 static double tile_forward(rnn_work *w, const tile *t, size_t n0, bool gradient) {
+    size_t parts = rnn_ceil_div(t->blocks, w->part_blocks);
     RNN_OMP(parallel for num_threads(w->threads) schedule(dynamic))
-    for (size_t b = 0; b < t->blocks; b++) block_forward(w, t, b, gradient);
+    for (size_t p = 0; p < parts; p++) {
+        size_t end = rnn_min(t->blocks, (p + 1) * w->part_blocks);
+        for (size_t b = p * w->part_blocks; b < end; b++) block_forward(w, t, b, gradient);
+    }
     RNN_OMP(parallel for num_threads(w->threads) schedule(static))
     for (size_t n = 0; n < t->rows; n++) {
         float *dh = gradient ? w->dhidden + (n0 + n) * w->stride : NULL;

@@ -33,7 +33,7 @@ static size_t tile_rows(size_t tokens, size_t columns) {
 static void lay_out(rnn_work *w, rnn_arena *arena) {
     size_t tokens = w->max_steps * w->max_batch, threads = (size_t)w->threads, f = sizeof(float);
     /* A loss without gradient holds one block of logits per thread. */
-    size_t slots = rnn_max(w->blocks, threads);
+    size_t slots = rnn_max(w->blocks, threads), parts = rnn_ceil_div(w->blocks, w->part_blocks);
     w->hidden = rnn_arena_take(arena, (tokens + w->max_batch) * w->stride, f);
     w->dhidden = rnn_arena_take(arena, tokens * w->stride, f);
     w->dropped = rnn_arena_take(arena, tokens * w->stride, f);
@@ -44,7 +44,10 @@ static void lay_out(rnn_work *w, rnn_arena *arena) {
     w->gathered = rnn_arena_take(arena, threads * RNN_GATHER * w->E, f);
     w->why = rnn_arena_take(arena, threads * (w->H + 1) * RNN_BLOCK, f);
     w->logits = rnn_arena_take(arena, slots * w->slot, f);
-    w->dhidden_part = rnn_arena_take(arena, w->blocks * w->rows * w->stride, f);
+    w->dhidden_part = rnn_arena_take(arena, parts * w->rows * w->stride, f);
+    w->dhidden_own = rnn_arena_take(arena, threads * w->rows * w->stride, f);
+    w->part_max = rnn_arena_take(arena, parts * w->rows, f);
+    w->part_factor = rnn_arena_take(arena, parts * w->rows, f);
     w->scaled = rnn_arena_take(arena, threads * w->rows * w->stride, f);
     w->block_max = rnn_arena_take(arena, w->blocks * w->rows, f);
     w->block_sum = rnn_arena_take(arena, w->blocks * w->rows, sizeof(double));
@@ -79,6 +82,7 @@ int32_t rnn_work_create(const rnn_dims *dims, int32_t max_steps, int32_t max_bat
     w.sampled = max_candidates > 0;
     w.max_columns = w.sampled ? (size_t)max_candidates : w.V;
     w.blocks = rnn_ceil_div(w.max_columns, RNN_BLOCK);
+    w.part_blocks = rnn_max(1, w.blocks / 64);
     w.rows = tile_rows(w.max_steps * w.max_batch, w.blocks * RNN_BLOCK);
 
     w.slot = w.rows * RNN_BLOCK + RNN_SKEW * (RNN_BLOCK / w.kernels->panel);
