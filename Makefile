@@ -2,7 +2,7 @@
 # CC, CFLAGS, LDFLAGS and PYTHON are honoured: make lib CC=clang OMP=0
 
 .PHONY: help train serve load test test-slow test-page screenshots test-c lint format lib dll bench results clean \
-        test-windows test-arm test-macos fixed-run FORCE
+        test-windows test-arm test-macos fixed-run FORCE image test-image test-small dist pin licences sbom
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -15,7 +15,7 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 
-$(VENV)/.run: requirements.txt requirements-serve.txt
+$(VENV)/.run: requirements.txt requirements-serve.txt requirements-slim.txt
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)  # none yet, or half of one
 	$(PY) -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
@@ -31,7 +31,7 @@ train: $(VENV)/.run lib ## train both models on the demo corpus: weights/demo.sa
 PORT ?= 8000
 serve: $(VENV)/.run lib ## train the demo weights if there are none, and serve on http://127.0.0.1:8000 (PORT=...)
 	@ls weights/*.safetensors >/dev/null 2>&1 || $(PY) main.py --preset demo
-	$(VENV)/bin/uvicorn api:app --http h11 --host 127.0.0.1 --port $(PORT) --no-access-log --no-server-header
+	PORT=$(PORT) $(PY) -m service
 
 load: $(VENV)/.run lib ## load test: the service, and beside it a plain FastAPI route around the torch model
 	$(PY) bench/load.py
@@ -269,5 +269,65 @@ soak: $(VENV)/.dev lib ## mixed load for SOAK_MINUTES (20), weights replaced eve
 audit: $(VENV)/.dev ## known holes in what is installed (pip-audit), and habits that are dangerous (bandit)
 	$(PY) tests/audit.py
 
+# ---- Shipping ---------------------------------------------------------------------------------------------------------
+
+VERSION  := $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' version.py)
+REVISION  = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+ENGINE   ?= $(firstword $(foreach name,docker podman buildah,$(shell $(name) info >/dev/null 2>&1 && echo $(name))))
+
+image: ## build the images rnn:serve and rnn:slim with docker, podman or buildah (ENGINE=...), weights/ in them
+	@test -n "$(ENGINE)" || { echo "make image needs docker, podman or buildah, running" >&2; exit 2; }
+	@ls weights/*.safetensors >/dev/null 2>&1 || $(MAKE) train
+	for target in slim serve; do $(ENGINE) build $(if $(filter docker,$(ENGINE)),,--format docker) --target $$target \
+	    --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) $(IMAGE_OPTIONS) --tag rnn:$$target . || exit; done
+
+test-image: $(VENV)/.dev lib ## build both images in a chroot with buildah, as root, and talk to them
+	@ls weights/*.safetensors >/dev/null 2>&1 || $(MAKE) train
+	$(PY) -m pytest -q -m 'slow or not slow' tests/test_image.py
+
+test-small: $(VENV)/.run lib ## the service on one processor with one gigabyte: WikiText-2's size, then 200,000 words
+	$(PY) bench/small.py
+	$(PY) bench/small.py --size 200000 300 100
+
+DIST := dist/rnn-$(VERSION)
+
+dist: lib ## dist/: the source, the libraries of Linux, Windows and arm64, and their checksums
+	@git diff --quiet HEAD || { echo "make dist: commit first: what is not in git would be missing" >&2; exit 2; }
+	rm -rf dist && mkdir -p dist
+	git archive --prefix=rnn-$(VERSION)/ --output=$(DIST).tar.gz HEAD
+	cp lib/rnnlib.so $(DIST)-linux-$(firstword $(subst -, ,$(MACHINE))).so
+	$(MAKE) dll && cp lib/rnnlib.dll $(DIST)-windows-x86_64.dll
+	$(MAKE) lib CC=$(ARM_CC) LIBRARY=$(DIST)-linux-aarch64.so
+	cp docs/licences.md dist
+	$(MAKE) sbom
+	cd dist && sha256sum * >SHA256SUMS
+
+ARM_CC    ?= aarch64-linux-gnu-gcc
+INSTALLER ?= uv
+PIN        = $(VENV)/bin/uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
+             --no-annotate --custom-compile-command "make pin"
+
+pin: $(VENV)/.ship ## renew what the image installs, with hashes: deploy/pinned-*.txt
+	$(PIN) --output-file deploy/pinned-slim.txt requirements-slim.txt
+	$(PIN) --output-file deploy/pinned-full.txt requirements-slim.txt deploy/torch-needs.in
+	echo uv | $(PIN) --output-file deploy/pinned-uv.txt -
+
+licences: build/image/.done ## docs/licences.md: the licences of what the image installs (INSTALLER=pip: by pip, not uv)
+	{ echo "# Licences"; echo; echo "Of the Python packages in the image, as they state them (\`make licences\`)."; echo; \
+	  $(VENV)/bin/pip-licenses --python build/image/bin/python --format markdown; } >docs/licences.md
+
+sbom: build/image/.done ## dist/sbom.json: what the image installs, as a CycloneDX bill of materials
+	@mkdir -p dist
+	$(VENV)/bin/cyclonedx-py environment --output-reproducible --output-file dist/sbom.json build/image/bin/python
+
+build/image/.done: $(VENV)/.ship deploy/install-packages.sh deploy/pinned-full.txt deploy/torch.txt
+	rm -rf $(@D)
+	cd deploy && sh install-packages.sh $(INSTALLER) $(CURDIR)/$(@D) pinned-full.txt torch.txt
+	touch $@
+
+$(VENV)/.ship: requirements-ship.txt $(VENV)/.run
+	$(PY) -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean: ## remove what was built; weights and the virtual environment stay
-	rm -rf build lib
+	rm -rf build lib dist

@@ -11,5 +11,7 @@ scheduler, registry     sequences that advance together, token by token; the mod
 sequences, folder       one request's sequences; the weights files, which watch.py guards where they are mapped
 engines                 the two models behind one interface
 schemas, auth           bodies; tokens
+capacity                how large a model fits
+__main__, health        `python -m service`, and what asks it whether it is up
 metrics, logs, errors, settings, wording
 """

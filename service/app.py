@@ -16,6 +16,7 @@ from service.core import Service
 from service.middleware import Edge
 from service.routes import completions, described, docs, generate, operations, weights
 from service.settings import ROOT, Settings
+from version import VERSION
 
 DESCRIPTION = """An Elman recurrent word model, in C and in torch, behind one interface.
 
@@ -58,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = _App(
         title="RNN word model",
         description=DESCRIPTION,
-        version="1",
+        version=VERSION,
         lifespan=lifespan,
         exception_handlers=errors.HANDLERS,
         docs_url=None,  # these three are in routes/docs.py, where they can be guarded

@@ -225,9 +225,18 @@ class WeightsSummary(BaseModel):
     problem: str | None = Field(description="why it cannot be used; null if it can")
 
 
+class Capacity(BaseModel):
+    """How large a model fits, served and replaced on all back ends offered."""
+
+    memory: int = Field(description="bytes that the service may take")
+    max_upload_bytes: int
+    largest_vocabulary: dict[str, int] = Field(description="most words V, by hidden size H")
+
+
 class WeightsList(BaseModel):
     default: str | None
     weights: list[WeightsSummary]
+    capacity: Capacity
 
 
 class Uploaded(BaseModel):

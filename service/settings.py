@@ -67,6 +67,9 @@ class Settings:
     max_top_logprobs: int = setting(20, "alternatives shown for a token, at most", least=0, most=100)
     max_body_bytes: int = setting(64 << 10, "bytes of a request's body, uploads apart", least=1024, most=16 << 20)
     max_upload_bytes: int = setting(1 << 30, "bytes of an uploaded weights file", least=1024)
+    memory_mb: int = setting(
+        0, "MB of memory that the service may take, for telling which models fit; 0: what the system grants", least=0
+    )
     trial_memory_mb: int = setting(512, "MB of memory for trying an upload out; past that: 507", least=64, most=1 << 20)
 
     # How much at once, how long

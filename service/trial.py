@@ -3,9 +3,9 @@
 What comes from outside can so harm nobody, whatever it makes a library do, and a service that runs the C model only
 need not load torch to find out whether torch can run the file.
 
-Exit code 0; or 2, where the file is at fault, with the reason on stdout, one line that its sender may read; 4, where
-the memory did not suffice; 3, where something else is at fault. stderr is for this machine's log only: libraries write
-there too, and paths.
+Exit code 0; or 2, where the file is at fault, with the reason on stdout, one line that its sender may read; 5, with
+such a line, where the model is too large for the service; 4, where the memory did not suffice; 3, where something else
+is at fault. stderr is for this machine's log only: libraries write there too, and paths.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import checkpoint
 from errors import UserError
 from language_model import LanguageModel, Sampling
 from rnnlib import PRECISIONS, RNNNonFiniteError
+from service.capacity import Capacity
 from text import TextError, Vocabulary
 
 
@@ -34,6 +35,7 @@ THE_FILES_FAULT = (checkpoint.CheckpointError, checkpoint.VocabularyError, TextE
 
 
 OUT_OF_MEMORY = 4
+TOO_LARGE = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,12 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("backends", nargs="*", choices=checkpoint.BACKENDS)
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="how the C model keeps Why")
     parser.add_argument("--memory-mb", type=int, help="how much memory of its own the trial may take")
+    parser.add_argument("--service-bytes", type=int, help="how much memory the service has, which must hold the model")
     options = parser.parse_args(arguments)
     path = options.file
     try:
         if options.memory_mb:
             _limit_memory(options.memory_mb << 20)
         source = checkpoint.load(path)
+        if options.service_bytes:
+            capacity = Capacity(options.service_bytes, tuple(options.backends), options.precision)
+            if objection := capacity.objection(source.weights.vocab_size, source.weights.hidden_size):
+                sys.stdout.write(objection + "\n")
+                return TOO_LARGE
         checkpoint.check_finite(source.weights, path)
         vocabulary = Vocabulary(source.vocabulary)
         for backend in options.backends:

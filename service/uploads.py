@@ -26,6 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from checkpoint import sync_folder
 from service import schemas
+from service.capacity import Capacity
 from service.errors import (
     BodyTooLarge,
     Busy,
@@ -58,7 +59,7 @@ FIELDS = ("file", "name", "sha256", "overwrite")
 MAX_FIELD_BYTES = 256
 MAX_FORM_BYTES = 16 << 10  # what a form may take besides the file
 TRIAL_SECONDS = 120.0
-OUT_OF_MEMORY = 4  # exit code of service/trial.py, which is not imported: it is another program
+OUT_OF_MEMORY, TOO_LARGE = 4, 5  # exit codes of service/trial.py, which is not imported: it is another program
 SECRETS = (variable("api_token"), variable("admin_token"))  # a trial has no use for them
 
 
@@ -134,10 +135,17 @@ class Uploader:
 
         Raises InvalidUpload with its reason, NoSpace, or Internal where it is not the file's fault.
         """
-        memory = self._settings.trial_memory_mb
+        memory, capacity = self._settings.trial_memory_mb, Capacity.of(self._settings)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "service.trial", "--precision", self._settings.precision),
-            *("--memory-mb", str(memory), path.absolute(), *self._settings.served_backends),
+            *(
+                "--memory-mb",
+                str(memory),
+                "--service-bytes",
+                str(capacity.memory),
+                path.absolute(),
+                *self._settings.served_backends,
+            ),
             cwd=ROOT,
             env={key: value for key, value in os.environ.items() if key not in SECRETS},
             stdin=asyncio.subprocess.DEVNULL,
@@ -155,6 +163,8 @@ class Uploader:
                 await process.wait()
         if process.returncode == 2:
             raise InvalidUpload(f"{name}: {reason.decode('utf-8', 'replace').strip()}")
+        if process.returncode == TOO_LARGE:
+            raise NoSpace(f"{name}: {reason.decode().strip()}")
         if process.returncode == OUT_OF_MEMORY:
             raise NoSpace(
                 f"a model of this size takes more than the {memory:,} MB of memory that this service gives to the "

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service import schemas
+from service.capacity import Capacity
 from service.core import Service
 from service.folder import Version
 from service.routes.described import BODY, problems
@@ -32,11 +33,17 @@ def router(service: Service) -> APIRouter:
     def show() -> Any:
         """The weights files, with the history of their training."""
         versions = service.registry.folder.versions()
+        capacity = Capacity.of(service.settings)
         return schemas.WeightsList(
             default=service.registry.default() if versions else None,
             weights=[
                 schemas.WeightsSummary(**vars(version.summary()), sha256=_sha256(version)) for version in versions
             ],
+            capacity=schemas.Capacity(
+                memory=capacity.memory,
+                max_upload_bytes=service.settings.max_upload_bytes,
+                largest_vocabulary=capacity.table(),
+            ),
         )
 
     @routes.post(

@@ -1,0 +1,108 @@
+"""How large a model fits: computed here alone, told by GET /weights and by the refusal of an upload that does not fit.
+
+What counts is memory that the system cannot take back. A mapped file's pages it can, so of the file only Why counts,
+which every token reads; the rest comes and goes. While an upload replaces the weights, two models are there at once.
+The bases were read off running processes (RssAnon) under bench/small.py, which shows that the sum holds. Where the
+weights folder itself is kept in memory, as a container's often is, the files count besides: set RNN_MEMORY_MB lower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.settings import Settings
+
+MB = 10**6
+SERVER_BASE = {"c": 60 * MB, "torch": 210 * MB}  # of the process that serves, torch's on top
+TRIAL_BASE = {"c": 40 * MB, "torch": 180 * MB}  # of an upload's trial
+MODELS = 2  # the one that is served, and either the trial's or, once that has ended, its replacement
+WORD_BYTES = 160  # a word's text, and its place in a dict
+LOGIT_ROWS = 16 + 2  # streams that the C decoder takes through Why together, and its sampler's rows
+TORCH_LOGIT_BYTES = 24  # a row of float64, its log-softmax and its copy
+PRECISION_BYTES = {"float32": 0, "bfloat16": 2, "int8": 1}  # of the C model's own copy of Why, for each weight
+MAX_VOCAB = 1 << 24  # RNN_MAX_VOCAB of csrc/rnnlib.h
+SHOWN = (50, 100, 200, 500, 1000)  # hidden sizes for which the largest vocabulary is told
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """memory: bytes that this service may take.   backends: those that are served."""
+
+    memory: int
+    backends: tuple[str, ...]
+    precision: str = "float32"
+
+    @classmethod
+    def of(cls, settings: Settings) -> Capacity:
+        return cls(settings.memory_mb * MB or granted(), settings.served_backends, settings.precision)
+
+    def needs(self, vocab: int, hidden: int) -> int:
+        """Bytes for serving a model of these sizes, and for replacing it."""
+        base = sum(SERVER_BASE[name] + TRIAL_BASE[name] for name in {"c", *self.backends})
+        return base + vocab * self._bytes_of_a_word(hidden)
+
+    def largest_vocabulary(self, hidden: int) -> int:
+        """The most words of a model of this hidden size; 0 where not even the program fits."""
+        words = (self.memory - self.needs(0, hidden)) // self._bytes_of_a_word(hidden)
+        return max(0, min(words, MAX_VOCAB))
+
+    def table(self) -> dict[str, int]:
+        """The most words, by hidden size."""
+        return {str(hidden): self.largest_vocabulary(hidden) for hidden in SHOWN}
+
+    def objection(self, vocab: int, hidden: int) -> str:
+        """Why a model of these sizes does not fit, for whoever sent it; empty if it does."""
+        needs = self.needs(vocab, hidden)
+        if needs <= self.memory:
+            return ""
+        return (
+            f"a model of {vocab:,} words and hidden size {hidden:,} takes some {needs // MB:,} MB to serve and to "
+            f"replace, and this service has {self.memory // MB:,} MB: train with {self.largest_vocabulary(hidden):,} "
+            "words at most (--vocab-size), or give the service more memory (RNN_MEMORY_MB, where it is set)"
+        )
+
+    def _bytes_of_a_word(self, hidden: int) -> int:
+        model = WORD_BYTES
+        if "c" in self.backends:  # embeddings Wxh + bh, a copy of Why, and the decoder's logits
+            model += 4 * hidden + PRECISION_BYTES[self.precision] * hidden + 4 * LOGIT_ROWS
+        if "torch" in self.backends:
+            model += TORCH_LOGIT_BYTES
+        return MODELS * model + 4 * hidden
+
+
+def granted() -> int:
+    """Bytes that the system grants this process: the least of its control group, its limits and the machine."""
+    return min(limit for read in (_machine, *_groups(), _rlimit) if (limit := read()) is not None)
+
+
+def _machine() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 1 << 62
+
+
+def _groups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[Callable[[], int | None]]:
+    """Of version 2 and version 1 of control groups, as a container sees its own."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+
+        def read(path: Path = root / name) -> int | None:
+            with contextlib.suppress(OSError, ValueError):  # it is not there, or says `max`
+                return int(path.read_text())
+            return None
+
+        yield read
+
+
+def _rlimit() -> int | None:
+    """`prlimit --data`, `ulimit -d` or `ulimit -v`."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS))
+    return min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=None)
