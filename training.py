@@ -156,7 +156,7 @@ def summary(run: Run, model_class: type[LanguageModel]) -> None:
     print(
         f"validation perplexity {shown(best['validation_perplexity'])} "
         f"({best['validation_loss']:.4f} nats per token) at epoch {at.best_epoch} of {at.epoch}, "
-        f"{reporting.duration(at.seconds)} of training, {reporting.duration(at.evaluation_seconds)} of evaluation"
+        f"{at.seconds:,.1f} s of training, {at.evaluation_seconds:,.1f} s of evaluation"
     )
     if at.epoch < config.epochs:
         print(f"stopped {config.epochs - at.epoch} epochs early (--patience {config.patience})")

@@ -54,12 +54,14 @@ def work(backend: str, threads: int, rounds: int, sampled: int) -> None:
     ids = rng.integers(0, VOCAB, (STEPS + 1, STREAMS), dtype=np.int32)
     mine = slice(group.rank * width, (group.rank + 1) * width)
     x, y = np.ascontiguousarray(ids[:-1, mine]), np.ascontiguousarray(ids[1:, mine])
-    steps, sums = [], []
+    steps, sums, cpu = [], [], []
     gradient = np.zeros(weights.flat_parameters().size, dtype=np.float32)
     for round_ in range(rounds + 2):
-        started = time.perf_counter()
-        trainer.train_step(x, y, 1e-3, noise.of_step(round_, ids[1:]).of_streams(mine))
+        drawn = noise.of_step(round_, ids[1:]).of_streams(mine)
+        started, used = time.perf_counter(), time.process_time()
+        trainer.train_step(x, y, 1e-3, drawn)
         between = time.perf_counter()
+        cpu.append(time.process_time() - used)
         group.sum(gradient)
         steps.append(between - started)
         sums.append(time.perf_counter() - between)
@@ -98,7 +100,7 @@ def main() -> None:
         work(options.worker, options.threads, options.rounds, options.sampled_softmax)
         return
     rows, tokens = [], STREAMS * STEPS
-    print(f"{'':24}{'ms a step':>12}{'tokens/s':>12}{'of which ms all-reduce':>24}")
+    print(f"{'':24}{'ms a step':>12}{'tokens/s':>12}{'of which ms all-reduce':>24}{'CPU ms, process 0':>20}")
     for backend, sampled in (("c", 0), ("torch", 0), ("c", 2000)):
         for processes, threads in CASES:
             row = measure(backend, processes, threads, options.rounds, sampled)
@@ -106,7 +108,10 @@ def main() -> None:
             rows.append(row)
             name = f"{backend}{', sampled' if sampled else ''} {processes} x {threads}"
             shared = f"{row['sum'] * 1e3:.1f}" if processes > 1 else ""
-            print(f"{name:24}{row['step'] * 1e3:12.1f}{tokens / row['step']:12,.0f}{shared:>24}", flush=True)
+            print(
+                f"{name:24}{row['step'] * 1e3:12.1f}{tokens / row['step']:12,.0f}{shared:>24}{row['cpu'] * 1e3:20.1f}",
+                flush=True,
+            )
     results = ROOT / "bench" / "results" / "scaling.jsonl"
     results.parent.mkdir(exist_ok=True)
     results.write_text("".join(json.dumps(row) + "\n" for row in rows))
