@@ -203,7 +203,8 @@ def main(trainer_class: type[Trainer], model_class: type[LanguageModel], argumen
     except (UserError, MemoryError, KeyboardInterrupt) as error:
         text, code = described(error)
         if is_mine_to_say(error, group):
-            print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
+            line = "" if rank == 0 else "\n"  # process 0's bar may stand on this one
+            print(f"{line}{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
         return code
 
 

@@ -66,11 +66,11 @@ def write_vectors(path: Path, words: list[str]) -> None:
             file.write(word.encode() + b" " + row.tobytes() + b"\n")
 
 
-def start(folder: Path, text: Path, vectors: Path) -> tuple[float, float, str, int]:
+def start(folder: Path, text: Path, vectors: Path) -> tuple[float, float, float, str, int]:
     """One run of main.py, stopped after its first step.
 
-    Returns seconds until the tokens were there, and until all was ready for the first step; what it said of the time it
-    would take; the peak of its resident memory in bytes.
+    Returns seconds until the tokens were there, and until all was ready for the first step; those of processor time in
+    all; what it said of the time it would take; the peak of its resident memory in bytes.
     """
     arguments = [
         *("--preset", "best", "--corpus", str(text), "--embeddings", str(vectors), "--out", str(folder / "model")),
@@ -99,7 +99,7 @@ def start(folder: Path, text: Path, vectors: Path) -> tuple[float, float, str, i
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 130:
         sys.exit(lines[-1])
-    return tokens, ready, estimate, usage.ru_maxrss * 1024
+    return tokens, ready, usage.ru_utime + usage.ru_stime, estimate, usage.ru_maxrss * 1024
 
 
 def main() -> None:
@@ -118,8 +118,11 @@ def main() -> None:
             write_vectors(vectors, words)
             print(f"{options.tokens:,} tokens, {options.words:,} words, {size / 1e6:,.0f} MB of text", flush=True)
         for name in ("first start", "second start"):
-            tokens, ready, estimate, peak = start(folder, text, vectors)
-            print(f"{name:<13} tokens after {tokens:.1f} s, first step after {ready:.1f} s, peak {peak / 1e6:,.0f} MB")
+            tokens, ready, used, estimate, peak = start(folder, text, vectors)
+            print(
+                f"{name:<13} tokens after {tokens:.1f} s, first step after {ready:.1f} s ({used:.1f} s of processor "
+                f"time), peak {peak / 1e6:,.0f} MB"
+            )
             print(f"{'':<13} {estimate}", flush=True)
 
 

@@ -66,9 +66,9 @@ def work(backend: str, threads: int, rounds: int, sampled: int) -> None:
         steps.append(between - started)
         sums.append(time.perf_counter() - between)
     if group.rank == 0:
-        print(
-            json.dumps({"step": statistics.median(steps[2:]), "sum": statistics.median(sums[2:]), "P": gradient.size})
-        )
+        medians = {"step": steps, "sum": sums, "cpu": cpu}
+        found = {name: statistics.median(times[2:]) for name, times in medians.items()}
+        print(json.dumps(found | {"P": gradient.size}))
     group.leave()
 
 
