@@ -406,7 +406,7 @@ def test_make_serve_is_all_it_takes(tmp_path: Path) -> None:
                     return client.get("/ready").status_code == 200
                 return False
 
-            for _ in range(5):  # it trains first
+            for _ in range(20):  # it trains first
                 with contextlib.suppress(AssertionError):
                     if until(ready):
                         break

@@ -317,30 +317,28 @@ def test_closing_from_another_thread_wakes_who_waits() -> None:
     with_scheduler(test)
 
 
-def test_many_streams_are_told_of_several_tokens_at_once_and_one_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("count", "most", "least"), [(1, 20, 20), (4, 12, 8)])
+def test_one_stream_is_told_of_each_token_and_many_of_several_at_once(
+    monkeypatch: pytest.MonkeyPatch, count: int, most: int, least: int
+) -> None:
     monkeypatch.setattr("service.scheduler.SECONDS_PER_EVENT", 1000.0)
 
-    async def looks(scheduler: Scheduler, run: Run) -> int:
-        scheduler.submit(run)
-        count = 0
-        async for _ in run.changes():
-            count += 1
-            gate.release(1)
-        return count
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        told: list[Run] = []
+        wake = scheduler._wake
+        monkeypatch.setattr(scheduler, "_wake", lambda runs: (told.extend(runs), wake(runs)))
+        gate = threading.Semaphore(0)
+        engine = CountingEngine(gate)
+        runs = [run_of(sequence(engine, max_tokens=20)) for _ in range(count)]
+        for run in runs:
+            scheduler.submit(run)
+        gate.release(100)
+        for run in runs:
+            await run.wait()
+            assert len(tokens(run.sequences[0])) == 20
+        assert least <= len(told) <= most  # of many: the first, the last, and what came before the others had joined
 
-    async def alone(scheduler: Scheduler, metrics: Metrics) -> None:
-        assert await looks(scheduler, run_of(sequence(CountingEngine(gate), max_tokens=20))) == 21
-
-    async def together(scheduler: Scheduler, metrics: Metrics) -> None:
-        engine = CountingEngine()
-        runs = [run_of(sequence(engine, max_tokens=200)) for _ in range(4)]
-        counts = await asyncio.gather(*(looks(scheduler, run) for run in runs))
-        assert max(counts[:-1]) <= 30  # once at the start, once at the end, and until the other three have come
-        assert all(len(tokens(run.sequences[0])) == 200 for run in runs)
-
-    gate = threading.Semaphore(0)
-    with_scheduler(alone)
-    with_scheduler(together)
+    with_scheduler(test)
 
 
 def test_a_long_prompt_goes_in_by_parts() -> None:
