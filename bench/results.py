@@ -3,8 +3,8 @@
 python bench/results.py                                               the dataset hub's WikiText-2
 python bench/results.py --corpus ../shared/wikitext:wikitext-2-v1     a local copy of it
 
-Trains what has no weights file in --folder yet, goes on with what was stopped, and otherwise only evaluates. The recipe
-was chosen by the validation figures; the test figure of the model that they chose is computed here, once.
+Trains what is not in --folder yet, goes on with what was stopped, and otherwise only evaluates. The validation figures
+choose a model, and the test figure is that of the chosen one.
 """
 
 from __future__ import annotations
@@ -32,36 +32,40 @@ from rnn import RNN
 ORDER = 5  # words of the n-grams
 
 
+H100 = ("--hidden-size", "100", "--dropout", "0.2", "--epochs", "8")
+
+
 @dataclass(frozen=True)
 class Model:
-    """A model to train: the program, its preset, and the options that differ."""
+    """A model to train: its name in the table, the program, its preset, and the options that differ."""
 
     name: str
     program: str
     preset: str
     options: tuple[str, ...] = ()
 
-    def train(self, corpus: str, folder: Path) -> Path:
-        """The weights file; the run goes on where it was stopped, or begins."""
-        path = folder / f"{self.name.replace(' ', '-')}.safetensors"
-        resume = path.with_suffix(".resume")
-        if not (path.exists() and _finished(path)):
-            arguments = ["--preset", self.preset, "--corpus", corpus, "--embeddings", "train", "--out", str(path)]
-            more = ["--resume"] if resume.exists() else []
-            subprocess.run([sys.executable, self.program, *arguments, *self.options, *more], cwd=ROOT, check=True)
-        return path
+    def train(self, path: Path, corpus: str, threads: list[str]) -> None:
+        """Train, go on where it was stopped, or find it done: --resume does all three, and refuses another recipe."""
+        arguments = [
+            "--preset",
+            self.preset,
+            "--corpus",
+            corpus,
+            "--embeddings",
+            "train",
+            "--out",
+            str(path),
+            "--resume",
+        ]
+        subprocess.run([sys.executable, self.program, *arguments, *self.options, *threads], cwd=ROOT, check=True)
 
 
 MODELS = {
     "reference": Model("reference", "main.py", "reference"),
-    "c-100": Model("best, H = 100", "main.py", "best", ("--hidden-size", "100")),
-    "c": Model("best", "main.py", "best"),
-    "torch": Model("best, torch", "torch_rnn.py", "best"),
+    "c-100": Model("best, H = 100, C", "main.py", "best", H100),
+    "torch-100": Model("best, H = 100, torch", "torch_rnn.py", "best", H100),
+    "c": Model("best, C", "main.py", "best"),
 }
-
-
-def _finished(path: Path) -> bool:
-    return metrics(path)[-1]["epoch"] >= checkpoint.load(path).config["epochs"]
 
 
 def metrics(path: Path) -> list[dict[str, float]]:
@@ -106,30 +110,33 @@ def draw(path: Path, runs: list[tuple[str, list[dict[str, float]]]], yardstick: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", default="wikitext-2-v1", help="WikiText-2 (default: the dataset hub's)")
-    parser.add_argument("--folder", type=Path, default=ROOT / "weights", help="where the weights files are and go")
+    parser.add_argument("--folder", type=Path, default=ROOT / "weights" / "results", help="where the weights files go")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+    parser.add_argument("--threads", type=int, help="of each training; default: one for each processor")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "results.png", help="the PNG to write")
     options = parser.parse_args()
 
-    paths = {name: MODELS[name].train(options.corpus, options.folder) for name in options.models}
+    threads = ["--threads", str(options.threads)] if options.threads else []
+    paths = {name: options.folder / f"{name}.safetensors" for name in options.models}
+    for name, path in paths.items():
+        MODELS[name].train(path, options.corpus, threads)
     corpus = load_corpus(options.corpus, vocab_size=None)
     counted = yardsticks(corpus)
+    best = {name: min(metrics(path), key=lambda row: row["validation_loss"]) for name, path in paths.items()}
+    chosen = min(best, key=lambda name: best[name]["validation_loss"])
     print(f"\n{'model':<22}{'hidden':>7}{'epochs':>8}{'minutes':>9}{'validation':>12}{'test':>8}   perplexity")
     for name, perplexity in counted:
         print(f"{name:<22}{'':>24}{perplexity:>12.1f}")
-    runs = []
-    for key, path in paths.items():
-        rows, config = metrics(path), checkpoint.load(path).config
-        best = min(rows, key=lambda row: row["validation_loss"])
+    for name, path in paths.items():
+        config = checkpoint.load(path).config
         test = ""
-        if key == "c" and corpus.test is not None:
+        if name == chosen and corpus.test is not None:
             test = f"{math.exp(-np.mean(RNN.load(path).log_probabilities(corpus.test))):.1f}"
         print(
-            f"{MODELS[key].name:<22}{config['hidden_size']:>7}{best['epoch']:>4.0f}/{config['epochs']:<3}"
-            f"{rows[-1]['seconds'] / 60:>9.1f}{best['validation_perplexity']:>12.1f}{test:>8}"
+            f"{MODELS[name].name:<22}{config['hidden_size']:>7}{best[name]['epoch']:>4.0f}/{config['epochs']:<3}"
+            f"{metrics(path)[-1]['seconds'] / 60:>9.1f}{best[name]['validation_perplexity']:>12.1f}{test:>8}"
         )
-        if key != "reference":
-            runs.append((MODELS[key].name, rows))
+    runs = [(MODELS[name].name, metrics(path)) for name, path in paths.items() if name != "reference"]
     if runs:
         draw(options.picture, runs, counted[-1])
         print(f"\n{options.picture}")
