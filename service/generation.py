@@ -13,7 +13,7 @@ from typing import NamedTuple
 from language_model import MAX_SEED, PromptError, Sampling, check_seed
 from service import schemas
 from service.engines import Engine, Step
-from service.errors import InvalidRequest, TimeLimit, WeightsUnusable
+from service.errors import InvalidRequest, TimeLimit
 from service.metrics import Metrics
 from service.registry import Entry, Registry
 from service.scheduler import Scheduler
@@ -116,23 +116,24 @@ class Generator:
         seconds = self._settings.request_seconds
         try:
             async with asyncio.timeout(seconds):
-                prepared = await asyncio.to_thread(self._prepare, order)
+                prepared = await asyncio.to_thread(self._prepare, order, None)
                 if prepared is None:
-                    await self._load(order)
-                    prepared = await asyncio.to_thread(self._prepare, order)
+                    # What was loaded is what the request came for, though it were replaced again since.
+                    prepared = await asyncio.to_thread(self._prepare, order, await self._load(order))
         except TimeoutError:
             raise TimeLimit(f"the model was not loaded within {seconds:g} seconds: try again later") from None
-        if prepared is None:  # replaced, or pushed out by others, since it was loaded
-            raise WeightsUnusable("the weights are being replaced over and over: try again")
+        assert prepared is not None
         entry, prompts, sequences = prepared
         run = Run(sequences, created_at=arrived, seconds=seconds, every_token=order.stream)
         self._schedulers[order.backend].submit(run)
         self._metrics.prompt_tokens.labels(order.backend).inc(sum(len(prompt.ids) for prompt in prompts))
         return Work(order, entry, prompts, run)
 
-    def _prepare(self, order: Order) -> tuple[Entry, list[Prompt], list[TokenSequence]] | None:
-        """All that takes a file system's time, or a processor's; None where a model must be loaded first."""
-        found = self._registry.loaded_engine(order.backend, order.weights)
+    def _prepare(
+        self, order: Order, found: tuple[Entry, Engine] | None
+    ) -> tuple[Entry, list[Prompt], list[TokenSequence]] | None:
+        """All that takes time; None where a model must be loaded first, and then `found`."""
+        found = found or self._registry.loaded_engine(order.backend, order.weights)
         if found is None:
             return None
         entry, engine = found
@@ -140,9 +141,9 @@ class Generator:
         self._check_size(order, prompts)
         return entry, prompts, self._sequences(order, entry, engine, prompts)
 
-    async def _load(self, order: Order) -> None:
+    async def _load(self, order: Order) -> tuple[Entry, Engine]:
         load = contextvars.copy_context().run  # as asyncio.to_thread does: the log names the request
-        await asyncio.get_running_loop().run_in_executor(
+        return await asyncio.get_running_loop().run_in_executor(
             self._loaders[order.backend], load, self._registry.engine, order.backend, order.weights
         )
 

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -92,7 +91,7 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_files_that_are_named_exist(page: str) -> None:
     text = re.sub(r"^```.*?^```", "", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
     for name in re.findall(r"`([\w./-]+\.(?:py|c|h|md|png|toml|txt|js|html|css|yaml|yml))`", text):
-        places = (ROOT / name, ROOT / "tests" / name, ROOT / "service" / name, (ROOT / page).parent / name)
+        places = [ROOT / folder / name for folder in ("", "tests", "service", "csrc", "docs")]
         assert MADE.search(name) or any(place.exists() for place in places), f"{page}: {name}"
 
 

@@ -123,6 +123,22 @@ def test_an_entry_whose_pages_are_lost_is_loaded_anew(folder: Path, monkeypatch:
         assert work.status_code == 200 and registry.get("demo") is not entry
 
 
+def test_weights_replaced_as_soon_as_they_are_loaded_serve_the_request(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(folder) as client:
+        registry = client.app.state.service.registry
+        load = registry.engine
+
+        def and_replaced(*arguments: Any) -> Any:
+            loaded = load(*arguments)
+            os.replace(save_tiny(folder.parent, "other", seed=5, **SIZES), folder / "demo.safetensors")
+            return loaded
+
+        monkeypatch.setattr(registry, "engine", and_replaced)
+        assert client.post("/generate/c", json=SHORT).status_code == 200
+
+
 def test_memory_that_was_short_is_no_lasting_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = mmap.mmap
 
