@@ -296,7 +296,8 @@ dist: lib ## dist/: the source, the libraries of Linux, Windows and arm64, and t
 	rm -rf dist && mkdir -p dist
 	git archive --prefix=rnn-$(VERSION)/ --output=$(DIST).tar.gz HEAD
 	cp lib/rnnlib.so $(DIST)-linux-$(firstword $(subst -, ,$(MACHINE))).so
-	$(MAKE) dll && cp lib/rnnlib.dll $(DIST)-windows-x86_64.dll
+	$(MAKE) dll
+	cp lib/rnnlib.dll $(DIST)-windows-x86_64.dll
 	$(MAKE) lib CC=$(ARM_CC) LIBRARY=$(DIST)-linux-aarch64.so
 	cp docs/licences.md dist
 	$(MAKE) sbom
