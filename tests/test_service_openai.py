@@ -239,7 +239,12 @@ def test_the_key_is_asked_for(server: Server) -> None:
 
 
 def test_an_error_on_the_way_reaches_the_client(folder: Path, tmp_path: Path) -> None:
-    limits = {"RNN_MAX_TOKENS": "1000000", "RNN_MAX_REQUEST_TOKENS": "1000000", "RNN_REQUEST_SECONDS": "0.5"}
+    limits = {
+        "RNN_MAX_TOKENS": "1000000",
+        "RNN_MAX_REQUEST_TOKENS": "1000000",
+        "RNN_REQUEST_SECONDS": "0.5",
+        "RNN_PRELOAD": "c",
+    }
     server = Server(folder, tmp_path / "log", **limits)
     try:
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
