@@ -24,8 +24,9 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from ngram import KneserNey
+
 import checkpoint
-from bench.ngram import KneserNey
 from corpus import Corpus, load_corpus
 from rnn import RNN
 
