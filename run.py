@@ -381,7 +381,7 @@ class Run:
             raise CheckpointError(f"{self.files.resume}: holds another state than this program's: {error}") from error
         self.progress = progress
         self.saved_at = progress.epoch, progress.step
-        if self.best is not None and not self.files.weights.exists():
+        if self.group.rank == 0 and self.best is not None and not self.files.holds(self.best):
             self.save_weights(self.best)
         return True
 

@@ -23,7 +23,7 @@ import numpy as np
 
 import checkpoint
 import reporting
-from checkpoint import Checkpoint, CheckpointError, OtherVersion, SaveError
+from checkpoint import Checkpoint, CheckpointError, OtherVersion, SaveError, Weights
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,14 @@ class RunFiles:
 
     def save_weights(self, source: Checkpoint) -> None:
         self.attempt("weights", lambda: checkpoint.save(self.weights, source))
+
+    def holds(self, weights: Weights) -> bool:
+        """Whether the weights file has these parameters. It may be older: the disk was full when they were saved."""
+        try:
+            saved = checkpoint.load(self.weights).weights.parameters()
+        except CheckpointError:
+            return False
+        return all(np.array_equal(saved[name], array) for name, array in weights.parameters().items())
 
     def save_state(
         self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any], history: Sequence[reporting.Row]

@@ -210,15 +210,16 @@ def test_plateau_halves_the_rate_and_puts_the_best_weights_back(text: Path, tmp_
     assert np.array_equal(checkpoint.load(out).weights.flat_parameters(), arrays["best"])
 
 
-def small_run(trainer_class: type[Trainer], folder: Path) -> Run:
+def small_run(trainer_class: type[Trainer], folder: Path, group: Group | None = None, **changed: object) -> Run:
     """A run on 100 random tokens of 11 words, not begun."""
     weights = make_weights(11, 4, 5)
     words = ("<EOS>", *"abcdefghij")
     chosen = {"batch_size": 2, "bptt": 8, "optimizer": "adamw", "reduction": "mean", "epochs": 3, "threads": 1}
-    config = TrainConfig(learning_rate=0.1, out=str(folder / "small"), **chosen)
+    chosen |= changed
+    config = TrainConfig(**{"learning_rate": 0.1, "hidden_size": 5, "out": str(folder / "small")} | chosen)
     ids = np.random.default_rng(0).integers(0, 11, 100, dtype=np.int32)
     corpus = Corpus("small", "plain", Vocabulary(words), np.ones(11, dtype=np.int64), ids, ids, ids, None, {})
-    return Run(config, corpus, trainer_class(weights, config), weights.embeddings, Group())
+    return Run(config, corpus, trainer_class(weights, config), weights.embeddings, group or Group())
 
 
 def test_a_run_says_how_long_it_takes_and_is_not_changed_by_measuring(text: Path, tmp_path: Path) -> None:
@@ -518,6 +519,27 @@ def test_weights_that_could_not_be_saved_are_saved_later(tmp_path: Path, monkeyp
     one.save_state()
     assert not one.files.unsaved
     assert np.array_equal(checkpoint.load(one.files.weights).weights.Why, one.best.Why)
+
+
+def test_weights_that_could_not_be_saved_before_a_kill_are_saved_by_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state was saved and the weights were not: the file still has those of the epoch before."""
+    one = small_run(main.Trainer, tmp_path)
+    one.evaluate(None)
+    one.best, one.progress.best_epoch = one.trainer.weights(), 1
+    one.save_weights(one.best)
+    one.step(0, 0, 0.1)
+    one.best, one.progress.best_epoch = one.trainer.weights(), 2
+    monkeypatch.setattr(one, "save_weights", lambda _: None)
+    one.save_state()
+    assert not one.files.holds(one.best)
+    again = small_run(main.Trainer, tmp_path)
+    assert again.resume()
+    assert again.files.holds(one.best)
+    written = again.files.weights.stat().st_ino
+    assert small_run(main.Trainer, tmp_path).resume()
+    assert again.files.weights.stat().st_ino == written
 
 
 # ---- rnn.py's command line -------------------------------------------------------------------------------------------
