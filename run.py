@@ -34,7 +34,7 @@ from streams import Streams
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
-SAVE_SECONDS = 180.0  # how often a long epoch is saved in its middle, for --resume
+SAVE_SECONDS = 180.0  # how often is saved between evaluations, for --resume
 TRIAL_SECONDS = 1.0  # how long steps are timed before the first one
 
 
@@ -134,6 +134,7 @@ class Run:
         self.progress = Progress()
         self.best: Weights | None = None  # those of the best evaluation; the file may lag behind, on a full disk
         self.saved_at: tuple[int, int] | None = None  # (epoch, step) of the last state that was saved
+        self.saved = time.monotonic()  # when that was
 
     def make_noise(self, input_size: int) -> Noise:
         """The dropout and the sampling that the configuration asks for."""
@@ -162,14 +163,14 @@ class Run:
         at = self.progress
         if at.step == 0:
             self.trainer.reset_state()
-        saved = started = time.monotonic()
+        started = time.monotonic()
         before = at.seconds
         for step in range(at.step, self.steps_per_epoch):
             steps = at.epoch * self.steps_per_epoch + step
             rate = self.rate(steps)
             try:
                 loss, norm, size = self.step(steps, step * self.bptt, rate)
-                due = self.group.rank == 0 and time.monotonic() - saved > SAVE_SECONDS
+                due = self.group.rank == 0 and time.monotonic() - self.saved > SAVE_SECONDS
                 # One process's wish is all processes' wish, or they would part.
                 loss_sum, tokens, stopping, saving = self.group.totals(loss * size, size, stop(), due)
                 if not math.isfinite(loss_sum):
@@ -186,7 +187,6 @@ class Run:
                 raise self.interrupted()
             if saving:
                 self.save_state()
-                saved = time.monotonic()
 
     def tokens_done(self, step: int) -> int:
         """Tokens of an epoch's first `step` steps."""
@@ -340,7 +340,7 @@ class Run:
         at = self.progress
         arrays = dict(self.trainer.state())
         arrays["hidden"] = self.group.gather(arrays["hidden"])
-        self.saved_at = at.epoch, at.step
+        self.saved_at, self.saved = (at.epoch, at.step), time.monotonic()
         if self.group.rank > 0:
             return
         if "weights" in self.files.unsaved and self.best is not None:

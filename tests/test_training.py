@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -540,6 +541,23 @@ def test_weights_that_could_not_be_saved_before_a_kill_are_saved_by_resume(
     written = again.files.weights.stat().st_ino
     assert small_run(main.Trainer, tmp_path).resume()
     assert again.files.weights.stat().st_ino == written
+
+
+def test_a_run_is_saved_between_evaluations_however_short_its_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven steps of ten seconds are an epoch; evaluations are far apart."""
+    seconds = itertools.count(0.0, 10.0)
+    one = small_run(main.Trainer, tmp_path, epochs=100, evaluate_every=100)
+    one.evaluate(None)
+    monkeypatch.setattr("run.time.monotonic", lambda: next(seconds))
+    one.save_state()
+    for _ in range(2):
+        assert one.saved_at == (0, 0)
+        with reporting.bar(0, 0, hidden=True) as bar:
+            one.train_epoch(bar, lambda: False)
+        assert one.finish_epoch() is None
+    assert one.saved_at and one.saved_at[0] == 1
 
 
 # ---- rnn.py's command line -------------------------------------------------------------------------------------------
