@@ -63,7 +63,7 @@ _REMEDIES = {
     _WEIGHTS_FORMAT: "train a model (python main.py), or name another",
     _STATE_FORMAT: "train without --resume",
 }
-_VERSIONS = {_WEIGHTS_FORMAT: "1", _STATE_FORMAT: "2"}
+_VERSIONS = {_WEIGHTS_FORMAT: "1", _STATE_FORMAT: "3"}
 _DTYPES = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
@@ -358,25 +358,28 @@ def save_state(
     keep: the name that the file which `path` was until now gets, once the new one is whole.
     Raises SaveError; ValueError for an array or a value that the file cannot hold.
     """
-    state = {"state": _encode_json("state", dict(metadata)), "sha256": _digest(arrays)}
-    _write(path, _STATE_FORMAT, state, arrays, keep)
+    text = _encode_json("state", dict(metadata))
+    _write(path, _STATE_FORMAT, {"state": text, "sha256": _state_digest(text, arrays)}, arrays, keep)
 
 
 def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays (new, writable, in memory) and the values of a resume file. Raises CheckpointError, OtherVersion."""
     with _naming(path):
         metadata, tensors = _read(path, _STATE_FORMAT, copy=True)
-        state = _decode_json("state", _metadata(metadata, "state"))
+        text = _metadata(metadata, "state")
+        state = _decode_json("state", text)
         if not isinstance(state, dict):
             raise _Invalid("state must be a JSON object")
         arrays = {name: view.copy() for name, view in tensors.items()}
-        if _digest(arrays) != _metadata(metadata, "sha256"):
-            raise _Invalid("is damaged: its numbers are not those that were saved")
+        if _state_digest(text, arrays) != _metadata(metadata, "sha256"):
+            raise _Invalid("is damaged: it does not hold what was saved")
         return arrays, state
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _state_digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """Of all that a resume file holds: the JSON text, and each array's name, type, shape and numbers."""
+    heads = [[name, _CODES.get(array.dtype), array.shape] for name, array in arrays.items()]
+    digest = hashlib.sha256(json.dumps([text, heads]).encode())
     for array in arrays.values():
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()

@@ -1098,6 +1098,21 @@ def test_state_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(array, arrays[name])
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b'epoch\\":7', b'epoch\\":8'), (b'"a":{', b'"b":{'), (b"[2,3]", b"[3,2]"), (b'"I32"', b'"F32"')],
+    ids=["a value", "a name", "a shape", "a type"],
+)
+def test_a_state_with_another_character_in_its_header_is_refused(old: bytes, new: bytes, tmp_path: Path) -> None:
+    """As valid as before, but not what was written."""
+    path = tmp_path / "x.resume"
+    checkpoint.save_state(path, {"a": np.arange(6, dtype=np.int32).reshape(2, 3)}, {"epoch": 7})
+    good = path.read_bytes()
+    assert good.count(old) == 1
+    path.write_bytes(good.replace(old, new))
+    assert "is damaged" in refused(path, checkpoint.load_state)
+
+
 def test_state_may_be_empty(tmp_path: Path) -> None:
     checkpoint.save_state(tmp_path / "x.resume", {}, {})
     assert checkpoint.load_state(tmp_path / "x.resume") == ({}, {})

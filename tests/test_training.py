@@ -284,7 +284,7 @@ def test_a_state_of_another_version_is_said(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     assert run("c", *options(text, out, epochs=1)).returncode == 0
     file = out.with_suffix(".resume")
-    file.write_bytes(file.read_bytes().replace(b'"version":"2"', b'"version":"1"', 1))
+    file.write_bytes(file.read_bytes().replace(b'"version":"3"', b'"version":"1"', 1))
     refused(run("c", *options(text, out), "--resume"), 2, "model.resume", "version is '1'", "--resume")
     arrays, metadata = checkpoint.load_state(out.with_suffix(".resume.1"))
     del metadata["progress"]["epoch"], arrays["hidden"]
