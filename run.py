@@ -370,6 +370,12 @@ class Run:
         try:
             self.refuse_another(metadata)
             progress = Progress(**metadata["progress"])
+            begun = progress.epoch + (progress.step > 0)
+            if begun > self.config.epochs:
+                raise ConfigError(
+                    f"cannot resume {self.files.resume}: it is in epoch {begun}, after the last of --epochs "
+                    f"{self.config.epochs}; give --epochs {begun} at least"
+                )
             arrays["hidden"] = arrays["hidden"][self.streams.width * self.group.rank :][: self.streams.width]
             best = arrays.pop("best", None)
             self.trainer.load_state(arrays)

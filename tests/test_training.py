@@ -255,6 +255,20 @@ def test_resume_refuses_another_run(text: Path, tmp_path: Path) -> None:
     refused(run("c", *options(mine, out), "--resume"), 2, "text or vectors")
 
 
+def test_resume_refuses_fewer_epochs_than_were_begun(tmp_path: Path) -> None:
+    """There would be nothing to train, and perhaps nothing evaluated: the summary would be of another model."""
+    one = small_run(main.Trainer, tmp_path, epochs=6, evaluate_every=20)
+    one.evaluate(None)
+    one.progress.epoch, one.progress.step = 5, 3
+    one.save_state()
+    with pytest.raises(ConfigError, match=r"small\.resume: it is in epoch 6, .* --epochs 5; give --epochs 6"):
+        small_run(main.Trainer, tmp_path, epochs=5, evaluate_every=20).resume()
+    assert small_run(main.Trainer, tmp_path, epochs=6, evaluate_every=20).resume()
+    one.progress.epoch, one.progress.step = 5, 0
+    one.save_state()
+    assert small_run(main.Trainer, tmp_path, epochs=5, evaluate_every=20).resume()
+
+
 def test_resume_with_nothing_there_begins(text: Path, tmp_path: Path) -> None:
     """As a supervisor that always gives --resume needs it: a run may be killed before it has saved anything."""
     out = tmp_path / "model.safetensors"
