@@ -550,7 +550,7 @@ def atomic_write(
 ) -> None:
     """Write a file of these parts: under a temporary name, synced to disk, then renamed; mode 0644.
 
-    keep: what was there until now gets this name first, so that between the two renames it still is there.
+    keep: what was there until now gets this name.
     The folder is made if need be. Raises SaveError: what was there is then unharmed, and nothing new is left.
     """
     target = Path(path)
@@ -565,8 +565,9 @@ def atomic_write(
                     os.fchmod(handle, 0o644)  # from mkstemp's 0600: a service reads it as another user
                 os.fsync(handle)
             if keep is not None and target.exists():
-                os.replace(target, keep)
-            os.replace(temporary, target)
+                _replace_keeping(temporary, target, keep)
+            else:
+                os.replace(temporary, target)
         except BaseException:  # Ctrl-C too
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -574,6 +575,30 @@ def atomic_write(
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise _save_error(path, error) from error
     sync_folder(target.parent)
+
+
+def _replace_keeping(temporary: str, target: Path, keep: str | os.PathLike[str]) -> None:
+    """Rename `temporary` to `target`, which becomes `keep`. Where the first fails, both are what they were."""
+    old = temporary.removesuffix(".tmp") + "-old.tmp"
+    try:
+        os.link(target, old)
+    except OSError:  # a file system without links
+        os.replace(target, keep)
+        try:
+            os.replace(temporary, target)
+        except BaseException:
+            os.replace(keep, target)
+            raise
+        return
+    try:
+        os.replace(temporary, target)
+        try:
+            os.replace(old, keep)
+        except OSError as error:  # the new file is in place all the same
+            log.warning("%s: what was there before is not kept as %s (%s)", target, keep, _reason(error))
+    finally:
+        with contextlib.suppress(OSError):  # it has been renamed
+            os.unlink(old)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

@@ -1098,6 +1098,35 @@ def test_state_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(array, arrays[name])
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_what_was_there_is_kept_under_another_name(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    path, keep = tmp_path / "x.resume", tmp_path / "x.resume.1"
+    for text in (b"one", b"two", b"three"):
+        checkpoint.atomic_write(path, text, keep=keep)
+    assert (path.read_bytes(), keep.read_bytes()) == (b"three", b"two") and len(os.listdir(tmp_path)) == 2
+
+    replace = os.replace
+
+    def no_replace(source: Any, target: Any) -> None:
+        if Path(source).suffix == ".tmp" and Path(target) == path:
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", no_replace)
+    with pytest.raises(SaveError, match="what was there is unchanged"):
+        checkpoint.atomic_write(path, b"four", keep=keep)
+    assert path.read_bytes() == b"three"
+    assert sorted(os.listdir(tmp_path)) == (["x.resume", "x.resume.1"] if links else ["x.resume"])
+    assert not links or keep.read_bytes() == b"two"
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [(b'epoch\\":7', b'epoch\\":8'), (b'"a":{', b'"b":{'), (b"[2,3]", b"[3,2]"), (b'"I32"', b'"F32"')],
