@@ -187,6 +187,7 @@ def main(trainer_class: type[Trainer], model_class: type[LanguageModel], argumen
     rank = distributed.rank()
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s", stream=sys.stderr)
     group: Group | None = None
+    config: TrainConfig | None = None
     try:
         with contextlib.redirect_stderr(io.StringIO()) if rank else contextlib.nullcontext():  # argparse's own errors
             config, resume = configuration.parse(trainer_class.backend, arguments)
@@ -202,18 +203,24 @@ def main(trainer_class: type[Trainer], model_class: type[LanguageModel], argumen
         return summarise(run, model_class) if rank == 0 else 0
     except (UserError, MemoryError, KeyboardInterrupt) as error:
         text, code = described(error)
-        if is_mine_to_say(error, group):
+        if is_mine_to_say(error, config, group):
             line = "" if rank == 0 else "\n"  # process 0's bar may stand on this one
             print(f"{line}{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
         return code
 
 
-def is_mine_to_say(error: BaseException, group: Group | None) -> bool:
-    """Of what ends a run of several processes, one of them speaks. group: None before they have met."""
+def is_mine_to_say(error: BaseException, config: TrainConfig | None, group: Group | None) -> bool:
+    """Of what ends a run of several processes, one of them speaks.
+
+    config: None before the options are understood.  group: None before the processes have met.
+    """
     if isinstance(error, PeerFailed):
         return False  # process 0 speaks
-    if group is None or isinstance(error, Interrupted | Diverged):
+    if config is None or isinstance(error, Interrupted | Diverged):
         return distributed.rank() == 0  # all have found the same
+    if group is None:
+        # This machine may lack what others have, a library or a GPU; Ctrl-C reaches all.
+        return distributed.rank() == 0 or not isinstance(error, KeyboardInterrupt)
     return group.may_report()
 
 

@@ -165,6 +165,15 @@ def test_a_stray_world_size_is_refused(no_torchrun: None, monkeypatch: pytest.Mo
         distributed.join(cuda=False)
 
 
+def test_what_one_machine_lacks_is_said_by_its_process(text: Path, tmp_path: Path) -> None:
+    """Before the processes have met; what is wrong with the options all of them find, and process 0 says it."""
+    second = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    arguments = options(text, tmp_path / "model")
+    refused(run("c", *arguments, RNNLIB_PATH=str(tmp_path / "none.so"), **second), 1, "none.so", "make lib")
+    result = run("c", *options(text, tmp_path / "model", learning_rate=0), **second)
+    assert result.returncode == 2 and not result.stderr
+
+
 def test_one_process_never_imports_torch(text: Path, tmp_path: Path) -> None:
     program = (
         "import sys, main; code = main.training.main(main.Trainer, main.RNN, sys.argv[1:]); "
