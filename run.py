@@ -125,7 +125,8 @@ class Run:
         self.data = fingerprint(corpus, vectors)
         if self.data != group.from_first(lambda: self.data):
             raise ConfigError(f"process {group.rank} has read another text than process 0: give all the same --corpus")
-        self.files = RunFiles(config.weights_path(trainer.backend), tensorboard=config.tensorboard)
+        is_first = group.rank == 0
+        self.files = RunFiles(config.weights_path(trainer.backend), tensorboard=config.tensorboard and is_first)
         self.bptt = min(config.bptt or self.streams.steps, self.streams.steps)
         self.steps_per_epoch = math.ceil(self.streams.steps / self.bptt)
         self.tokens_per_step = self.streams.width * group.size  # of time

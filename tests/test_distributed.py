@@ -62,7 +62,7 @@ def test_two_processes_are_one_of_twice_the_batch(
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     result = run(backend, *options(text, one, batch_size=8, **EXACT | changed))
     assert result.returncode == 0, result.stderr
-    result = run_all(backend, *options(text, two, batch_size=4, **EXACT | changed))
+    result = run_all(backend, *options(text, two, batch_size=4, **EXACT | changed), "--tensorboard")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("epoch 1/1") == 1 and result.stdout.count("validation perplexity") == 1
     rows = [checkpoint.load(path).history[1] for path in (one, two)]
@@ -71,6 +71,7 @@ def test_two_processes_are_one_of_twice_the_batch(
         assert rows[0][name] == pytest.approx(rows[1][name], abs=1e-5), name
     assert difference(one, two) < 1e-5
     assert checkpoint.load(two).config["processes"] == 2
+    assert len(list(two.with_suffix(".tensorboard").iterdir())) == 1  # process 0's alone
 
 
 @pytest.mark.slow
