@@ -16,6 +16,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,6 +32,11 @@ Array = npt.NDArray[Any]
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets them
 _LOST = re.compile(r"connect|peer|timed? ?out|socket|broken pipe", re.IGNORECASE)  # of gloo's messages
+
+
+# How long a process waits for the others. One that dies closes its connections, which is noticed at once; one that is
+# the first of its machine to read a corpus of many GB, or that evaluates on a long validation split, takes its time.
+PATIENCE = timedelta(days=1)
 
 
 class PeerLost(Failure):
@@ -106,7 +112,7 @@ class TorchGroup(Group):
             raise ConfigError(f"a run of several processes needs torch ({error}): pip install torch") from error
         self.dist = dist
         with self._talking():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.local_rank, self.local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
 

@@ -201,6 +201,20 @@ def test_threads_are_shared_by_the_processes_of_a_machine_and_bounded(caplog: py
     assert group.threads(None) == 1
 
 
+def test_a_process_waits_longer_than_torchs_half_hour(no_torchrun: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the first to read a large corpus."""
+    import torch.distributed
+
+    met: list[dict[str, object]] = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **options: met.append(options))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    for name in distributed._NEEDED:
+        monkeypatch.setenv(name, "1")
+    distributed.join(cuda=False)
+    assert [options["timeout"] for options in met] == [distributed.PATIENCE] and distributed.PATIENCE.days >= 1
+
+
 def test_gloos_messages_are_shortened() -> None:
     error = RuntimeError("[/a/b/pair.cc:553] Connection closed by peer [127.0.0.1]:20865. This is typically")
     assert distributed._first_line(error) == "Connection closed by peer [127.0.0.1]:20865"
