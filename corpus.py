@@ -36,6 +36,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _CHUNK_BYTES = 1 << 20
 _MAX_TOKEN_CHARS = 1 << 22
 _ROWS_PER_BATCH = 1000
+_COUNTED = 1 << 20  # tokens at a time
 
 
 class CorpusUnavailable(CorpusError):
@@ -61,6 +62,15 @@ class Corpus:
     validation: Ids
     test: Ids | None
     stats: Mapping[str, SplitStats]
+
+    def train_counts(self) -> npt.NDArray[np.int64]:
+        """(V,) each word's count in `train`."""
+        if self.train.size == self.whole_train.size:
+            return self.counts
+        counts = np.zeros_like(self.counts)
+        for start in range(0, self.train.size, _COUNTED):
+            counts += np.bincount(self.train[start : start + _COUNTED], minlength=counts.size)
+        return counts
 
     def report(self) -> list[str]:
         """Lines for people: the vocabulary, then each split's tokens, types, coverage and unknown words."""

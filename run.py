@@ -139,7 +139,7 @@ class Run:
 
     def make_noise(self, input_size: int) -> Noise:
         """The dropout and the sampling that the configuration asks for."""
-        config, counts = self.config, self.corpus.counts
+        config, counts = self.config, self.corpus.train_counts()
         is_sampled = 0 < config.sampled_softmax < counts.size  # a sample of all words is the full softmax
         return Noise(
             seed=config.seed,

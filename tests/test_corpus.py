@@ -127,6 +127,16 @@ def test_max_tokens_cuts_the_text_and_not_the_vocabulary(write) -> None:
     assert load_corpus(path, max_tokens=1000).train.tolist() == whole.train.tolist()
 
 
+def test_the_counts_of_the_tokens_that_are_trained_on(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sampled softmax corrects for how often a word is a target, which is how often it is in these tokens."""
+    path = write("a b. a b. c d. c a. a b.")
+    whole, cut = load_corpus(path), load_corpus(path, max_tokens=7)
+    assert whole.train_counts().tolist() == whole.counts.tolist()
+    monkeypatch.setattr(corpus, "_COUNTED", 3)
+    assert cut.train_counts().tolist() == np.bincount(cut.train, minlength=len(cut.vocabulary)).tolist()
+    assert cut.train_counts().sum() == 7 < cut.counts.sum() and cut.train_counts().min() == 0
+
+
 def test_max_tokens_too_small(write) -> None:
     with pytest.raises(CorpusError, match=r"at least 2.*got 1"):
         load_corpus(write("a b. a b."), max_tokens=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -242,6 +243,14 @@ def test_a_run_says_how_long_it_takes_and_is_not_changed_by_measuring(text: Path
             states.append(one.trainer.state())
         assert states[0].keys() == states[1].keys()
         assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_sampling_follows_the_tokens_that_are_trained_on(tmp_path: Path) -> None:
+    """With --max-tokens the shares of the whole split would correct for targets that never come."""
+    one = small_run(main.Trainer, tmp_path, sampled_softmax=5)
+    one.corpus = dataclasses.replace(one.corpus, train=one.corpus.whole_train[:30])
+    share = one.make_noise(4)._sampler._share
+    assert share == pytest.approx(np.bincount(one.corpus.train, minlength=11) / 30)
 
 
 def test_resume_refuses_another_run(text: Path, tmp_path: Path) -> None:
