@@ -112,6 +112,8 @@ class Edge:
         if project and trace:
             fields["logging.googleapis.com/trace"] = f"projects/{project}/traces/{trace[1]}"
         level = logging.ERROR if exchange.status >= 500 else logging.INFO
+        if exchange.status == 501:  # the caller asks for what is not offered here: nothing has failed
+            level = logging.INFO
         log.log(level, "%s %s %d", exchange.method, scope["path"], exchange.status, extra={"fields": fields})
 
 

@@ -574,12 +574,14 @@ def test_delete(tmp_path: Path) -> None:
         refused(client.post("/generate/c", json={"prompt": "waa"}), 503, "not_ready")
 
 
-def test_torch_can_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_can_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     save_tiny(tmp_path)
+    caplog.set_level("INFO")
     monkeypatch.setattr("service.settings.find_spec", lambda name: None)
     with serving(tmp_path, backends=("c", "torch")) as client:
         problem = refused(client.post("/generate/torch", json={"prompt": "waa"}), 501, "backend_missing")
         assert "torch is not installed" in problem["detail"]
+        assert [r.levelname for r in caplog.records if r.getMessage() == "POST /generate/torch 501"] == ["INFO"]
         assert client.post("/generate/c", json={"prompt": "waa"}).status_code == 200
     with serving(tmp_path, backends=("c",)) as client:
         refused(client.post("/generate/torch", json={"prompt": "waa"}), 501, "backend_missing")
