@@ -119,6 +119,15 @@ class NoMemory(ServiceError):
         )
 
 
+class TrialInterrupted(ServiceError):
+    """An upload's trial that was not brought to its end: of the file that says nothing."""
+
+    status, code = 503, "trial_interrupted"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the trial of the file {what}: send it again later", headers={"retry-after": "60"})
+
+
 class ShuttingDown(ServiceError):
     status, code = 503, "shutting_down"
 

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -38,6 +39,7 @@ from service.errors import (
     NoSpace,
     ServiceError,
     SlowRequest,
+    TrialInterrupted,
     WeightsExist,
 )
 from service.folder import Folder, check_name
@@ -60,6 +62,17 @@ MAX_FIELD_BYTES = 256
 MAX_FORM_BYTES = 16 << 10  # what a form may take besides the file
 TRIAL_SECONDS = 120.0
 OUT_OF_MEMORY, TOO_LARGE = 4, 5  # exit codes of service/trial.py, which is not imported: it is another program
+CRASHES = (
+    signal.SIGABRT,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGSEGV,
+    *(
+        getattr(signal, name)
+        for name in ("SIGBUS", "SIGSYS", "SIGTRAP")
+        if hasattr(signal, name)  # not on Windows
+    ),
+)
 SECRETS = (variable("api_token"), variable("admin_token"))  # a trial has no use for them
 
 
@@ -133,7 +146,7 @@ class Uploader:
     async def _try_out(self, path: Path, name: str) -> None:
         """Every check there is, in a process of its own (service/trial.py).
 
-        Raises InvalidUpload with its reason, NoSpace, or Internal where it is not the file's fault.
+        Raises InvalidUpload with its reason, NoSpace, or TrialInterrupted or Internal where it is not the file's fault.
         """
         memory, capacity = self._settings.trial_memory_mb, Capacity.of(self._settings)
         process = await asyncio.create_subprocess_exec(
@@ -156,7 +169,7 @@ class Uploader:
             async with asyncio.timeout(TRIAL_SECONDS):
                 reason, said = await process.communicate()
         except TimeoutError:
-            raise InvalidUpload(f"trying the file out took more than {TRIAL_SECONDS:g} seconds") from None
+            raise TrialInterrupted(f"was not over within {TRIAL_SECONDS:g} seconds") from None
         finally:
             if process.returncode is None:
                 process.kill()
@@ -174,7 +187,9 @@ class Uploader:
             log.error("the trial of an upload ended with %d: %s", process.returncode, said.decode("utf-8", "replace"))
             if process.returncode > 0:
                 raise Internal
-            raise InvalidUpload("the file made the model crash")  # a signal ended it
+            if -process.returncode not in CRASHES:  # by the system, where memory runs out, or by who stops the service
+                raise TrialInterrupted(f"was ended from outside, by signal {-process.returncode}")
+            raise InvalidUpload("the file made the model crash")
 
 
 class _Form:

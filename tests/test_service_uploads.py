@@ -325,6 +325,8 @@ def test_a_folder_that_cannot_be_written(client: TestClient, sound: bytes, monke
     ("script", "status", "code"),
     [
         ("echo /secret/path >&2; kill -ABRT $$", 422, "invalid_weights"),
+        ("echo /secret/path >&2; kill -KILL $$", 503, "trial_interrupted"),
+        ("echo /secret/path >&2; kill -TERM $$", 503, "trial_interrupted"),
         ("echo /secret/path >&2; exit 3", 500, "internal"),
         ("echo /secret/path >&2; echo no good; exit 2", 422, "invalid_weights"),
         ('echo "$RNN_ADMIN_TOKEN$RNN_API_TOKEN$RNN_PRELOAD"; exit 2', 422, "invalid_weights"),
@@ -362,7 +364,9 @@ def test_a_trial_without_end(client: TestClient, folder: Path, sound: bytes, mon
     sleeper.chmod(0o755)
     monkeypatch.setattr("service.uploads.sys.executable", str(sleeper))
     monkeypatch.setattr("service.uploads.TRIAL_SECONDS", 0.2)
-    refused(upload(client, sound), 422, "invalid_weights")
+    response = upload(client, sound)
+    assert "0.2 seconds" in refused(response, 503, "trial_interrupted")["detail"]
+    assert int(response.headers["retry-after"]) > 0
     assert nothing_left(folder)
 
 
