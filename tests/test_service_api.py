@@ -25,6 +25,7 @@ from starlette.testclient import TestClient
 import checkpoint
 import rnn
 from service import schemas
+from service.folder import Version
 from service.generation import Work
 from service.registry import Entry
 
@@ -625,6 +626,31 @@ def test_the_api_token_guards_all_but_three(tmp_path: Path) -> None:
         user = {"authorization": "Bearer user-secret"}
         refused(client.delete("/weights/demo", headers=user), 403, "forbidden")
         assert client.post("/v1/completions", json={}).json()["error"]["type"] == "authentication_error"
+
+
+def test_who_waits_for_the_disk_holds_no_other_token_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny(tmp_path)
+    user = {"authorization": "Bearer user-secret"}
+    go, reading = threading.Event(), threading.Semaphore(0)
+
+    def slow(self: Version) -> str:
+        reading.release()
+        assert go.wait(GUARD_SECONDS)
+        return "0" * 64
+
+    threads = 40  # what the framework has for plain functions
+    with serving(tmp_path, api_token="user-secret") as client, ThreadPoolExecutor(threads + 1) as pool:
+        body = {"prompt": "waa", "max_tokens": 1}
+        assert client.post("/generate/c", json=body, headers=user).status_code == 200
+        monkeypatch.setattr(Version, "sha256", slow)
+        try:
+            lists = [pool.submit(client.get, "/weights", headers=user) for _ in range(threads)]
+            assert all(reading.acquire(timeout=GUARD_SECONDS) for _ in lists)
+            answer = pool.submit(client.post, "/generate/c", json=body, headers=user)
+            assert answer.result(GUARD_SECONDS).status_code == 200
+        finally:
+            go.set()
+        assert [future.result(GUARD_SECONDS).status_code for future in lists] == [200] * threads
 
 
 def test_the_queue_and_the_time_limit(tmp_path: Path) -> None:
