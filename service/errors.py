@@ -7,6 +7,7 @@ written for the client: it names the value, the limit and the remedy, and never 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -17,6 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import Scope
+
+log = logging.getLogger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -238,6 +241,11 @@ async def on_http_error(request: Request, error: HTTPException) -> Response:
     return response(HttpError(error), request.scope)
 
 
+async def on_memory(request: Request, error: MemoryError) -> Response:
+    log.warning("a request ran out of memory", extra={"fields": {"request_id": request.scope.get("request_id")}})
+    return response(NoMemory(), request.scope)
+
+
 async def on_bug(request: Request, error: Exception) -> Response:
     return response(Internal(), request.scope)  # the framework raises it once more: middleware.py writes the log
 
@@ -255,5 +263,6 @@ HANDLERS: dict[Any, Any] = {
     ServiceError: on_service_error,
     RequestValidationError: on_validation_error,
     HTTPException: on_http_error,
+    MemoryError: on_memory,  # else on_bug would have answered before middleware.py sees it
     Exception: on_bug,
 }

@@ -717,6 +717,22 @@ def test_a_bug_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
         assert any(record.exc_info for record in caplog.records)
 
 
+@pytest.mark.parametrize("path", ["/generate/c", "/v1/completions"])
+def test_memory_that_runs_out_in_a_route(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    save_tiny(tmp_path)
+
+    def no_memory(*_: Any) -> None:
+        raise MemoryError
+
+    with serving(tmp_path) as client:
+        monkeypatch.setattr(client.app.state.service.generator, "_check_size", no_memory)  # type: ignore
+        response = client.post(
+            path, json={"prompt": "waa"} if path == "/generate/c" else {"model": "c/demo", "prompt": "waa"}
+        )
+        assert response.status_code == 503 and response.headers["retry-after"] == "5"
+        assert "no_memory" in response.text
+
+
 def test_every_response_has_an_id_and_security_headers(client: TestClient) -> None:
     for path in ("/", "/health", "/nowhere", "/docs"):
         headers = client.get(path).headers
