@@ -363,14 +363,18 @@ def save_state(
 
 
 def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays (new, writable, in memory) and the values of a resume file. Raises CheckpointError, OtherVersion."""
+    """The arrays (new, writable, in memory) and the values of a resume file. Raises CheckpointError, OtherVersion.
+
+    As long as one of the arrays is kept, the memory of all is.
+    """
     with _naming(path):
         metadata, tensors = _read(path, _STATE_FORMAT, copy=True)
         text = _metadata(metadata, "state")
         state = _decode_json("state", text)
         if not isinstance(state, dict):
             raise _Invalid("state must be a JSON object")
-        arrays = {name: view.copy() for name, view in tensors.items()}
+        # Parts of one block of memory, which all of them keep; no second copy but where a processor needs it.
+        arrays = {name: view if view.flags.aligned else view.copy() for name, view in tensors.items()}
         if _state_digest(text, arrays) != _metadata(metadata, "sha256"):
             raise _Invalid("is damaged: it does not hold what was saved")
         return arrays, state

@@ -78,7 +78,10 @@ class Trainer(Protocol):
     def load_weights(self, weights: Weights) -> None: ...
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """All that `load_state` needs to go on bit for bit: parameters, optimiser, `hidden` (B, H). May be views."""
+        """All that `load_state` needs to go on bit for bit: parameters, optimiser, `hidden` (B, H). May be views.
+
+        The names of the parameters, and no others, begin with `param`.
+        """
 
     def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None: ...
 
@@ -263,7 +266,10 @@ class Run:
         None where the steps diverge: training says that itself.
         """
         at, config = self.progress, self.config
-        state = {name: array.copy() for name, array in self.trainer.state().items()}
+        # Steps at a rate of 0 leave the parameters as they are, which are most of the memory: no copy of those.
+        state = {
+            name: array if name.startswith("param") else array.copy() for name, array in self.trainer.state().items()
+        }
         times: list[float] = []
         try:
             while self.group.from_first(lambda: len(times) < 2 or (sum(times) < TRIAL_SECONDS and len(times) < 10)):
@@ -364,10 +370,19 @@ class Run:
 
         Raises ConfigError, CheckpointError.
         """
-        loaded = self.group.from_first(self.files.load_state)
-        if loaded is None:
+        loaded: list[dict[str, npt.NDArray[Any]]] = []
+
+        def load() -> tuple[list[str], dict[str, Any]] | None:
+            found = self.files.load_state()
+            if found is None:
+                return None
+            loaded.append(found[0])
+            return list(found[0]), found[1]
+
+        shared = self.group.from_first(load)
+        if shared is None:
             return False
-        arrays, metadata = loaded
+        names, metadata = shared
         try:
             self.refuse_another(metadata)
             progress = Progress(**metadata["progress"])
@@ -377,11 +392,13 @@ class Run:
                     f"cannot resume {self.files.resume}: it is in epoch {begun}, after the last of --epochs "
                     f"{self.config.epochs}; give --epochs {begun} at least"
                 )
+            mine = loaded.pop() if loaded else {}
+            arrays = {name: self.group.array_from_first(mine.pop(name, None)) for name in names}
             arrays["hidden"] = arrays["hidden"][self.streams.width * self.group.rank :][: self.streams.width]
             best = arrays.pop("best", None)
             self.trainer.load_state(arrays)
-            if best is not None:
-                self.best = Weights.from_flat(self.vectors, best, self.config.hidden_size)
+            if best is not None:  # a copy: it would keep the memory of all the arrays
+                self.best = Weights.from_flat(self.vectors, best.copy(), self.config.hidden_size)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             if isinstance(error, UserError):
                 raise

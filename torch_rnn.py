@@ -109,14 +109,19 @@ class RNN(nn.Module, LanguageModel):
             array = torch.tensor(getattr(weights, name))  # a copy: the array may be a read-only map
             tensor.copy_(array.T if transposed else array)
 
-    def weights(self) -> Weights:
-        """Copy the weights out, in the layout of the weights file."""
-        return Weights(
-            **{
-                name: (tensor.T if transposed else tensor).detach().cpu().contiguous().numpy().copy()
-                for name, (tensor, transposed) in self._matrices().items()
-            }
-        )
+    def weights(self, embeddings: F32 | None = None) -> Weights:
+        """Copy the weights out, in the layout of the weights file.
+
+        embeddings: where the caller has them, to be shared instead of copied: they are frozen.
+        """
+        given = {} if embeddings is None else {"embeddings": embeddings}
+        layout = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
+        copies = {
+            name: (tensor.T if transposed else tensor).detach().to(**layout).numpy()
+            for name, (tensor, transposed) in self._matrices().items()
+            if name not in given
+        }
+        return Weights(**given | copies)
 
     def forward(
         self, x: torch.Tensor, hidden: torch.Tensor, noise: StepNoise = NO_NOISE
@@ -210,6 +215,7 @@ class Trainer:
 
     def __init__(self, weights: Weights, config: TrainConfig, group: Group | None = None) -> None:
         self.config, self.group = config, group or Group()
+        self.embeddings = weights.embeddings
         if config.threads or self.group.size > 1:
             torch.set_num_threads(self.group.threads(config.threads))
         self.device = _device(config.device, self.group.local_rank)
@@ -265,7 +271,7 @@ class Trainer:
         self.hidden = torch.zeros_like(self.hidden)
 
     def weights(self) -> Weights:
-        return self.model.weights()
+        return self.model.weights(self.embeddings)
 
     def load_weights(self, weights: Weights) -> None:
         self.model.load_weights(weights)

@@ -1098,6 +1098,18 @@ def test_state_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(array, arrays[name])
 
 
+def test_a_state_is_in_memory_once(tmp_path: Path) -> None:
+    path, size = tmp_path / "x.resume", 1 << 22
+    checkpoint.save_state(path, {"params": np.zeros(size // 8), "m": np.ones(size // 8)}, {})
+    tracemalloc.start()
+    try:
+        arrays, _ = checkpoint.load_state(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert arrays["m"].nbytes == size and peak < 2 * size + size // 2
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_what_was_there_is_kept_under_another_name(
     links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

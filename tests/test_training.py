@@ -8,11 +8,13 @@ import itertools
 import json
 import math
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +264,35 @@ def test_resume_refuses_another_run(text: Path, tmp_path: Path) -> None:
     refused(run("c", *options(text, out), "--resume"), 2, "corpus", "mine.txt")
     mine.write_text(text.read_text() + "\nthe king sat.")
     refused(run("c", *options(mine, out), "--resume"), 2, "text or vectors")
+
+
+@pytest.mark.parametrize("trainer_class", [main.Trainer, torch_rnn.Trainer])
+def test_resume_holds_no_array_twice(trainer_class: type[Trainer], tmp_path: Path) -> None:
+    """Between processes arrays go as they are, not pickled; the best weights do not keep the optimiser's memory."""
+    shared: list[object] = []
+
+    class Watched(Group):
+        def from_first(self, make: Callable[[], object]) -> object:
+            shared.append(made := make())
+            return made
+
+    one = small_run(trainer_class, tmp_path)
+    one.evaluate(None)
+    one.step(0, 0, 0.1)
+    one.best = one.trainer.weights()
+    assert one.best.embeddings is one.vectors
+    one.save_state()
+    again = small_run(trainer_class, tmp_path, group=Watched())
+    shared.clear()
+    assert again.resume() and again.best
+    assert len(pickle.dumps(shared)) < 5000 and "array(" not in str(shared)
+    flat = again.best.Whh
+    while flat.base is not None:
+        flat = flat.base
+    assert flat.size == again.best.flat_parameters().size
+    states = one.trainer.state(), again.trainer.state()
+    assert states[0].keys() == states[1].keys()
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_resume_refuses_fewer_epochs_than_were_begun(tmp_path: Path) -> None:
