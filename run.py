@@ -7,6 +7,7 @@ The hidden state is carried from chunk to chunk, and is zero at the start of eac
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import shlex
 import statistics
@@ -30,6 +31,8 @@ from language_model import perplexity
 from noise import NO_NOISE, CandidateSampler, Noise, StepNoise
 from runfiles import RunFiles
 from streams import Streams
+
+log = logging.getLogger(__name__)
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -404,10 +407,22 @@ class Run:
                 raise
             raise CheckpointError(f"{self.files.resume}: holds another state than this program's: {error}") from error
         self.progress = progress
+        self.warn_of_another_rate(metadata["config"]["epochs"])
         self.saved_at = progress.epoch, progress.step
         if self.group.rank == 0 and self.best is not None and not self.files.holds(self.best):
             self.save_weights(self.best)
         return True
+
+    def warn_of_another_rate(self, epochs: int) -> None:
+        """Say so where another number of epochs than the state's changes the learning rate at once."""
+        if self.config.schedule != "cosine" or epochs == self.config.epochs:
+            return
+        step = self.progress.epoch * self.steps_per_epoch + self.progress.step
+        before = learning_rate(self.config, step, epochs * self.steps_per_epoch, self.progress.rate_scale)
+        log.warning(
+            "--epochs %d instead of %d stretches the cosine: the learning rate goes on at %.3g instead of %.3g",
+            *(self.config.epochs, epochs, self.rate(step), before),
+        )
 
     def refuse_another(self, theirs: dict[str, Any]) -> None:
         """Raise ConfigError, naming what differs, unless the state is one of this run."""

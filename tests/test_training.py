@@ -309,6 +309,18 @@ def test_resume_refuses_fewer_epochs_than_were_begun(tmp_path: Path) -> None:
     assert small_run(main.Trainer, tmp_path, epochs=5, evaluate_every=20).resume()
 
 
+def test_resume_with_more_epochs_says_that_the_cosine_is_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = small_run(main.Trainer, tmp_path, schedule="cosine", epochs=2)
+    one.evaluate(None)
+    one.progress.epoch = 2
+    one.save_state()
+    assert small_run(main.Trainer, tmp_path, schedule="cosine", epochs=2).resume() and not caplog.text
+    assert small_run(main.Trainer, tmp_path, schedule="cosine", epochs=4).resume()
+    assert "--epochs 4 instead of 2" in caplog.text and "at 0.0505 instead of 0.001" in caplog.text
+
+
 def test_resume_with_nothing_there_begins(text: Path, tmp_path: Path) -> None:
     """As a supervisor that always gives --resume needs it: a run may be killed before it has saved anything."""
     out = tmp_path / "model.safetensors"
