@@ -12,6 +12,7 @@ What does not match, or is damaged, is made again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -294,7 +295,10 @@ def _digest(data: bytes) -> str:
 
 
 def _store(new: Path, folder: Path, key: list[Any], plan: _Plan) -> None:
-    """Write the folder under the name `new`, then rename it: nobody ever reads half of it. Raises OSError."""
+    """Write the folder under the name `new`, then rename it: nobody ever reads half of it. Raises OSError.
+
+    Where another process puts the folder there at the same time, that one stays.
+    """
     new.mkdir()
     splits = {}
     for split, part in plan.parts.items():
@@ -308,9 +312,13 @@ def _store(new: Path, folder: Path, key: list[Any], plan: _Plan) -> None:
     about = {"key": key, "splits": splits, "words": plan.vocabulary.words, "counts": plan.counts.tolist()}
     (new / "corpus.json").write_text(json.dumps(about), encoding="utf-8")
     # What was there goes first, into the folder that will be removed; who has mapped it keeps it.
-    if folder.exists():
+    with contextlib.suppress(FileNotFoundError):
         folder.rename(new.with_name("old"))
-    new.rename(folder)
+    try:
+        new.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def _write_header(file: BinaryIO, count: int) -> None:

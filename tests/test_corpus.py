@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -461,6 +462,24 @@ def test_a_damaged_cache_is_made_again(
     assert damage == "gone" or "damaged cache folder" in caplog.text
     no_reading()
     assert same(first, load_corpus(path))  # it was mended
+
+
+def test_of_two_first_starts_at_once_the_second_takes_what_the_first_has_stored(
+    write, tokens: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, rename, passes = write("a b c. d e f. g h i. a."), Path.rename, []
+
+    def late(new: Path, target: Path) -> None:
+        if new.name == "new":
+            shutil.copytree(new, target)
+        rename(new, target)
+
+    read = corpus._read_text
+    monkeypatch.setattr(corpus, "_read_text", lambda *given: passes.append(1) or read(*given))
+    monkeypatch.setattr(Path, "rename", late)
+    assert isinstance(load_corpus(path).whole_train.base, np.memmap)
+    assert len(passes) == 1 and "not cached" not in caplog.text
+    assert [entry.name.startswith("tokens-") for entry in tokens.iterdir()] == [True]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
