@@ -226,6 +226,12 @@ def rank() -> int:
     return int(value) if torchrun() and value.isdigit() else 0
 
 
+def local_rank() -> int:
+    """This process's number among those of its machine, before the others are met."""
+    value = os.environ.get("LOCAL_RANK", "")
+    return int(value) if torchrun() and value.isdigit() else 0
+
+
 def join(*, cuda: bool) -> Group:
     """Meet the other processes, where there are any. cuda: the model lies on a GPU.
 

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 import checkpoint
+import distributed
 from checkpoint import Weights
 from config import ConfigError, TrainConfig
 from distributed import Group, TorchGroup
@@ -211,7 +212,7 @@ class Trainer:
 
     @staticmethod
     def check(config: TrainConfig) -> str:
-        return _device(config.device).type
+        return _device(config.device, distributed.local_rank()).type
 
     def __init__(self, weights: Weights, config: TrainConfig, group: Group | None = None) -> None:
         self.config, self.group = config, group or Group()

@@ -17,7 +17,8 @@ from running import BACKENDS, options, refused, run, same_weights
 
 import checkpoint
 import distributed
-from config import ConfigError
+import torch_rnn
+from config import ConfigError, TrainConfig
 
 STEPS = 20
 EXACT = {"max_tokens": 8 * 16 * STEPS + 1, "epochs": 1, "bptt": 16}  # 20 steps of 8 streams
@@ -199,6 +200,18 @@ def test_threads_are_shared_by_the_processes_of_a_machine_and_bounded(caplog: py
     assert group.threads(1000) == max(16, 4 * distributed.processors()) and "1000" in caplog.text
     group.local_size = 10_000
     assert group.threads(None) == 1
+
+
+def test_a_process_without_a_gpu_of_its_own_says_so_before_it_meets_the_others(
+    no_torchrun: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert torch_rnn.Trainer.check(TrainConfig(device="cuda")) == "cuda"  # one process takes the first GPU
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="process 1 of this machine has no GPU of its own"):
+        torch_rnn.Trainer.check(TrainConfig(device="cuda"))
 
 
 def test_a_process_waits_longer_than_torchs_half_hour(no_torchrun: None, monkeypatch: pytest.MonkeyPatch) -> None:
