@@ -262,3 +262,21 @@ def test_many_threads_lose_their_pages_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sums == [0] * 4
+
+
+def test_durations_are_measured_by_the_monotonic_clock() -> None:
+    """Wall clocks are asked only for what is told to people, or compared with the times of files."""
+    allowed = {
+        ("checkpoint.py", "st_mtime"),
+        ("uploads.py", "st_mtime"),
+        ("completions.py", '"created"'),
+        ("reporting.py", "wall_time"),
+    }
+    found = []
+    for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("service/**/*.py")]):
+        name = path.relative_to(ROOT).as_posix()
+        for line in path.read_text().splitlines():
+            asks = any(call in line for call in ("time.time(", "datetime.now(", "utcnow("))
+            if asks and not any(name.endswith(where) and word in line for where, word in allowed):
+                found.append(f"{name}: {line.strip()}")
+    assert not found

@@ -1,6 +1,6 @@
 """Processes that are killed, disks that are full, memory that runs out, clocks that step, clients that hang.
 
-Each strikes at a few random moments here; `make faults` takes 50, and the tests marked slow.
+Each strikes at a few random moments in `make test-slow`, and at 50 in `make faults`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ from serving import ADMIN, Server, needs_library, save_tiny, serving, until
 
 import checkpoint
 
-pytestmark = [needs_library, pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and Linux's mounts")]
+pytestmark = [
+    pytest.mark.slow,
+    needs_library,
+    pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and Linux's mounts"),
+]
 
 SHORT = {"prompt": "waa", "max_tokens": 3, "seed": 1}
 LIMITS = {"RNN_MAX_TOKENS": "100000", "RNN_MAX_REQUEST_TOKENS": "100000"}
@@ -276,7 +280,7 @@ def test_a_clock_that_steps_disturbs_nobody(tmp_path: Path, step: str) -> None:
         received = streamed.recv(1000)
         clock.write_text(step)
         time.sleep(1.5)  # until it is noticed
-        while received.count(b"data:") < 3000:
+        while received.count(b"data:") < 300:
             piece = streamed.recv(65536)
             assert piece, received[-500:]
             received += piece
@@ -292,24 +296,6 @@ def test_a_clock_that_steps_disturbs_nobody(tmp_path: Path, step: str) -> None:
         assert server.terminate() == 0
     finally:
         server.close()
-
-
-def test_durations_are_measured_by_the_monotonic_clock() -> None:
-    """Wall clocks are asked only for what is told to people, or compared with the times of files."""
-    allowed = {
-        ("checkpoint.py", "st_mtime"),
-        ("uploads.py", "st_mtime"),
-        ("completions.py", '"created"'),
-        ("reporting.py", "wall_time"),
-    }
-    found = []
-    for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("service/**/*.py")]):
-        name = path.relative_to(ROOT).as_posix()
-        for line in path.read_text().splitlines():
-            asks = any(call in line for call in ("time.time(", "datetime.now(", "utcnow("))
-            if asks and not any(name.endswith(where) and word in line for where, word in allowed):
-                found.append(f"{name}: {line.strip()}")
-    assert not found
 
 
 # ---- Clients --------------------------------------------------------------------------------------------------------
