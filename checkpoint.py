@@ -36,8 +36,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from data.text import EOS, TOKENIZERS
 from errors import Failure, UserError
-from text import EOS, TOKENIZERS
 
 log = logging.getLogger(__name__)
 

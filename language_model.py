@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from data.text import Vocabulary
 from errors import UserError
-from text import Vocabulary
 
 MAX_SEED = 2**63 - 1
 MAX_TOP_K = 2**31 - 1  # as rnn_sampling in csrc/rnnlib.h has it

@@ -1,6 +1,6 @@
 """Train the C model: `python main.py --preset demo`. The options: `python main.py --help`.
 
-This file plugs the C library into the loop of training.py; torch_rnn.py does the same for torch.
+This file plugs the C library into the loop of training/; torch_rnn.py does the same for torch.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 import rnnlib
-import training
 from checkpoint import Weights
-from config import ConfigError, TrainConfig
-from distributed import Group
 from noise import NO_NOISE, StepNoise
 from rnn import RNN
 from rnnlib import F32, I32, AdamWOptions, RNNNonFiniteError, Workspace
+from training import cli
+from training.config import ConfigError, TrainConfig
+from training.distributed import Group
 
 EVALUATION_STEPS = 512  # tokens of one call; the result does not depend on it
 
@@ -132,4 +132,4 @@ class Trainer:
 
 
 if __name__ == "__main__":
-    sys.exit(training.main(Trainer, RNN))
+    sys.exit(cli.main(Trainer, RNN))

@@ -26,6 +26,7 @@ import numpy as np
 
 import checkpoint
 from checkpoint import Checkpoint
+from data.text import Vocabulary
 from errors import UserError, output_lost
 from language_model import LanguageModel, Sampling, StepStream, shown
 from rnnlib import (
@@ -41,7 +42,6 @@ from rnnlib import (
     RNNNonFiniteError,
     sampling_rows,
 )
-from text import Vocabulary
 
 __all__ = ["RNN", "RNNError", "RNNInputError", "RNNLibraryError", "RNNMemoryError", "RNNNonFiniteError"]
 

@@ -28,13 +28,13 @@ import torch
 from torch import nn
 
 import checkpoint
-import distributed
 from checkpoint import Weights
-from config import ConfigError, TrainConfig
-from distributed import Group, TorchGroup
+from data.text import Vocabulary
 from language_model import LanguageModel, Sampling, StepStream
 from noise import NO_NOISE, StepNoise
-from text import Vocabulary
+from training import distributed
+from training.config import ConfigError, TrainConfig
+from training.distributed import Group, TorchGroup
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -206,7 +206,7 @@ def _chunk(ids: I32, start: int, device: torch.device) -> tuple[torch.Tensor, to
 
 
 class Trainer:
-    """The torch model in training: plugs into the loop of training.py, as main.py's Trainer does for C."""
+    """The torch model in training: plugs into the loop of training/, as main.py's Trainer does for C."""
 
     backend = "torch"
 
@@ -338,6 +338,6 @@ def _device(name: str, local_rank: int = 0) -> torch.device:
 
 
 if __name__ == "__main__":
-    import training  # here, for who serves this model needs nothing that training does
+    from training import cli  # here, for who serves this model needs nothing that training does
 
-    sys.exit(training.main(Trainer, RNN))
+    sys.exit(cli.main(Trainer, RNN))

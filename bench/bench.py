@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE.parent))
 from worker import random_weights
 
 import checkpoint
-from text import EOS
+from data.text import EOS
 
 RESULTS = HERE / "results"
 CASE_SECONDS = 20  # a case takes no further round after this long, if it has had LEAST_ROUNDS

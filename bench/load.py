@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from worker import random_weights
 
 import checkpoint
-from text import EOS
+from data.text import EOS
 
 SYSTEMS = ("c", "torch", "plain")
 STARTUP_SECONDS = 120.0

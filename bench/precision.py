@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from corpus import load_corpus
+from data.corpus import load_corpus
 from rnn import RNN
 from rnnlib import PRECISIONS
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from ngram import KneserNey
 
 import checkpoint
-from corpus import Corpus, load_corpus
+from data.corpus import Corpus, load_corpus
 from rnn import RNN
 
 ORDER = 5  # words of the n-grams

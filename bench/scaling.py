@@ -22,9 +22,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import distributed
-from config import TrainConfig
-from training import initial_weights
+from training import distributed
+from training.cli import initial_weights
+from training.config import TrainConfig
 
 VOCAB, EMBED, HIDDEN, STREAMS, STEPS = 31_266, 300, 100, 32, 35
 CASES = [(1, 1), (1, 2), (2, 1)]  # processes, threads of each

@@ -20,13 +20,13 @@ from collections.abc import Callable
 
 import checkpoint
 from checkpoint import BACKENDS, Checkpoint
+from data.text import Vocabulary
 from errors import UserError
 from rnnlib import RNNLibraryError
 from service.engines import CEngine, Engine, TorchEngine
 from service.errors import BackendMissing, NotReady, WeightsNotFound, WeightsUnusable
 from service.folder import Folder, Version, check_name
 from service.settings import Settings
-from text import Vocabulary
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 import checkpoint
+from data.text import TextError, Vocabulary
 from errors import UserError
 from language_model import LanguageModel, Sampling
 from rnnlib import PRECISIONS, RNNNonFiniteError
 from service.capacity import Capacity
-from text import TextError, Vocabulary
 
 
 class Overflow(UserError):

@@ -77,7 +77,10 @@ def audit_packages() -> bool:
 
 def audit_sources() -> bool:
     """Whether bandit found nothing."""
-    sources = [str(path) for path in (*sorted(ROOT.glob("*.py")), ROOT / "service", ROOT / "bench")]
+    sources = [
+        str(path)
+        for path in (*sorted(ROOT.glob("*.py")), *(ROOT / name for name in ("bench", "data", "service", "training")))
+    ]
     command = [sys.executable, "-m", "bandit", "--quiet", "--skip", SKIPPED, "--recursive", *sources]
     done = subprocess.run(command, capture_output=True, text=True)
     print("bandit: nothing found" if done.returncode == 0 else done.stdout + done.stderr)

@@ -12,9 +12,11 @@ import pytest
 import checkpoint
 import rnnlib
 from checkpoint import Checkpoint, Weights
-from text import EOS
+from data.text import EOS
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("data", "service", "training")
+SOURCES = sorted([*ROOT.glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))])
 WIKITEXT = ROOT.parent / "shared" / "wikitext"
 
 WORDS = "the a king queen sat stood walked here there with was old young and then".split()  # noqa: SIM905

@@ -14,9 +14,9 @@ import checkpoint
 import main as c_trainer
 import rnn
 import torch_rnn
-from config import TrainConfig
+from data.text import UNK
 from rnnlib import Decoder, sampling_rows
-from text import UNK
+from training.config import TrainConfig
 
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd", "learning_rate": 0.5},

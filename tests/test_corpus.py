@@ -20,10 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, WIKITEXT, needs_wikitext
 
-import corpus
-import encoding
-from corpus import HUB_NAMES, Corpus, CorpusError, CorpusUnavailable, SplitStats, load_corpus
-from text import EOS, UNK, TextError
+from data import corpus, encoding
+from data.corpus import HUB_NAMES, Corpus, CorpusError, CorpusUnavailable, SplitStats, load_corpus
+from data.text import EOS, UNK, TextError
 
 CLOSED_PORT = "http://127.0.0.1:9"  # "discard": nothing listens there
 HANG_S = 30.0  # far beyond what anything here takes: it only tells a hang
@@ -275,7 +274,8 @@ def test_demo_is_the_news_corpus_of_the_gensim_wheel() -> None:
 
 def test_demo_imports_neither_gensim_nor_datasets() -> None:
     code = (
-        "import sys, corpus; corpus.load_corpus('demo'); print([m for m in ('gensim', 'datasets') if m in sys.modules])"
+        "import sys; from data import corpus; corpus.load_corpus('demo'); "
+        "print([m for m in ('gensim', 'datasets') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

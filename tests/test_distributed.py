@@ -16,9 +16,9 @@ from conftest import ROOT
 from running import BACKENDS, options, refused, run, same_weights
 
 import checkpoint
-import distributed
 import torch_rnn
-from config import ConfigError, TrainConfig
+from training import distributed
+from training.config import ConfigError, TrainConfig
 
 STEPS = 20
 EXACT = {"max_tokens": 8 * 16 * STEPS + 1, "epochs": 1, "bptt": 16}  # 20 steps of 8 streams
@@ -178,7 +178,7 @@ def test_what_one_machine_lacks_is_said_by_its_process(text: Path, tmp_path: Pat
 
 def test_one_process_never_imports_torch(text: Path, tmp_path: Path) -> None:
     program = (
-        "import sys, main; code = main.training.main(main.Trainer, main.RNN, sys.argv[1:]); "
+        "import sys, main; code = main.cli.main(main.Trainer, main.RNN, sys.argv[1:]); "
         "assert 'torch' not in sys.modules; sys.exit(code)"
     )
     arguments = options(text, tmp_path / "model", epochs=1)

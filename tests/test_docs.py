@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SOURCES
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
@@ -97,9 +97,7 @@ def test_files_that_are_named_exist(page: str) -> None:
 
 @pages
 def test_settings_that_are_named_exist(page: str) -> None:
-    sources = "".join(
-        path.read_text() for path in (*ROOT.glob("*.py"), *ROOT.glob("csrc/*.[ch]"), *ROOT.glob("bench/*.py"))
-    )
+    sources = "".join(path.read_text() for path in (*SOURCES, *ROOT.glob("csrc/*.[ch]"), *ROOT.glob("bench/*.py")))
     from service.settings import table
 
     known = set(re.findall(r"\bRNN_[A-Z0-9_]+|\bRNNLIB_PATH\b", sources + table()))

@@ -20,10 +20,10 @@ import pytest
 from conftest import WIKITEXT, needs_wikitext
 from gensim.models import KeyedVectors
 
-import embeddings
-from corpus import Corpus, load_corpus
-from embeddings import Embeddings, EmbeddingsError, EmbeddingsUnavailable, load_embeddings
-from text import EOS, UNK
+from data import embeddings
+from data.corpus import Corpus, load_corpus
+from data.embeddings import Embeddings, EmbeddingsError, EmbeddingsUnavailable, load_embeddings
+from data.text import EOS, UNK
 
 TEXT = "the king sat. the queen sat. the king died. the old dog barked. " * 6 + "the cat. "
 HANG_S = 30.0  # far beyond what anything here takes: it only tells a hang

@@ -18,7 +18,7 @@ from serving import ADMIN, needs_library, save_tiny, serving
 from starlette.testclient import TestClient
 
 import checkpoint
-from text import EOS, TOKENIZERS, UNK, TokenStream, Vocabulary, tokenize
+from data.text import EOS, TOKENIZERS, UNK, TokenStream, Vocabulary, tokenize
 
 pytestmark = needs_library
 

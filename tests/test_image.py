@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import PACKAGES, ROOT
 from serving import GUARD_SECONDS, until
 
 SCRIPT = ROOT / "deploy" / "with_buildah.py"
@@ -168,10 +168,14 @@ def test_the_image_holds_what_serving_needs_alone(target: str) -> None:
 
 def test_the_files_that_are_copied_are_enough(tmp_path: Path) -> None:
     """What the service imports, and the Dockerfile does not copy, would be missed in production only."""
-    assert "\nCOPY *.py ./\nCOPY service service\nCOPY web web\n" in (ROOT / "Dockerfile").read_text()
+    assert (
+        "\nCOPY *.py ./\nCOPY data data\nCOPY service service\nCOPY training training\nCOPY web web\n"
+        in (ROOT / "Dockerfile").read_text()
+    )
     for module in ROOT.glob("*.py"):
         shutil.copy(module, tmp_path)
-    shutil.copytree(ROOT / "service", tmp_path / "service")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package)
     code = "import api, rnn, torch_rnn, service.__main__, service.health, service.trial"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True

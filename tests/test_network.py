@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from network import why_unreachable
+from data.network import why_unreachable
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from conftest import WIKITEXT, needs_wikitext
 
 from bench.ngram import KneserNey
-from corpus import load_corpus
+from data.corpus import load_corpus
 
 
 def plainly(train: list[int], vocab: int, order: int, history: list[int], word: int) -> float:

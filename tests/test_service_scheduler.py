@@ -14,6 +14,7 @@ from conftest import make_checkpoint
 from serving import GUARD_SECONDS, needs_library
 
 from checkpoint import Checkpoint
+from data.text import UNK, Vocabulary
 from language_model import Sampling
 from service.engines import Engine, Feed, Step
 from service.errors import Busy, ClientGone, Internal, ShuttingDown, TimeLimit
@@ -21,7 +22,6 @@ from service.metrics import Metrics
 from service.scheduler import Scheduler
 from service.sequences import PREFILL_TOKENS, Run, TokenSequence
 from service.wording import Phrase
-from text import UNK, Vocabulary
 
 EOS = 0
 

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.text import EOS, Vocabulary
 from service.wording import Phrase, StopMatcher, Wording, parse_stop
-from text import EOS, Vocabulary
 
 VOCABULARY = Vocabulary((EOS, "a", "b", "c"))
 tokens_of = st.lists(st.integers(0, 3), max_size=12)

@@ -1,4 +1,4 @@
-"""Tokens and the vocabulary: the rules of text.py, one by one."""
+"""Tokens and the vocabulary: the rules of data/text.py, one by one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.text import EOS, TOKENIZERS, UNK, TextError, TokenStream, Vocabulary, rank_words, tokenize
 from errors import UserError
-from text import EOS, TOKENIZERS, UNK, TextError, TokenStream, Vocabulary, rank_words, tokenize
 
 # What texts are made of, so that hypothesis meets every rule often.
 FRAGMENTS = st.sampled_from(
@@ -134,7 +134,7 @@ def test_pieces_cut_at_white_space_give_what_the_whole_gives(text: str, tokenize
 
 
 def test_importing_text_is_cheap() -> None:
-    code = "import sys, text; print([m for m in ('numpy', 'gensim', 'datasets', 'torch') if m in sys.modules])"
+    code = "import sys, data.text; print([m for m in ('numpy', 'gensim', 'datasets', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -269,7 +269,7 @@ def test_errors_are_the_users_to_mend() -> None:
 
 
 def test_only_short_tokens_are_kept() -> None:
-    from text import _words_within_short
+    from data.text import _words_within_short
 
     before = _words_within_short.cache_info().currsize
     words = ["k" * 63, "l" * 64, "m" * 9_999]

@@ -18,14 +18,14 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import ROOT, make_checkpoint
+from conftest import ROOT, SOURCES, make_checkpoint
 from fuzz_weights import join, sound_file, split
 from serving import ADMIN, Server, needs_library, read_until, save_tiny, serving
 from starlette.testclient import TestClient
 
 import checkpoint
 from checkpoint import Checkpoint
-from text import EOS
+from data.text import EOS
 
 pytestmark = needs_library
 
@@ -79,8 +79,7 @@ def test_pickles_are_never_run(client: TestClient, folder: Path, tmp_path: Path)
         with pytest.raises(checkpoint.CheckpointError):
             checkpoint.load(folder / "planted.safetensors")
     assert not marker.exists()
-    sources = [*ROOT.glob("*.py"), *ROOT.glob("service/**/*.py")]
-    served = [path for path in sources if path.name not in ("vector_files.py", "embeddings.py", "corpus.py")]
+    served = [path for path in SOURCES if path.name not in ("vector_files.py", "embeddings.py", "corpus.py")]
     loose = re.compile(r"pickle\.loads?\(|allow_pickle=True|weights_only=False|torch\.load\(|(?<![.\w])(eval|exec)\(")
     assert not [path.name for path in served if loose.search(path.read_text())]
 

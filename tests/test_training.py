@@ -24,16 +24,16 @@ from running import BACKENDS, command, options, refused, run, same_weights
 
 import checkpoint
 import main
-import reporting
 import torch_rnn
-from config import PRESETS, ConfigError, TrainConfig, parse
-from corpus import Corpus
-from distributed import Group
-from run import Run, Trainer, learning_rate
-from runfiles import RunFiles
-from streams import Streams
-from text import Vocabulary
-from training import initial_weights
+from data.corpus import Corpus
+from data.text import Vocabulary
+from training import reporting
+from training.cli import initial_weights
+from training.config import PRESETS, ConfigError, TrainConfig, parse
+from training.distributed import Group
+from training.run import Run, Trainer, learning_rate
+from training.runfiles import RunFiles
+from training.streams import Streams
 
 # ---- A whole run -----------------------------------------------------------------------------------------------------
 
@@ -58,7 +58,7 @@ def test_a_run_leaves_weights_metrics_and_a_curve_and_learns(backend: str, text:
 
 def test_the_reported_perplexity_is_that_of_the_saved_weights(text: Path, tmp_path: Path) -> None:
     """The metrics' figure, computed again from the file alone, by the other back end's plain forward pass."""
-    from corpus import load_corpus
+    from data.corpus import load_corpus
 
     out = tmp_path / "model.safetensors"
     assert run("c", *options(text, out)).returncode == 0
@@ -80,7 +80,7 @@ NOISE = {"dropout": 0.3, "input_dropout": 0.1, "sampled_softmax": 5}
 
 def test_both_back_ends_train_alike_under_the_same_noise(text: Path, tmp_path: Path) -> None:
     """The perplexity is that of the full softmax, whatever was trained with."""
-    from corpus import load_corpus
+    from data.corpus import load_corpus
 
     for backend in BACKENDS:
         assert run(backend, *options(text, tmp_path / f"{backend}.safetensors", **NOISE)).returncode == 0
@@ -551,7 +551,7 @@ def test_a_library_that_is_missing_is_said_before_the_corpus_is_read(tmp_path: P
 def test_out_of_memory_names_the_options_that_help(backend: str, text: Path, tmp_path: Path) -> None:
     import resource
 
-    program = "import sys, {0}, training; sys.exit(training.main({0}.Trainer, {0}.RNN, sys.argv[1:]))"
+    program = "import sys, {0}; from training import cli; sys.exit(cli.main({0}.Trainer, {0}.RNN, sys.argv[1:]))"
     arguments = options(text, tmp_path / "model", hidden_size=16384, embeddings="train")
     result = subprocess.run(
         [sys.executable, "-c", program.format(BACKENDS[backend].removesuffix(".py")), *arguments],
@@ -616,7 +616,7 @@ def test_a_run_is_saved_between_evaluations_however_short_its_epochs(
     seconds = itertools.count(0.0, 10.0)
     one = small_run(main.Trainer, tmp_path, epochs=100, evaluate_every=100)
     one.evaluate(None)
-    monkeypatch.setattr("run.time.monotonic", lambda: next(seconds))
+    monkeypatch.setattr("training.run.time.monotonic", lambda: next(seconds))
     one.save_state()
     for _ in range(2):
         assert one.saved_at == (0, 0)

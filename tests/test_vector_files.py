@@ -16,8 +16,8 @@ from gensim.models import KeyedVectors, Word2Vec
 from hypothesis import given
 from hypothesis import strategies as st
 
-import vector_files
-from vector_files import EmbeddingsError, read_vectors
+from data import vector_files
+from data.vector_files import EmbeddingsError, read_vectors
 
 GENSIM_DATA = Path(gensim.__file__).parent / "test" / "test_data"
 WORDS = ["the", "king", "Größe", "日本", "a", "</s>", "New_York"]

@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from config import ConfigError
 from errors import Failure
+from training.config import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -21,17 +21,16 @@ import numpy as np
 import numpy.typing as npt
 
 import checkpoint
-import config as configuration
-import distributed
-import reporting
 from checkpoint import Weights
-from config import TrainConfig
-from corpus import load_corpus
-from distributed import Group, PeerFailed, PeerLost
-from embeddings import load_embeddings
+from data.corpus import load_corpus
+from data.embeddings import load_embeddings
 from errors import Failure, UserError, output_lost
 from language_model import LanguageModel, PromptError, shown
-from run import Diverged, Interrupted, Run, Trainer
+from training import config as configuration
+from training import distributed, reporting
+from training.config import TrainConfig
+from training.distributed import Group, PeerFailed, PeerLost
+from training.run import Diverged, Interrupted, Run, Trainer
 
 log = logging.getLogger(__name__)
 

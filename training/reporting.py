@@ -17,8 +17,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from checkpoint import SaveError, atomic_write
-from config import ConfigError
 from language_model import perplexity, shown
+from training.config import ConfigError
 
 Row = dict[str, Any]
 

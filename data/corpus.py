@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from encoding import CorpusError, Ids, SplitStats, encode
+from data.encoding import CorpusError, Ids, SplitStats, encode
+from data.network import why_unreachable
+from data.text import Vocabulary
 from errors import UserError
-from network import why_unreachable
-from text import Vocabulary
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 import checkpoint
-import reporting
 from checkpoint import Checkpoint, CheckpointError, OtherVersion, SaveError, Weights
+from training import reporting
 
 log = logging.getLogger(__name__)
 

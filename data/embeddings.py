@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from corpus import Corpus
-from encoding import cache_folder
-from network import why_unreachable
-from text import EOS, UNK
-from vector_files import F32, EmbeddingsError, Mask, quiet_gensim, read_vectors
+from data.corpus import Corpus
+from data.encoding import cache_folder
+from data.network import why_unreachable
+from data.text import EOS, UNK
+from data.vector_files import F32, EmbeddingsError, Mask, quiet_gensim, read_vectors
 
 log = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-import text
+from data import text
+from data.text import EOS, TokenStream, Vocabulary, rank_words
 from errors import UserError
-from text import EOS, TokenStream, Vocabulary, rank_words
 
 log = logging.getLogger(__name__)
 

@@ -20,17 +20,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-import distributed
-import reporting
 from checkpoint import Checkpoint, CheckpointError, Weights
-from config import ConfigError, TrainConfig
-from corpus import Corpus
-from distributed import Group, PeerLost
+from data.corpus import Corpus
 from errors import Failure, UserError
 from language_model import perplexity
 from noise import NO_NOISE, CandidateSampler, Noise, StepNoise
-from runfiles import RunFiles
-from streams import Streams
+from training import distributed, reporting
+from training.config import ConfigError, TrainConfig
+from training.distributed import Group, PeerLost
+from training.runfiles import RunFiles
+from training.streams import Streams
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from config import ConfigError
+from training.config import ConfigError
 
 I32 = npt.NDArray[np.int32]
 

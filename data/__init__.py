@@ -1,0 +1,1 @@
+"""From text to ids and vectors: what a model learns from. Nothing here knows of models."""
