@@ -51,10 +51,12 @@ NO_NOISE = StepNoise()
 class CandidateSampler:
     """Draws the candidates of a chunk: its own targets, and `size` words of the vocabulary.
 
-    A softmax over candidates, with -log of the probability that a word is among them added to its logit, has the
-    gradient of the full softmax but for noise (Bengio & Senecal 2003; Jean et al. 2015, "On Using Very Large Target
-    Vocabulary"). The targets of the whole chunk are shared by its rows (Yi et al. 2019, "Sampling-Bias-Corrected
-    Neural Modeling"). A word that is surely drawn has no correction: with `size` = V this is the full softmax.
+    The loss is a softmax over candidates, with -log of the probability that a word is among them added to its logit
+    (Bengio & Senecal 2003; Jean et al. 2015, "On Using Very Large Target Vocabulary"). It ranks the target among the
+    candidates: it has the optimum of the full softmax, and near that its gradient but for noise; away from it the two
+    gradients differ. The targets of the whole chunk are shared by its rows (Yi et al. 2019, "Sampling-Bias-Corrected
+    Neural Modeling"), and are corrected for as if the words of a text came independently of each other, which they do
+    not. A word that is surely drawn has no correction: with `size` = V this is the full softmax.
     """
 
     # Of the counts. On WikiText-2 0.5 learns a little faster than the 0.75 with which word2vec draws its negatives:

@@ -127,7 +127,7 @@ RNN_API int32_t rnn_loss_grad(rnn_work *work, const float *params, const float *
  *               1 / (1 - rate) elsewhere.
  *   Sampled     softmax (Bengio & Senecal 2003; Jean et al. 2015): as if the vocabulary were the candidates alone, with
  *               `correction` added to their logits. With the negative log of the probability that a word is among the
- *               candidates there, the gradient is that of the full softmax but for noise. */
+ *               candidates there, the loss has the optimum of the full softmax; away from it the gradients differ. */
 typedef struct rnn_train_options {
     const float *input_mask;   /* (batch,E): multiplies the embeddings; NULL: no dropout */
     const float *output_mask;  /* (batch,H): multiplies what the output layer sees of the state; NULL: no dropout */
