@@ -97,6 +97,7 @@ def test_a_killed_process_ends_the_run_with_one_message_and_resume_goes_on(
         assert words in message
     result = run_all(backend, *options(text, killed, **long), "--resume")
     assert result.returncode == 0, result.stderr
+    assert "epoch 1/" not in result.stderr and "epoch 12/" in result.stderr
     assert same_weights(whole, killed)
     # And with more epochs on one process, which takes the streams of both.
     result = run(backend, *options(text, killed, **long | {"batch_size": 8, "epochs": 13}), "--resume")
@@ -123,6 +124,7 @@ def test_ctrl_c_stops_all_at_the_same_step(text: Path, tmp_path: Path) -> None:
     assert "stopped after step" in message and "stopped.resume" in message
     result = run_all("c", *options(text, stopped, **long), "--resume")
     assert result.returncode == 0, result.stderr
+    assert "epoch 1/" not in result.stderr and "epoch 12/" in result.stderr
     assert same_weights(whole, stopped)
 
 

@@ -110,7 +110,8 @@ def test_a_noisy_run_goes_on_with_the_noise_it_would_have_seen(backend: str, tex
     chosen = NOISE | {"schedule": "constant"}  # the cosine's rates depend on how long the run is to be
     assert run(backend, *options(text, whole, epochs=3, **chosen)).returncode == 0
     assert run(backend, *options(text, stopped, epochs=1, **chosen)).returncode == 0
-    assert run(backend, *options(text, stopped, epochs=3, **chosen), "--resume").returncode == 0
+    result = run(backend, *options(text, stopped, epochs=3, **chosen), "--resume")
+    assert result.returncode == 0 and "epoch 1/" not in result.stderr and "epoch 3/" in result.stderr
     assert same_weights(whole, stopped)
 
 
@@ -151,6 +152,7 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_never_stopped(
     assert "Traceback" not in rest and "--resume" in rest.splitlines()[-1]
     result = run(backend, *options(text, stopped, **long), "--resume")
     assert result.returncode == 0, result.stderr
+    assert "epoch 1/" not in result.stderr and f"epoch {epochs}/" in result.stderr
     assert same_weights(whole, stopped)
     losses = [[row["validation_loss"] for row in checkpoint.load(path).history] for path in (whole, stopped)]
     assert losses[0] == losses[1]
@@ -161,11 +163,13 @@ def test_a_killed_run_goes_on_from_its_last_epoch(text: Path, tmp_path: Path) ->
     long = {"epochs": 40, "patience": 0}
     assert run("c", *options(text, whole, **long)).returncode == 0
     process = subprocess.Popen(command("c", *options(text, killed, **long)), cwd=ROOT, stderr=subprocess.DEVNULL)
-    while not killed.with_suffix(".resume").exists():
+    while not killed.with_suffix(".resume.1").exists():  # the state after the first epoch, or a later one, is there
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert run("c", *options(text, killed, **long), "--resume").returncode == 0
+    result = run("c", *options(text, killed, **long), "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "epoch 1/" not in result.stderr and "epoch 40/" in result.stderr
     assert same_weights(whole, killed)
 
 
