@@ -100,6 +100,9 @@ class Version:
 
     def summary(self) -> Summary:
         """From the file's header and vocabulary alone."""
+        known = self._summary
+        if known is not None:
+            return known  # without the lock, which a slow load may hold
         with self._reading:
             return self._summary or self._read(copy=False).summary
 

@@ -9,8 +9,16 @@ import urllib.request
 SECONDS = 4.0
 
 
+def address() -> str:
+    """Where this machine reaches the service, by the HOST and PORT that `python -m service` takes."""
+    host, port = os.environ.get("HOST", ""), os.environ.get("PORT") or "8000"
+    if host in ("", "0.0.0.0"):  # what is listened on everywhere is reached here
+        host = "127.0.0.1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/health"
+
+
 def main() -> int:
-    url = f"http://127.0.0.1:{os.environ.get('PORT', '8000')}/health"
+    url = address()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is no way to oneself
     try:
         with opener.open(url, timeout=SECONDS) as reply:

@@ -46,8 +46,8 @@ class Edge:
         self._service.tasks.add(task)
         with self._service.metrics.in_flight.track_inprogress():
             try:
-                async with asyncio.timeout(seconds + READ_SECONDS):
-                    await self._answer(exchange, task)
+                async with asyncio.timeout(seconds + READ_SECONDS) as limit:
+                    await self._answer(exchange, task, limit)
                     await exchange.flushed()
             except TimeoutError:
                 await exchange.abort()  # it does not read
@@ -55,9 +55,9 @@ class Edge:
                 self._service.tasks.discard(task)
                 self._account(exchange)
 
-    async def _answer(self, exchange: Exchange, task: asyncio.Task[Any]) -> None:
+    async def _answer(self, exchange: Exchange, task: asyncio.Task[Any], limit: asyncio.Timeout) -> None:
         try:
-            await self._hand_on(exchange)
+            await self._hand_on(exchange, limit)
         except asyncio.CancelledError:
             if not self._service.cut_off:
                 raise
@@ -75,14 +75,17 @@ class Edge:
             log.exception("a request failed", extra={"fields": {"request_id": exchange.scope["request_id"]}})
             await exchange.refuse(Internal())
 
-    async def _hand_on(self, exchange: Exchange) -> None:
+    async def _hand_on(self, exchange: Exchange, limit: asyncio.Timeout) -> None:
         scope, service = exchange.scope, self._service
         path = errors.route_path(scope)
         if len(service.tasks) > service.settings.max_requests and path not in _PROBES:
             raise Busy(f"{service.settings.max_requests} requests are being answered already: try again later", 1)
         service.guard.admit(path, Headers(scope=scope))
         if scope["method"] not in ("GET", "DELETE") and not _is_upload(exchange):  # uploads bound themselves
-            await exchange.read_body(service.settings.max_body_bytes, service.settings.request_seconds)
+            seconds = service.settings.request_seconds
+            await exchange.read_body(service.settings.max_body_bytes, seconds)
+            # The body had its time, and the work on it has its own.
+            limit.reschedule(asyncio.get_running_loop().time() + seconds + READ_SECONDS)
         await self._app(scope, exchange.receive, exchange.send)
 
     def _account(self, exchange: Exchange) -> None:

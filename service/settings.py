@@ -55,7 +55,7 @@ class Settings:
     torch_threads: int = setting(1, "threads of one step of the torch model", least=1, most=1024)
 
     # Who may use it
-    api_token: str = secret("if set, all but /, /health and /ready asks for it (Authorization: Bearer ...)")
+    api_token: str = secret("if set, all but the page, /health and /ready asks for it (Authorization: Bearer ...)")
     admin_token: str = secret("asked for by uploads and deletions; if unset, one is made and logged at start")
 
     # What a request may ask for

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -329,7 +330,10 @@ def remove_stale(folder: Path, seconds: float) -> None:
     """Remove what uploads left whose process has died. seconds: how old a file is then, where there are no locks."""
     for path in folder.glob(PREFIX + "*"):
         try:
-            age = time.time() - path.stat().st_mtime
+            found = path.lstat()
+            if not stat.S_ISREG(found.st_mode):
+                continue  # nobody's upload: to open a pipe would wait for its other end
+            age = time.time() - found.st_mtime
             if age > LOCKED_SECONDS and not _in_use(path, age < seconds):
                 path.unlink()
                 log.info("removed a stale upload, %s", path.name)

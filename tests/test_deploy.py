@@ -22,6 +22,8 @@ import yaml
 from conftest import ROOT
 from serving import ADMIN, GUARD_SECONDS, Server, needs_library, save_tiny, until
 
+from service import health
+from service.middleware import READ_SECONDS
 from service.settings import Settings, variable
 
 SERVICE = ROOT / "deploy" / "service.yaml"
@@ -135,7 +137,7 @@ def test_the_service_and_the_page_agree(document: dict[str, Any]) -> None:
     given = [f"{entry['name']}={entry['value']}" for entry in container["env"] if "value" in entry]
     [flag] = re.findall(r"--set-env-vars (\S+)", page)
     assert sorted(flag.split(",")) == sorted(given)
-    assert spec["timeoutSeconds"] >= Settings.request_seconds
+    assert spec["timeoutSeconds"] > max(Settings.request_seconds, Settings.upload_seconds) + READ_SECONDS
     assert Settings.shutdown_seconds + 2 < 10  # Cloud Run's grace
 
 
@@ -193,6 +195,24 @@ def test_the_port_is_honoured_and_the_stop_is_in_time(tmp_path: Path) -> None:
             assert process.wait(GUARD_SECONDS) == 0
             assert time.monotonic() - began < 10  # the limit that this is about
             reader.join()
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "url"),
+    [
+        (None, None, "http://127.0.0.1:8000/health"),
+        ("", "", "http://127.0.0.1:8000/health"),
+        ("0.0.0.0", "81", "http://127.0.0.1:81/health"),
+        ("127.0.0.9", "81", "http://127.0.0.9:81/health"),
+        ("::1", "81", "http://[::1]:81/health"),
+    ],
+)
+def test_health_asks_where_the_service_listens(
+    host: str | None, port: str | None, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("HOST", host), ("PORT", port)):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    assert health.address() == url
 
 
 def test_health_without_a_service() -> None:

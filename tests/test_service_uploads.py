@@ -24,6 +24,7 @@ from starlette.testclient import TestClient
 from test_service_api import refused
 
 import checkpoint
+from service.uploads import PREFIX, remove_stale
 
 pytestmark = needs_library
 
@@ -494,3 +495,19 @@ def test_the_source_is_kept_whole(client: TestClient, folder: Path) -> None:
     upload(client, (folder.parent / "full.safetensors").read_bytes())
     (listed,) = client.get("/weights").json()["weights"]
     assert (listed["trained_by"], listed["config"], listed["history"]) == ("torch", {"a": 1}, [{"epoch": 1}])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_file_is_no_stale_upload(tmp_path: Path) -> None:
+    """To open a pipe would wait for its other end, and the service would never listen."""
+    pipe, link, stale = (tmp_path / f"{PREFIX}{name}" for name in ("pipe", "link", "stale"))
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    stale.write_bytes(b"half")
+    for path in (pipe, stale):
+        os.utime(path, (1, 1))
+    cleaning = threading.Thread(target=remove_stale, args=(tmp_path, 60.0), daemon=True)
+    cleaning.start()
+    cleaning.join(10)
+    assert not cleaning.is_alive()
+    assert pipe.exists() and link.is_symlink() and not stale.exists()
