@@ -96,12 +96,14 @@ def draw(path: Path, runs: list[tuple[str, list[dict[str, float]]]], yardstick: 
         )
     axes.axhline(yardstick[1], color="0.5", linestyle="--", linewidth=1)
     axes.annotate(
-        yardstick[0], (1, yardstick[1]), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.4"
+        f"{yardstick[0]}, {yardstick[1]:.1f}",
+        (1, yardstick[1]),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        color="0.4",
     )
-    axes.set(xlabel="minutes of training", ylabel="validation perplexity", yscale="log")
-    ticks = [250, 300, 350, 400, 500, 600, 800, 1000, 1500]
-    axes.set_yticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
+    axes.set(xlabel="minutes of training", ylabel="validation perplexity", xlim=(0, None))
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
