@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from load import make_weights
 
 LIMIT = 1 << 30
-TOKEN = "small-admin-token"
+TOKEN = secrets.token_urlsafe()
 POLITE = {200, 201, 429, 503, 504, 507}  # 504 may also come as an event, once a stream has begun
 STARTUP_SECONDS = 120.0
 

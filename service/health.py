@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import sys
 import urllib.request
@@ -11,9 +13,10 @@ SECONDS = 4.0
 
 def address() -> str:
     """Where this machine reaches the service, by the HOST and PORT that `python -m service` takes."""
-    host, port = os.environ.get("HOST", ""), os.environ.get("PORT") or "8000"
-    if host in ("", "0.0.0.0"):  # what is listened on everywhere is reached here
-        host = "127.0.0.1"
+    host, port = os.environ.get("HOST") or "127.0.0.1", os.environ.get("PORT") or "8000"
+    with contextlib.suppress(ValueError):  # a name
+        if ipaddress.ip_address(host).is_unspecified:  # who listens everywhere is reached here
+            host = "127.0.0.1"
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/health"
 
 

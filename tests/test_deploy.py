@@ -203,6 +203,8 @@ def test_the_port_is_honoured_and_the_stop_is_in_time(tmp_path: Path) -> None:
         (None, None, "http://127.0.0.1:8000/health"),
         ("", "", "http://127.0.0.1:8000/health"),
         ("0.0.0.0", "81", "http://127.0.0.1:81/health"),
+        ("::", "81", "http://127.0.0.1:81/health"),
+        ("service.internal", "81", "http://service.internal:81/health"),
         ("127.0.0.9", "81", "http://127.0.0.9:81/health"),
         ("::1", "81", "http://[::1]:81/health"),
     ],
