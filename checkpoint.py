@@ -18,26 +18,23 @@ second time. tests/test_checkpoint.py reads our files with that package, and its
 """
 
 import contextlib
-import errno
-import glob
 import hashlib
 import json
 import logging
 import math
 import os
 import stat
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from atomic import SaveError, atomic_write
 from data.text import EOS, TOKENIZERS
-from errors import Failure, UserError
+from errors import UserError, reason, show_path
+from strict_json import Invalid, decode_json, encode_json, show
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +51,6 @@ MAX_TENSORS = 256
 MAX_NDIM = 4
 MAX_VOCABULARY_BYTES = 8 << 20  # WikiText-103 has 2 MB of distinct words; as Python objects 25-fold
 MAX_WORD_LENGTH = 1024  # characters
-MAX_JSON_DEPTH = 16  # what is loaded gets encoded again (by the service), which recurses
-MAX_JSON_INTEGER = 1 << 128  # the state of NumPy's generator needs that many; a float holds its magnitude
 
 _WEIGHTS_FORMAT = "rnn-weights"
 _STATE_FORMAT = "rnn-resume"
@@ -72,7 +67,6 @@ _DTYPES = {
     "U8": np.dtype("u1"),
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-ABANDONED_SECONDS = 60.0  # between a temporary file's last byte and its rename lies less
 _ALIGNMENT = 64  # the header is padded so that the first tensor starts on a cache line
 
 
@@ -84,19 +78,11 @@ class OtherVersion(CheckpointError):
     """The file is whole, but another version of this program wrote it."""
 
 
-class SaveError(Failure):
-    """The file could not be written. What stood under its name is unharmed, and no temporary file is left."""
-
-
-class _Invalid(ValueError):
-    """What is wrong, without the file's name; load() turns it into a CheckpointError."""
-
-
-class _OtherVersion(_Invalid):
+class _OtherVersion(Invalid):
     """A version that is not ours."""
 
 
-class VocabularyError(_Invalid, UserError):
+class VocabularyError(Invalid, UserError):
     """Words that no weights file can hold."""
 
 
@@ -122,22 +108,22 @@ class Weights:
             array = getattr(self, field.name)
             if not isinstance(array, np.ndarray) or array.dtype != np.float32:
                 kind = getattr(array, "dtype", type(array).__name__)
-                raise _Invalid(f"{field.name} must be an array of float32, not {kind}")
+                raise Invalid(f"{field.name} must be an array of float32, not {kind}")
             if not (array.flags.c_contiguous and array.flags.aligned):
-                raise _Invalid(f"{field.name} must be C-contiguous and aligned")
+                raise Invalid(f"{field.name} must be C-contiguous and aligned")
         if self.embeddings.ndim != 2 or self.bh.ndim != 1:
             shapes = f"{list(self.embeddings.shape)} and {list(self.bh.shape)}"
-            raise _Invalid(f"embeddings must be (V, E) and bh (H), not {shapes}")
+            raise Invalid(f"embeddings must be (V, E) and bh (H), not {shapes}")
         for name, size, limit in (
             ("vocabulary size V", self.vocab_size, MAX_VOCAB),
             ("embedding size E", self.embed_size, MAX_EMBED),
             ("hidden size H", self.hidden_size, MAX_HIDDEN),
         ):
             if not 1 <= size <= limit:
-                raise _Invalid(f"the {name} is {size:,}, outside 1..{limit:,}")
+                raise Invalid(f"the {name} is {size:,}, outside 1..{limit:,}")
         for name, shape in parameter_shapes(self.vocab_size, self.embed_size, self.hidden_size).items():
             if getattr(self, name).shape != shape:
-                raise _Invalid(f"{name} has shape {list(getattr(self, name).shape)}, expected {list(shape)}")
+                raise Invalid(f"{name} has shape {list(getattr(self, name).shape)}, expected {list(shape)}")
 
     @property
     def vocab_size(self) -> int:
@@ -171,7 +157,7 @@ class Weights:
         shapes = parameter_shapes(*embeddings.shape, hidden_size)
         sizes = [math.prod(shape) for shape in shapes.values()]
         if flat.shape != (sum(sizes),):
-            raise _Invalid(f"the flat parameters have shape {list(flat.shape)}, expected [{sum(sizes)}]")
+            raise Invalid(f"the flat parameters have shape {list(flat.shape)}, expected [{sum(sizes)}]")
         parts = zip(np.split(flat, np.cumsum(sizes)[:-1]), shapes.values(), strict=True)
         return cls(embeddings, *(part.reshape(shape) for part, shape in parts))
 
@@ -202,15 +188,15 @@ class Checkpoint:
     def __post_init__(self) -> None:
         check_vocabulary(self.vocabulary)
         if len(self.vocabulary) != self.weights.vocab_size:
-            raise _Invalid(f"{len(self.vocabulary):,} words, but embeddings for {self.weights.vocab_size:,}")
+            raise Invalid(f"{len(self.vocabulary):,} words, but embeddings for {self.weights.vocab_size:,}")
         if self.tokenizer not in TOKENIZERS:
-            raise _Invalid(f"tokenizer is {_show(self.tokenizer)}, not one of {', '.join(TOKENIZERS)}")
+            raise Invalid(f"tokenizer is {show(self.tokenizer)}, not one of {', '.join(TOKENIZERS)}")
         if self.backend not in BACKENDS:
-            raise _Invalid(f"backend is {_show(self.backend)}, not one of {', '.join(BACKENDS)}")
+            raise Invalid(f"backend is {show(self.backend)}, not one of {', '.join(BACKENDS)}")
         if not isinstance(self.config, dict):
-            raise _Invalid("config must be a JSON object")
+            raise Invalid("config must be a JSON object")
         if not isinstance(self.history, list) or not all(isinstance(entry, dict) for entry in self.history):
-            raise _Invalid("history must be a JSON list of objects")
+            raise Invalid("history must be a JSON list of objects")
 
 
 def check_vocabulary(words: Sequence[str]) -> None:
@@ -231,13 +217,13 @@ def check_vocabulary(words: Sequence[str]) -> None:
     longest = max(words, key=len)
     if len(longest) > MAX_WORD_LENGTH:
         raise VocabularyError(
-            f"the vocabulary's word {_show(longest)} has {len(longest):,} characters, more than "
+            f"the vocabulary's word {show(longest)} has {len(longest):,} characters, more than "
             f"{MAX_WORD_LENGTH:,}: take it out of the text, or cut rare words (--vocab-size)"
         )
     text = "".join(words)
     if " " in text or not text.isprintable():
         bad = next(word for word in words if " " in word or not word.isprintable())
-        raise VocabularyError(f"the vocabulary's word {_show(bad)} has a space or an unprintable character")
+        raise VocabularyError(f"the vocabulary's word {show(bad)} has a space or an unprintable character")
     size = len(text.encode()) + len(words) - 1
     if size > MAX_VOCABULARY_BYTES:
         raise VocabularyError(
@@ -258,12 +244,12 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     weights = checkpoint.weights
     found = _non_finite(weights)
     if found:
-        raise SaveError(f"{_show_path(path)}: not saved, since {found}: the training has diverged")
+        raise SaveError(f"{show_path(path)}: not saved, since {found}: the training has diverged")
     metadata = {
         "tokenizer": checkpoint.tokenizer,
         "backend": checkpoint.backend,
-        "config": _encode_json("config", checkpoint.config),
-        "history": _encode_json("history", checkpoint.history),
+        "config": encode_json("config", checkpoint.config),
+        "history": encode_json("history", checkpoint.history),
     }
     words = np.frombuffer("\n".join(checkpoint.vocabulary).encode(), np.uint8)
     # The words come last: they may take an odd number of bytes, and a float32 behind them would need copying.
@@ -286,7 +272,7 @@ def load(
         expected = {field.name for field in fields(Weights)} | {"vocabulary"}
         if tensors.keys() != expected:
             missing, unknown = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
-            raise _Invalid(f"its tensors are not ours: {_show(missing)} missing, {_show(unknown)} unknown")
+            raise Invalid(f"its tensors are not ours: {show(missing)} missing, {show(unknown)} unknown")
         # Another writer may have put the vocabulary first, and no float32 is then where a processor wants it.
         arrays = {
             name: view if view.flags.aligned else view.copy() for name, view in tensors.items() if name != "vocabulary"
@@ -297,8 +283,8 @@ def load(
             vocabulary=_split_vocabulary(tensors["vocabulary"], weights.vocab_size),
             tokenizer=_metadata(metadata, "tokenizer"),
             backend=_metadata(metadata, "backend"),
-            config=_decode_json("config", _metadata(metadata, "config")),
-            history=_decode_json("history", _metadata(metadata, "history")),
+            config=decode_json("config", _metadata(metadata, "config")),
+            history=decode_json("history", _metadata(metadata, "history")),
         )
 
 
@@ -309,7 +295,7 @@ def check_finite(weights: Weights, name: str | os.PathLike[str] = "weights") -> 
     """
     found = _non_finite(weights)
     if found:
-        raise CheckpointError(f"{_show_path(name)}: {found}: train again, or use another file")
+        raise CheckpointError(f"{show_path(name)}: {found}: train again, or use another file")
 
 
 def _non_finite(weights: Weights) -> str:
@@ -330,16 +316,16 @@ def _non_finite(weights: Weights) -> str:
 def _split_vocabulary(data: np.ndarray, vocab_size: int) -> tuple[str, ...]:
     """The words of the uint8 tensor `vocabulary`; sizes are checked before anything is made of it."""
     if data.dtype != np.uint8 or data.ndim != 1:
-        raise _Invalid(f"vocabulary must be one row of uint8, not {data.dtype} {list(data.shape)}")
+        raise Invalid(f"vocabulary must be one row of uint8, not {data.dtype} {list(data.shape)}")
     if data.size > MAX_VOCABULARY_BYTES:
-        raise _Invalid(f"the vocabulary takes {data.size:,} bytes, more than {MAX_VOCABULARY_BYTES:,}")
+        raise Invalid(f"the vocabulary takes {data.size:,} bytes, more than {MAX_VOCABULARY_BYTES:,}")
     count = int(np.count_nonzero(data == ord("\n"))) + 1
     if count != vocab_size:
-        raise _Invalid(f"the vocabulary has {count:,} words, but there are embeddings for {vocab_size:,}")
+        raise Invalid(f"the vocabulary has {count:,} words, but there are embeddings for {vocab_size:,}")
     try:
         return tuple(data.tobytes().decode("utf-8").split("\n"))
     except UnicodeDecodeError as error:
-        raise _Invalid(f"the vocabulary is not UTF-8 at byte {error.start:,}") from error
+        raise Invalid(f"the vocabulary is not UTF-8 at byte {error.start:,}") from error
 
 
 # ---- The resume file ---------------------------------------------------------------------------------------
@@ -358,7 +344,7 @@ def save_state(
     keep: the name that the file which `path` was until now gets, once the new one is whole.
     Raises SaveError; ValueError for an array or a value that the file cannot hold.
     """
-    text = _encode_json("state", dict(metadata))
+    text = encode_json("state", dict(metadata))
     _write(path, _STATE_FORMAT, {"state": text, "sha256": _state_digest(text, arrays)}, arrays, keep)
 
 
@@ -370,13 +356,13 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
     with _naming(path):
         metadata, tensors = _read(path, _STATE_FORMAT, copy=True)
         text = _metadata(metadata, "state")
-        state = _decode_json("state", text)
+        state = decode_json("state", text)
         if not isinstance(state, dict):
-            raise _Invalid("state must be a JSON object")
+            raise Invalid("state must be a JSON object")
         # Parts of one block of memory, which all of them keep; no second copy but where a processor needs it.
         arrays = {name: view if view.flags.aligned else view.copy() for name, view in tensors.items()}
         if _state_digest(text, arrays) != _metadata(metadata, "sha256"):
-            raise _Invalid("is damaged: it does not hold what was saved")
+            raise Invalid("is damaged: it does not hold what was saved")
         return arrays, state
 
 
@@ -402,15 +388,15 @@ def _read(
     try:
         mode = os.stat(path).st_mode  # before open(): opening a named pipe would wait for a writer
         if stat.S_ISDIR(mode):
-            raise _Invalid("is a folder, not a file")
+            raise Invalid("is a folder, not a file")
         if not stat.S_ISREG(mode):
-            raise _Invalid("is not a regular file")
+            raise Invalid("is not a regular file")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
-                raise _Invalid(
+                raise Invalid(
                     f"is not a safetensors file, or cut short: {size:,} bytes, which start with a header of "
                     f"{length:,} (at most {MAX_HEADER_BYTES:,})"
                 )
@@ -418,24 +404,23 @@ def _read(
             if copy:  # without a mapping, which whoever cuts the file short would take from under it
                 data = np.empty(size - 8 - length, np.uint8)
                 if file.readinto(data) != data.size:
-                    raise _Invalid("was cut short while it was read")
+                    raise Invalid("was cut short while it was read")
             else:
                 mapping = np.memmap(file, np.uint8, "r", shape=(size,))
                 if on_map:
                     on_map(file.fileno(), mapping)
                 data = mapping.view(np.ndarray)[8 + length :]
-    except _Invalid:
+    except Invalid:
         raise
     except FileNotFoundError as error:
-        raise _Invalid(f"there is no such file: {_REMEDIES[kind]}") from error
+        raise Invalid(f"there is no such file: {_REMEDIES[kind]}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path; a file that shrank since fstat
-        raise _Invalid(f"cannot be read: {_reason(error)}") from error
+        raise Invalid(f"cannot be read: {reason(error)}") from error
     if metadata.get("format") != kind:
-        raise _Invalid(f"its format is {_show(metadata.get('format'))}, not {_show(kind)}")
+        raise Invalid(f"its format is {show(metadata.get('format'))}, not {show(kind)}")
     if metadata.get("version") != _VERSIONS[kind]:
         raise _OtherVersion(
-            f"its version is {_show(metadata.get('version'))}; this program reads {_VERSIONS[kind]!r}: "
-            f"{_REMEDIES[kind]}"
+            f"its version is {show(metadata.get('version'))}; this program reads {_VERSIONS[kind]!r}: {_REMEDIES[kind]}"
         )
     return metadata, {
         name: data[entry.begin : entry.end].view(entry.dtype).reshape(entry.shape) for name, entry in entries.items()
@@ -456,41 +441,41 @@ def _parse_header(raw: bytes, data_size: int) -> tuple[dict[str, str], dict[str,
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _Invalid(f"its header is not UTF-8 at byte {error.start:,}") from error
-    header = _decode_json("the header", text)
+        raise Invalid(f"its header is not UTF-8 at byte {error.start:,}") from error
+    header = decode_json("the header", text)
     if not isinstance(header, dict):
-        raise _Invalid("its header is not a JSON object")
+        raise Invalid("its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _Invalid("its metadata must be an object of strings")
+        raise Invalid("its metadata must be an object of strings")
     if len(header) > MAX_TENSORS:
-        raise _Invalid(f"it has {len(header):,} tensors, more than {MAX_TENSORS}")
+        raise Invalid(f"it has {len(header):,} tensors, more than {MAX_TENSORS}")
     entries = {name: _parse_entry(name, entry) for name, entry in header.items()}
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
         if entry.begin != position:
-            raise _Invalid(f"the tensor {_show(name)} starts at byte {entry.begin:,}, expected {position:,}")
+            raise Invalid(f"the tensor {show(name)} starts at byte {entry.begin:,}, expected {position:,}")
         position = entry.end
     if position != data_size:
-        raise _Invalid(f"its tensors take {position:,} bytes, but the file has {data_size:,} for them")
+        raise Invalid(f"its tensors take {position:,} bytes, but the file has {data_size:,} for them")
     return metadata, entries
 
 
 def _parse_entry(name: str, entry: object) -> _Entry:
     """One tensor's line of the header, checked on its own: known type, and a size that multiplies out."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _Invalid(f"the tensor {_show(name)} must have dtype, shape and data_offsets, nothing else")
+        raise Invalid(f"the tensor {show(name)} must have dtype, shape and data_offsets, nothing else")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or code not in _DTYPES:
-        raise _Invalid(f"the tensor {_show(name)} has the type {_show(code)}, not {', '.join(_DTYPES)}")
+        raise Invalid(f"the tensor {show(name)} has the type {show(code)}, not {', '.join(_DTYPES)}")
     if not _are_sizes(shape) or 0 in shape or len(shape) > MAX_NDIM:
-        raise _Invalid(f"the tensor {_show(name)} has the shape {_show(shape)}, not up to {MAX_NDIM} sizes")
+        raise Invalid(f"the tensor {show(name)} has the shape {show(shape)}, not up to {MAX_NDIM} sizes")
     if not _are_sizes(offsets) or len(offsets) != 2:
-        raise _Invalid(f"the tensor {_show(name)} has the bytes {_show(offsets)}, not [begin, end]")
+        raise Invalid(f"the tensor {show(name)} has the bytes {show(offsets)}, not [begin, end]")
     begin, end = offsets
     size = math.prod(shape) * _DTYPES[code].itemsize
     if end - begin != size:
-        raise _Invalid(f"the tensor {_show(name)} takes {_show(size)} bytes, but has {_show(offsets)}")
+        raise Invalid(f"the tensor {show(name)} takes {show(size)} bytes, but has {show(offsets)}")
     return _Entry(begin, end, _DTYPES[code], tuple(shape))
 
 
@@ -501,7 +486,7 @@ def _are_sizes(value: object) -> bool:
 
 def _metadata(metadata: Mapping[str, str], key: str) -> str:
     if key not in metadata:
-        raise _Invalid(f"its metadata lacks {key!r}")
+        raise Invalid(f"its metadata lacks {key!r}")
     return metadata[key]
 
 
@@ -517,15 +502,15 @@ def _write(
 ) -> None:
     """Write a safetensors file, whole or not at all."""
     if len(tensors) > MAX_TENSORS:
-        raise _Invalid(f"{len(tensors):,} tensors, more than {MAX_TENSORS}")
+        raise Invalid(f"{len(tensors):,} tensors, more than {MAX_TENSORS}")
     header: dict[str, Any] = {"__metadata__": {"format": kind, "version": _VERSIONS[kind], **metadata}}
     blocks: list[npt.NDArray[np.uint8]] = []
     position = 0
     for name, tensor in tensors.items():
         if tensor.dtype not in _CODES:
-            raise _Invalid(f"{name} has the type {tensor.dtype}, not one of {', '.join(map(str, _CODES))}")
+            raise Invalid(f"{name} has the type {tensor.dtype}, not one of {', '.join(map(str, _CODES))}")
         if tensor.size == 0 or tensor.ndim > MAX_NDIM:
-            raise _Invalid(f"{name} has the shape {list(tensor.shape)}, not up to {MAX_NDIM} sizes above 0")
+            raise Invalid(f"{name} has the shape {list(tensor.shape)}, not up to {MAX_NDIM} sizes above 0")
         end = position + tensor.nbytes
         header[name] = {
             "dtype": _CODES[tensor.dtype],
@@ -538,201 +523,10 @@ def _write(
     raw += b" " * (-(8 + len(raw)) % _ALIGNMENT)
     if len(raw) > MAX_HEADER_BYTES:
         raise SaveError(
-            f"{_show_path(path)}: not saved, since its configuration and history take {len(raw):,} bytes "
+            f"{show_path(path)}: not saved, since its configuration and history take {len(raw):,} bytes "
             f"(at most {MAX_HEADER_BYTES:,}): train for fewer epochs, or evaluate less often"
         )
     atomic_write(path, len(raw).to_bytes(8, "little"), raw, *blocks, keep=keep)
-
-
-# ---- Writing any file whole or not at all ------------------------------------------------------------------
-
-
-def atomic_write(
-    path: str | os.PathLike[str],
-    *parts: bytes | npt.NDArray[np.uint8],
-    keep: str | os.PathLike[str] | None = None,
-) -> None:
-    """Write a file of these parts: under a temporary name, synced to disk, then renamed; mode 0644.
-
-    keep: what was there until now gets this name.
-    The folder is made if need be. Raises SaveError: what was there is then unharmed, and nothing new is left.
-    """
-    target = Path(path)
-    try:
-        handle, temporary = _create_temporary(target)
-        try:
-            with open(handle, "wb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                if os.name == "posix":
-                    os.fchmod(handle, 0o644)  # from mkstemp's 0600: a service reads it as another user
-                os.fsync(handle)
-            if keep is not None and target.exists():
-                _replace_keeping(temporary, target, keep)
-            else:
-                os.replace(temporary, target)
-        except BaseException:  # Ctrl-C too
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise _save_error(path, error) from error
-    sync_folder(target.parent)
-
-
-def _replace_keeping(temporary: str, target: Path, keep: str | os.PathLike[str]) -> None:
-    """Rename `temporary` to `target`, which becomes `keep`. Where the first fails, both are what they were."""
-    old = temporary.removesuffix(".tmp") + "-old.tmp"
-    try:
-        os.link(target, old)
-    except OSError:  # a file system without links
-        os.replace(target, keep)
-        try:
-            os.replace(temporary, target)
-        except BaseException:
-            os.replace(keep, target)
-            raise
-        return
-    try:
-        os.replace(temporary, target)
-        try:
-            os.replace(old, keep)
-        except OSError as error:  # the new file is in place all the same
-            log.warning("%s: what was there before is not kept as %s (%s)", target, keep, _reason(error))
-    finally:
-        with contextlib.suppress(OSError):  # it has been renamed
-            os.unlink(old)
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise SaveError now, not after hours of training, where atomic_write would. Makes the folder."""
-    try:
-        handle, temporary = _create_temporary(Path(path))
-        os.close(handle)
-        os.unlink(temporary)
-    except (OSError, ValueError) as error:
-        raise _save_error(path, error) from error
-
-
-def _create_temporary(target: Path) -> tuple[int, str]:
-    """An open file beside `target`, and its name, which no listing of weights files shows."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.stat(target).st_mode):  # a rename would put a file in the place of /dev/null
-            raise OSError(errno.EINVAL, "what has that name is not a file")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".saving-{target.name[:100]}-"
-    _remove_abandoned(target.parent, prefix)
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=target.parent)
-    _lock(handle)
-    return handle, name
-
-
-def _remove_abandoned(folder: Path, prefix: str) -> None:
-    """Remove what saves of the same file left that were killed: it is old, and locked no more."""
-    for path in folder.glob(glob.escape(prefix) + "*.tmp"):
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            if time.time() - os.fstat(file.fileno()).st_mtime > ABANDONED_SECONDS and _lock(file.fileno()):
-                os.unlink(path)
-
-
-def _lock(handle: int) -> bool:
-    """Whether the file is now this process's own, until it is closed. Never on Windows, nor where no file has locks."""
-    if os.name != "posix":
-        return False
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _save_error(path: str | os.PathLike[str], error: Exception) -> SaveError:
-    return SaveError(
-        f"{_show_path(path)}: cannot be saved ({_reason(error)}), and what was there is unchanged: "
-        "make room, or choose another place"
-    )
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the rename survive a power cut. Without it the old file may come back, whole: hence no error."""
-    if os.name != "posix":
-        return  # Windows cannot open a folder
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        log.warning("%s: the folder cannot be synced to disk (%s)", folder, _reason(error))
-
-
-# ---- JSON, and text for messages ---------------------------------------------------------------------------
-
-
-def _decode_json(name: str, text: str) -> Any:
-    """JSON as the standard has it: no duplicate keys, NaN, infinity or lone surrogates; bounded in depth."""
-    try:
-        value = json.loads(text, object_pairs_hook=_unique)
-    except RecursionError:
-        raise _Invalid(f"{name} is nested more than {MAX_JSON_DEPTH} deep") from None
-    except ValueError as error:
-        raise _Invalid(f"{name} is not valid JSON: {error}") from error
-    _check_json(name, value)
-    return value
-
-
-def _encode_json(name: str, value: object) -> str:
-    """JSON text that _decode_json accepts. Raises ValueError, naming the place, for what is not JSON."""
-    _check_json(name, value)
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def _check_json(name: str, value: object, *keys: str | int) -> None:
-    """Raise unless `value` is JSON, finite (Python's parser takes NaN and 1e999), and not nested too deep.
-
-    name, keys: where it stands, for the message; put together only when there is one.
-    """
-    if isinstance(value, dict | list | tuple):
-        if len(keys) >= MAX_JSON_DEPTH:
-            raise _Invalid(f"{name} is nested more than {MAX_JSON_DEPTH} deep")
-        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-            if isinstance(value, dict):
-                if not isinstance(key, str):
-                    raise _Invalid(f"{_place(name, *keys)} has the key {_show(key)}, which is not a string")
-                _check_text(key, name, *keys)
-            _check_json(name, child, *keys, key)
-    elif isinstance(value, str):
-        _check_text(value, name, *keys)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise _Invalid(f"{_place(name, *keys)} is {value}, which is not a finite number")
-    elif isinstance(value, int) and abs(value) >= MAX_JSON_INTEGER:
-        raise _Invalid(f"{_place(name, *keys)} is {_show(value)}, which takes more than 128 bits")
-    elif value is not None and not isinstance(value, int | float):
-        raise _Invalid(f"{_place(name, *keys)} is of type {type(value).__name__}, which is not JSON")
-
-
-def _check_text(text: str, name: str, *keys: str | int) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair; nothing can print it
-        raise _Invalid(f"{_place(name, *keys)} holds half of a surrogate pair") from error
-
-
-def _place(name: str, *keys: str | int) -> str:
-    return name + "".join(f"[{key!r:.40}]" for key in keys)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise _Invalid(f"the key {_show(key)} stands twice")
-        result[key] = value
-    return result
 
 
 @contextlib.contextmanager
@@ -740,23 +534,6 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn "what is wrong" into a CheckpointError that begins with the file's name."""
     try:
         yield
-    except _Invalid as error:
+    except Invalid as error:
         kind = OtherVersion if isinstance(error, _OtherVersion) else CheckpointError
-        raise kind(f"{_show_path(path)}: {error}") from error
-
-
-def _show(value: object) -> str:
-    """A value from outside, for one line of a message: escaped and short."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _show_path(path: str | os.PathLike[str]) -> str:
-    """The path as given, unless it would break the line."""
-    text = os.fspath(path)
-    return text if text.isprintable() else repr(text)
-
-
-def _reason(error: Exception) -> str:
-    """The operating system's words without its number and the path, which the message already has."""
-    return getattr(error, "strerror", None) or str(error)
+        raise kind(f"{show_path(path)}: {error}") from error

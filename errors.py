@@ -29,3 +29,14 @@ def output_lost(program: str, error: OSError) -> int:
         return 0
     print(f"{program}: the output cannot be written: {error.strerror}", file=sys.stderr)
     return Failure.exit_code
+
+
+def show_path(path: str | os.PathLike[str]) -> str:
+    """The path as given, unless it would break the line."""
+    text = os.fspath(path)
+    return text if text.isprintable() else repr(text)
+
+
+def reason(error: Exception) -> str:
+    """The operating system's words without its number and the path, which the message already has."""
+    return getattr(error, "strerror", None) or str(error)

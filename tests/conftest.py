@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
+from string import ascii_lowercase
 
 import hypothesis
 import numpy as np
@@ -54,7 +56,9 @@ def make_weights(vocab: int, embed: int, hidden: int, seed: int = 0, scale: floa
 
 
 def make_checkpoint(vocab: int = 13, embed: int = 9, hidden: int = 6, seed: int = 0) -> Checkpoint:
-    words = (EOS, *(f"w{chr(ord('a') + i // 26)}{chr(ord('a') + i % 26)}" for i in range(vocab - 1)))
+    """Its words are <EOS>, waa, wab, ... wzz, waaa, ..."""
+    letters = itertools.chain.from_iterable(itertools.product(ascii_lowercase, repeat=n) for n in itertools.count(2))
+    words = (EOS, *("w" + "".join(next(letters)) for _ in range(vocab - 1)))
     return Checkpoint(make_weights(vocab, embed, hidden, seed), words, "plain", "c", {}, [])
 
 

@@ -459,7 +459,7 @@ def test_the_trial_runs_the_model_as_the_service_would(
 
 
 def test_a_model_that_takes_too_much_memory(folder: Path, tmp_path: Path) -> None:
-    save_tiny(tmp_path, "large", vocab=600, hidden=1000)  # some MB; the trial's Python has more than 64 MB already
+    save_tiny(tmp_path, "large", vocab=12_000, hidden=1000)  # its input projection takes 48 MB, and Python has some
     raw = (tmp_path / "large.safetensors").read_bytes()
     with serving(folder, trial_memory_mb=64) as client:
         assert "64 MB" in refused(upload(client, raw), 507, "no_space")["detail"]

@@ -22,6 +22,7 @@ import pytest
 from conftest import ROOT, WIKITEXT, make_weights, needs_wikitext
 from running import BACKENDS, command, options, refused, run, same_weights
 
+import atomic
 import checkpoint
 import main
 import torch_rnn
@@ -581,7 +582,7 @@ def test_weights_that_could_not_be_saved_are_saved_later(tmp_path: Path, monkeyp
     one = small_run(main.Trainer, tmp_path)
     one.evaluate(None)
     save = checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda *_: (_ for _ in ()).throw(checkpoint.SaveError("full")))
+    monkeypatch.setattr(checkpoint, "save", lambda *_: (_ for _ in ()).throw(atomic.SaveError("full")))
     one.best = one.trainer.weights()
     one.save_weights(one.best)
     assert "weights" in one.files.unsaved and not one.files.weights.exists()

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+import atomic
 import checkpoint
 from checkpoint import Weights
 from data.corpus import load_corpus
@@ -192,7 +193,7 @@ def main(trainer_class: type[Trainer], model_class: type[LanguageModel], argumen
             config, resume = configuration.parse(trainer_class.backend, arguments)
         device = trainer_class.check(config)
         if rank == 0:
-            checkpoint.check_writable(config.weights_path(trainer_class.backend))
+            atomic.check_writable(config.weights_path(trainer_class.backend))
         group = distributed.join(cuda=device == "cuda")
         run = prepare(config, trainer_class, group)
         if resume and not run.resume() and rank == 0:

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from checkpoint import SaveError, atomic_write
+from atomic import SaveError, atomic_write
 from language_model import perplexity, shown
 from training.config import ConfigError
 

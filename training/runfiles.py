@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 import checkpoint
-from checkpoint import Checkpoint, CheckpointError, OtherVersion, SaveError, Weights
+from atomic import SaveError
+from checkpoint import Checkpoint, CheckpointError, OtherVersion, Weights
 from training import reporting
 
 log = logging.getLogger(__name__)
