@@ -42,7 +42,8 @@ static void on_bus(int number, siginfo_t *info, void *context) {
     uintptr_t at = (uintptr_t)info->si_addr;
     for (int i = 0; i < SLOTS && info->si_code > 0; i++) { /* 0 and less: sent by a process, and no address */
         uintptr_t end = atomic_load(&slots[i].end), begin = atomic_load(&slots[i].begin);
-        if (at < begin || at >= end) continue;
+        /* A slot that was freed and filled anew in between has another end, and is not this address's. */
+        if (at < begin || at >= end || atomic_load(&slots[i].end) != end) continue;
         uintptr_t page = at - at % atomic_load(&page_size);
         atomic_store(&slots[i].lost, 1);
         /* To the end: where a page is missing, so are most that follow. This is a bare system call: safe here. */

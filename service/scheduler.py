@@ -51,7 +51,7 @@ class Scheduler:
         with self._condition:
             if self._stopping:
                 raise self._stopping
-            there = len(self._running) + len(self._waiting)
+            there = sum(_goes_on(*pair) for pair in (*self._running, *self._waiting))
             if there + len(run.sequences) > self._max_sequences + self._max_waiting:
                 raise Busy(
                     f"{len(self._waiting)} sequences wait already (at most {self._max_waiting}): try again later",

@@ -93,7 +93,7 @@ class Uploader:
         self._busy = True
         result = "failed"
         try:
-            async with asyncio.timeout(self._settings.upload_seconds):
+            async with asyncio.timeout(self._settings.upload_seconds) as limit:
                 uploaded = await self._receive(request)
             result = "replaced" if uploaded.replaced else "added"
             return uploaded
@@ -101,6 +101,8 @@ class Uploader:
             result = "abandoned"
             raise ClientGone from error
         except TimeoutError as error:
+            if not limit.expired():  # ETIMEDOUT, of a mounted folder
+                raise
             result = "refused"
             raise SlowRequest(f"the upload took more than {self._settings.upload_seconds:g} seconds") from error
         except Internal:
@@ -128,9 +130,11 @@ class Uploader:
             received = 0
             async for chunk in request.stream():
                 received += len(chunk)
-                if received > limit or form.size > self._settings.max_upload_bytes:
+                if received > limit:
                     raise self._too_large()
                 await asyncio.to_thread(form.feed, chunk)  # writes to the disk
+                if form.size > self._settings.max_upload_bytes:
+                    raise self._too_large()
             form.close()
             name, overwrite = form.check()
             target = self._folder.path(name)
@@ -382,21 +386,23 @@ def _publish(temporary: Path, target: Path, overwrite: bool) -> bool:
 
 
 def _claim(temporary: Path, target: Path) -> None:
-    """Give a file a name that nobody has. Raises WeightsExist."""
+    """Give a file a name that nobody has. Raises WeightsExist, Busy."""
     try:
         os.link(temporary, target)  # unlike a rename, this never replaces
     except FileExistsError as error:
         raise _exists(target.stem) from error
-    except OSError:  # a mounted bucket has no links: claim the name, then rename
+    except OSError:  # a mounted bucket has no links: claim the name beside it, then rename
+        claim = target.with_name(f"{PREFIX}claim-{target.name}")
         try:
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         except FileExistsError as error:
-            raise _exists(target.stem) from error
+            raise Busy(f"another upload of {target.stem} is under way: try again later", 10) from error
         try:
+            if os.path.lexists(target):
+                raise _exists(target.stem) from None
             os.replace(temporary, target)
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+        finally:
+            claim.unlink(missing_ok=True)
 
 
 async def _to_the_end(function: Callable[..., T], *arguments: object) -> T:

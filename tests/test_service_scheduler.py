@@ -174,6 +174,20 @@ def test_the_queue_is_bounded_and_says_when_to_come_again() -> None:
     with_scheduler(test, max_sequences=2, max_waiting=2)
 
 
+def test_who_has_gone_away_takes_no_place_in_the_queue() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        gate = threading.Semaphore(0)  # no token is made until it opens, so nothing is tidied up between two
+        running, waiting = (run_of(sequence(CountingEngine(gate))) for _ in range(2))
+        scheduler.submit(running)
+        scheduler.submit(waiting)
+        waiting.cancel()
+        scheduler.submit(run_of(sequence(CountingEngine())))
+        gate.release(100)
+        await running.wait()
+
+    with_scheduler(test, max_sequences=1, max_waiting=1)
+
+
 def test_a_run_is_taken_whole_or_not_at_all() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         with pytest.raises(Busy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import hashlib
 import json
@@ -100,6 +101,42 @@ def test_a_race_for_a_name_has_one_winner(folder: Path, monkeypatch: pytest.Monk
     with pytest.raises(WeightsExist):
         _publish(folder / "b", folder / "new.safetensors", False)
     assert (folder / "new.safetensors").read_text() == "a"
+    assert sorted(os.listdir(folder)) == (["a", "b", "new.safetensors"] if links else ["b", "new.safetensors"])
+
+
+def test_without_links_nobody_sees_a_file_before_it_is_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from service.errors import Busy
+    from service.uploads import _publish
+
+    def replace(source: Path, target: Path) -> None:
+        assert not target.exists()
+        with pytest.raises(Busy):  # who comes in between
+            _publish(folder / "b", target, False)
+        source.rename(target)
+
+    folder.mkdir()
+    for name in "ab":
+        (folder / name).write_text(name)
+    monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
+    monkeypatch.setattr("os.replace", replace)
+    _publish(folder / "a", folder / "new.safetensors", False)
+    assert sorted(os.listdir(folder)) == ["b", "new.safetensors"]
+
+
+def test_the_bound_of_an_upload_is_that_of_the_file(client: TestClient, folder: Path) -> None:
+    assert "200,000" in refused(upload(client, b"x" * 200_001), 413, "body_too_large")["detail"]
+    assert nothing_left(folder)
+
+
+def test_a_disk_that_times_out_is_not_a_slow_client(
+    client: TestClient, folder: Path, sound: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def times_out(*_: object) -> None:
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    monkeypatch.setattr("service.uploads._settle", times_out)
+    refused(upload(client, sound), 500, "internal")
+    assert nothing_left(folder)
 
 
 def test_a_claimed_name_is_given_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
