@@ -139,9 +139,11 @@ $(BUILD)/kernels.avx512.o: csrc/kernels.c $(BUILD)/.flags Makefile
 # watches; Python's own allocations are not its matter.
 SAN_ENV := $(if $(filter 1,$(SAN)),ASAN_OPTIONS=detect_leaks=0 RNNLIB_PATH="$(CURDIR)/$(LIBRARY)" \
              LD_PRELOAD="$(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libstdc++.so)")
-C_TEST    := $(BUILD)/test_rnnlib$(EXE)
-FIXED_RUN := $(BUILD)/fixed_run$(EXE)
-RUN       ?=#              what runs a program of a foreign machine: wine64, "qemu-aarch64 -L ..."
+C_TEST       := $(BUILD)/test_rnnlib$(EXE)
+C_TEST_PARTS := test_rnnlib test_kernels test_training test_inference plain testing
+THREADS_TEST := $(BUILD)/test_threads
+FIXED_RUN    := $(BUILD)/fixed_run$(EXE)
+RUN          ?=#           what runs a program of a foreign machine: wine64, "qemu-aarch64 -L ..."
 
 test: $(VENV)/.dev lib test-c ## run the fast tests (SAN=1: under the address and undefined-behaviour sanitizers)
 	$(SAN_ENV) $(PY) -m pytest -q
@@ -149,8 +151,10 @@ test: $(VENV)/.dev lib test-c ## run the fast tests (SAN=1: under the address an
 test-c: $(C_TEST) ## run the C tests on every instruction set
 	@for isa in $(ISAS) reference; do echo "RNN_ISA=$$isa"; RNN_ISA=$$isa $(RUN) $< || exit 1; done
 
-$(BUILD)/test_%: tests/c/test_%.c $(OBJECTS) Makefile
-	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $< $(OBJECTS) -lm -lpthread
+$(C_TEST): $(C_TEST_PARTS:%=tests/c/%.c)
+$(THREADS_TEST): tests/c/test_threads.c tests/c/testing.c
+$(C_TEST) $(THREADS_TEST): $(wildcard tests/c/*.h) $(OBJECTS) Makefile
+	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $(filter tests/c/%.c,$^) $(OBJECTS) -lm -lpthread
 
 # The numbers of one fixed training run: two systems are compared by it (tests/test_platforms.py). It takes the library
 # as a program of somebody else would, so it lies beside a copy of it.
@@ -184,12 +188,12 @@ test-macos: $(VENV)/.dev ## compile and link the library for macOS, arm64 and x8
 lint: $(VENV)/.dev ## check style and compiler warnings
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror csrc/*.[ch] tests/c/*.c
+	$(VENV)/bin/clang-format --dry-run --Werror csrc/*.[ch] tests/c/*.[ch]
 
 format: $(VENV)/.dev ## rewrite the sources in the project's style
 	$(VENV)/bin/ruff check --fix --select I .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i csrc/*.[ch] tests/c/*.c
+	$(VENV)/bin/clang-format -i csrc/*.[ch] tests/c/*.[ch]
 
 bench: $(VENV)/.run lib ## compare C with PyTorch: a table, bench/results/bench.jsonl, plots in docs/ (QUICK=1: fewer cases)
 	$(PY) bench/bench.py $(if $(QUICK),--quick)
@@ -210,8 +214,8 @@ test-threads: ## the C tests under ThreadSanitizer: one model, many threads, mod
 
 TSAN := OMP_NUM_THREADS=3 OMP_WAIT_POLICY=passive TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1"
 
-run-threads: $(BUILD)/test_threads $(C_TEST)
-	$(TSAN) $(BUILD)/test_threads
+run-threads: $(THREADS_TEST) $(C_TEST)
+	$(TSAN) $(THREADS_TEST)
 	$(TSAN) $(C_TEST)
 
 VALGRIND := valgrind --quiet --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite,possible
@@ -219,9 +223,9 @@ VALGRIND := valgrind --quiet --error-exitcode=1 --leak-check=full --errors-for-l
 test-valgrind: ## the C tests under valgrind's memcheck, which knows AVX2 but no AVX-512
 	$(MAKE) run-valgrind OMP=0
 
-run-valgrind: $(BUILD)/test_threads $(C_TEST)
+run-valgrind: $(THREADS_TEST) $(C_TEST)
 	for isa in avx2 reference; do RNN_ISA=$$isa $(VALGRIND) $(C_TEST) || exit 1; done
-	RNN_ISA=avx2 $(VALGRIND) $(BUILD)/test_threads
+	RNN_ISA=avx2 $(VALGRIND) $(THREADS_TEST)
 
 FUZZ_RUNS ?= 10000000
 FUZZ_ISAS ?= $(ISAS) reference

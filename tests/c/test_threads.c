@@ -1,29 +1,15 @@
 /* test_threads.c -- one model shared by many threads, and models that are replaced while they are used.
  *
  * Worth most under a race detector (make test-threads: ThreadSanitizer); on its own it compares results.
- * Prints a line per test and "N passed, M failed"; the exit code is 0 only when none failed.
  */
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "rnnlib.h"
+#include "testing.h"
 
 enum { V = 1100, E = 7, H = 19, STREAMS = 5, LENGTH = 12, WORKERS = 4, ROUNDS = 12, VERSIONS = 6 };
-
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards what follows, and stdout */
-static int checks_failed;
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            pthread_mutex_lock(&lock);                                                                                 \
-            printf("    %s:%d: not true: %s\n", __FILE__, __LINE__, #condition);                                       \
-            checks_failed++;                                                                                           \
-            pthread_mutex_unlock(&lock);                                                                               \
-        }                                                                                                              \
-    } while (0)
 
 /* ---- Weights, and what a thread does with a model ------------------------------------------------------------------ */
 
@@ -31,16 +17,10 @@ typedef struct weights {
     float embeddings[V * E], wxh[E * H], whh[H * H], bh[H], why[H * V], by[V];
 } weights;
 
-static double uniform(uint64_t *seed) {
-    *seed = *seed * 6364136223846793005u + 1442695040888963407u;
-    return (double)(*seed >> 11) * 0x1p-53;
-}
-
 static weights *make_weights(uint64_t seed) {
-    weights *w = malloc(sizeof *w);
-    if (!w) exit(2);
+    weights *w = need(malloc(sizeof *w));
     float *x = (float *)w;
-    for (size_t i = 0; i < sizeof *w / sizeof *x; i++) x[i] = (float)(2.0 * uniform(&seed) - 1.0);
+    for (size_t i = 0; i < sizeof *w / sizeof *x; i++) x[i] = (float)(2.0 * uniform_after(&seed) - 1.0);
     return w;
 }
 
@@ -70,7 +50,7 @@ static void use_model(const rnn_model *model, int32_t threads, result *r) {
         lengths[i] = 2;
         sampling[i] = (rnn_sampling){0.5, i % 2 ? 1.0f : 0.0f, i == 3 ? 40 : 0, i == 4 ? 9 : -1, 0};
     }
-    for (int32_t i = 0; i < STREAMS * LENGTH; i++) u[i] = uniform(&seed);
+    for (int32_t i = 0; i < STREAMS * LENGTH; i++) u[i] = uniform_after(&seed);
     rnn_decoder *decoder = NULL;
     CHECK(rnn_decoder_create(model, STREAMS, threads, &decoder) == RNN_OK);
     if (!decoder) return;
@@ -92,8 +72,7 @@ typedef struct share {
 
 static void *share_model(void *argument) {
     const share *s = argument;
-    result *got = malloc(sizeof *got);
-    if (!got) exit(2);
+    result *got = need(malloc(sizeof *got));
     for (int i = 0; i < ROUNDS; i++) {
         use_model(s->model, s->threads, got);
         CHECK(memcmp(got, s->want, sizeof *got) == 0);
@@ -112,8 +91,7 @@ static void run_workers(void *(*work)(void *), void *argument) {
 
 static void test_shared_model(void) {
     weights *w = make_weights(1);
-    result *want = malloc(sizeof *want);
-    if (!want) exit(2);
+    result *want = need(malloc(sizeof *want));
     for (int32_t precision = RNN_PRECISION_F32; precision <= RNN_PRECISION_INT8; precision++) {
         for (int32_t threads = 1; threads <= 2; threads++) {
             rnn_model *model = make_model(w, precision, threads);
@@ -136,12 +114,12 @@ typedef struct version {
     int users; /* under `lock`; who drops the last one destroys the version */
 } version;
 
-static version *current; /* under `lock` */
-static int stop_workers; /* under `lock` */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards what follows */
+static version *current;
+static int stop_workers;
 
 static version *make_version(uint64_t seed) {
-    version *v = malloc(sizeof *v);
-    if (!v) exit(2);
+    version *v = need(malloc(sizeof *v));
     v->weights = make_weights(seed);
     v->model = make_model(v->weights, RNN_PRECISION_F32, 1);
     use_model(v->model, 1, &v->want);
@@ -161,8 +139,7 @@ static void drop(version *v) {
 
 static void *use_current(void *argument) {
     int *uses = argument;
-    result *got = malloc(sizeof *got);
-    if (!got) exit(2);
+    result *got = need(malloc(sizeof *got));
     for (;;) {
         pthread_mutex_lock(&lock);
         version *v = stop_workers ? NULL : current;
@@ -220,8 +197,7 @@ static void *train(void *argument) {
     int32_t x[STEPS * BATCH], y[STEPS * BATCH];
     float state[BATCH * H] = {0};
     double loss = 0.0, first = 0.0;
-    float *grads = malloc(sizeof *w);
-    if (!grads) exit(2);
+    float *grads = need(malloc(sizeof *w));
     for (int32_t i = 0; i < STEPS * BATCH; i++) {
         x[i] = i;
         y[i] = V - 1 - i;
@@ -244,26 +220,10 @@ static void test_training(void) {
     free(w);
 }
 
-int main(void) {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
-        {"many decoders on one model", test_shared_model},
-        {"models replaced under load", test_replacement},
-        {"many workspaces on the same parameters", test_training},
-    };
-    int passed = 0, failed = 0;
-    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
-        checks_failed = 0;
-        tests[i].run();
-        printf("%s  %s\n", checks_failed ? "FAIL" : "ok  ", tests[i].name);
-        if (checks_failed) {
-            failed++;
-        } else {
-            passed++;
-        }
-    }
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed ? 1 : 0;
-}
+static const test tests[] = {
+    {"many decoders on one model", test_shared_model},
+    {"models replaced under load", test_replacement},
+    {"many workspaces on the same parameters", test_training},
+};
+
+int main(void) { return run_tests(tests, sizeof tests / sizeof *tests); }

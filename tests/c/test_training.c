@@ -1,0 +1,379 @@
+/* test_training.c -- loss, gradients and optimisers, against the plain model and what rnnlib.h promises. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plain.h"
+#include "testing.h"
+#include "tests.h"
+
+static rnn_work *work_for(const problem *p, int32_t threads) {
+    rnn_work *work = NULL;
+    CHECK(rnn_work_create(&p->dims, (int32_t)p->T, (int32_t)p->B, 0, threads, &work) == RNN_OK);
+    return need(work);
+}
+
+void test_plain_model_itself(void) {
+    problem p = make_problem(13, 9, 6, 11, 2);
+    double *q = widen(p.params, p.at.count), *grads = doubles(p.at.count), *moved = doubles(p.at.count);
+    plain_loss(&p, q, 1.0, grads, NULL, NULL);
+    for (int trial = 0; trial < 20; trial++) {
+        double eps = 1e-5, along = 0.0, difference = 0.0;
+        float *direction = random_floats(p.at.count, 1.0);
+        for (size_t i = 0; i < p.at.count; i++) along += grads[i] * direction[i];
+        for (int sign = -1; sign <= 1; sign += 2) {
+            for (size_t i = 0; i < p.at.count; i++) moved[i] = q[i] + sign * eps * direction[i];
+            difference += sign * plain_loss(&p, moved, 1.0, NULL, NULL, NULL) / (2.0 * eps);
+        }
+        CHECK_BELOW(fabs(difference - along) / fmax(1.0, fabs(along)), 1e-7);
+        free(direction);
+    }
+    free(q);
+    free(grads);
+    free(moved);
+    free_problem(&p);
+}
+
+/* Loss, per-token log-probabilities, state and every gradient tensor of problem p, for 1 and 3 threads. */
+static void compare_with_plain(const problem *p, double limit) {
+    size_t N = p->T * p->B, S = p->B * p->H, P = p->at.count;
+    double *q = widen(p->params, P), *want = doubles(P), *want_state = doubles(S), *want_logp = doubles(N);
+    double scale = 0.25, want_loss = plain_loss(p, q, scale, want, want_state, want_logp), loss = 0.0;
+    float *first = NULL;
+    for (int32_t threads = 1; threads <= 3; threads += 2) {
+        rnn_work *work = work_for(p, threads);
+        float *grads = random_floats(P, 1.0), *state = copy_floats(p->state, S), *logp = floats(N);
+        CHECK(rnn_loss(work, p->params, p->embeddings, p->x, p->y, (int32_t)p->T, (int32_t)p->B, state, &loss, logp) ==
+              RNN_OK);
+        CHECK_BELOW(fabs(loss - want_loss) / fmax(want_loss, (double)N), 2e-6);
+        CHECK_BELOW(rel_err(logp, want_logp, N), limit);
+        CHECK_BELOW(rel_err(state, want_state, S), limit);
+        memcpy(state, p->state, S * sizeof *state);
+        CHECK(rnn_loss_grad(work, p->params, p->embeddings, p->x, p->y, (int32_t)p->T, (int32_t)p->B, (float)scale,
+                            state, &loss, grads) == RNN_OK);
+        CHECK_BELOW(fabs(loss - want_loss) / fmax(want_loss, (double)N), 2e-6);
+        CHECK_BELOW(rel_err(state, want_state, S), limit);
+        CHECK_BELOW(rel_err(grads + p->at.wxh, want + p->at.wxh, p->E * p->H), limit);
+        CHECK_BELOW(rel_err(grads + p->at.whh, want + p->at.whh, p->H * p->H), limit);
+        CHECK_BELOW(rel_err(grads + p->at.bh, want + p->at.bh, p->H), limit);
+        CHECK_BELOW(rel_err(grads + p->at.why, want + p->at.why, p->H * p->V), limit);
+        CHECK_BELOW(rel_err(grads + p->at.by, want + p->at.by, p->V), limit);
+        if (!first) {
+            first = grads;
+        } else { /* one thread owns each sum, so their number changes nothing */
+            CHECK(same(first, grads, P * sizeof *grads));
+            free(grads);
+        }
+        free(state);
+        free(logp);
+        rnn_work_destroy(work);
+    }
+    free(first);
+    free(q);
+    free(want);
+    free(want_state);
+    free(want_logp);
+}
+
+void test_gradients(void) {
+    /* No size is a multiple of a block, a panel or a register tile, and the smallest of each is there. */
+    static const size_t sizes[][5] = {
+        {13, 9, 6, 11, 1},     {5, 7, 3, 1, 1},     {1, 1, 1, 1, 1},      {1, 3, 2, 5, 2},
+        {31, 4, 99, 13, 1},    {33, 5, 101, 13, 3}, {65, 3, 1, 7, 2},     {600, 17, 31, 3, 7},
+        {1100, 3, 15, 140, 1}, {40, 3, 17, 33, 4},  {520, 50, 20, 30, 9}, {127, 6, 63, 2, 2},
+        {129, 6, 64, 2, 65},   {1, 2, 100, 3, 1},   {66001, 2, 3, 5, 1}, /* parts of two blocks */
+    };
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        problem p = make_problem(sizes[i][0], sizes[i][1], sizes[i][2], sizes[i][3], sizes[i][4]);
+        int before = checks_failed;
+        compare_with_plain(&p, 1e-5);
+        if (checks_failed > before) {
+            printf("    at V=%zu E=%zu H=%zu T=%zu B=%zu\n", p.V, p.E, p.H, p.T, p.B);
+        }
+        free_problem(&p);
+    }
+}
+
+/* Options that say nothing in many words: masks of 1, and candidates that are all the words there are. */
+void test_options_that_change_nothing(void) {
+    problem p = make_problem(600, 17, 31, 30, 7);
+    size_t P = p.at.count, S = p.B * p.H;
+    float *ones = floats(p.B * (p.E + p.H)), *correction = floats(p.V);
+    int32_t *all = need(malloc(p.V * sizeof *all));
+    for (size_t i = 0; i < p.B * (p.E + p.H); i++) ones[i] = 1.0f;
+    for (size_t v = 0; v < p.V; v++) all[v] = (int32_t)v;
+    rnn_train_options options = {.input_mask = ones, .output_mask = ones};
+    rnn_train_options sampled = {.candidates = all, .correction = correction, .candidate_count = (int32_t)p.V};
+    float *want = floats(P), *grads = random_floats(P, 1.0), *state = copy_floats(p.state, S);
+    rnn_work *work = work_for(&p, 2), *small = NULL;
+    CHECK(rnn_work_create(&p.dims, (int32_t)p.T, (int32_t)p.B, (int32_t)p.V, 2, &small) == RNN_OK);
+    double loss = 0.0, other = 0.0;
+#define TRAIN(work_, y_, options_, grads_, loss_)                                                                      \
+    (memcpy(state, p.state, S * sizeof *state), rnn_train_grad(work_, p.params, p.embeddings, p.x, y_, (int32_t)p.T,   \
+                                                               (int32_t)p.B, 1.0f, options_, state, loss_, grads_))
+    CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, (int32_t)p.T, (int32_t)p.B, 1.0f, state, &loss, want) ==
+          RNN_OK);
+    CHECK(TRAIN(work, p.y, &options, grads, &other) == RNN_OK && loss == other);
+    CHECK(same(want, grads, P * sizeof *grads));
+    CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_OK && loss == other);
+    CHECK(same(want, grads, P * sizeof *grads));
+
+    /* Refusals; the arithmetic of real candidates and masks is compared with torch's in Python. */
+    CHECK(TRAIN(work, p.y, &sampled, grads, &other) == RNN_E_ARG);
+    CHECK(TRAIN(small, p.y, &options, grads, &other) == RNN_E_ARG);
+    CHECK(TRAIN(small, p.y, NULL, grads, &other) == RNN_E_NULL);
+    for (int32_t count = -1; count <= 601; count += 602) {
+        sampled.candidate_count = count;
+        CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_E_DIM);
+    }
+    sampled.candidate_count = (int32_t)p.V - 1;
+    p.y[5] = (int32_t)p.V - 1;
+    CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_E_TOKEN);
+    all[9] = 8;
+    sampled.candidate_count = (int32_t)p.V;
+    CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_E_TOKEN);
+    sampled.correction = NULL;
+    CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_E_NULL);
+    CHECK(same(want, grads, P * sizeof *grads) && loss == other && same(state, p.state, S * sizeof *state));
+#undef TRAIN
+    rnn_work_destroy(work);
+    rnn_work_destroy(small);
+    free(ones), free(correction), free(all), free(want), free(grads), free(state);
+    free_problem(&p);
+}
+
+void test_extreme_logits(void) {
+    for (int kind = 0; kind < 4; kind++) {
+        problem p = make_problem(700, 3, 10, 20, 1);
+        float *by = p.params + p.at.by;
+        for (size_t v = 0; v < p.V; v++) {
+            if (kind == 0) by[v] += v % 2 ? 80.0f : -80.0f;     /* logits of both signs */
+            if (kind == 1) by[v] += v == 650 ? 300.0f : 0.0f;   /* one word holds all probability */
+            if (kind == 2) by[v] += v < 512 ? -300.0f : 300.0f; /* a whole block of words holds none */
+            if (kind == 3) by[v] = 0.0f;                        /* all equal, once Why is zero */
+        }
+        if (kind == 3) memset(p.params + p.at.why, 0, p.H * p.V * sizeof(float));
+        compare_with_plain(&p, 2e-5);
+        for (size_t n = 0; n < p.T; n++) p.y[n] = 650; /* the word that is certain: the gradient is all but zero */
+        double loss = 0.0, *q = widen(p.params, p.at.count), *want = doubles(p.at.count);
+        float *grads = floats(p.at.count);
+        rnn_work *work = work_for(&p, 1);
+        plain_loss(&p, q, 1.0, want, NULL, NULL);
+        CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, 20, 1, 1.0f, p.state, &loss, grads) == RNN_OK);
+        double worst = 0.0;
+        for (size_t i = 0; i < p.at.count; i++) worst = fmax(worst, fabs(grads[i] - want[i]));
+        CHECK_BELOW(worst, 1e-4);
+        rnn_work_destroy(work);
+        free(grads);
+        free(q);
+        free(want);
+        free_problem(&p);
+    }
+}
+
+void test_carried_state(void) {
+    problem p = make_problem(50, 7, 12, 24, 3);
+    size_t S = p.B * p.H, P = p.at.count, half = p.T / 2 * p.B;
+    rnn_work *work = work_for(&p, 2);
+    float *whole = copy_floats(p.state, S), *parts = copy_floats(p.state, S), *a = floats(P), *b = floats(P);
+    float *logp = floats(p.T * p.B), *logp_parts = floats(p.T * p.B);
+    double loss = 0.0, first = 0.0, second = 0.0;
+    CHECK(rnn_loss(work, p.params, p.embeddings, p.x, p.y, 24, 3, whole, &loss, logp) == RNN_OK);
+    CHECK(rnn_loss(work, p.params, p.embeddings, p.x, p.y, 12, 3, parts, &first, logp_parts) == RNN_OK);
+    CHECK(rnn_loss(work, p.params, p.embeddings, p.x + half, p.y + half, 12, 3, parts, &second, logp_parts + half) ==
+          RNN_OK);
+    CHECK_BELOW(fabs(loss - first - second), 1e-9 * loss);
+    CHECK(same(whole, parts, S * sizeof *whole));
+    CHECK(same(logp, logp_parts, p.T * p.B * sizeof *logp));
+
+    memcpy(parts, p.state, S * sizeof *parts);
+    CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, 12, 3, 1.0f, parts, &first, a) == RNN_OK);
+    memcpy(parts, p.state, S * sizeof *parts);
+    CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, 12, 3, 1.0f, parts, &second, b) == RNN_OK);
+    CHECK(first == second && same(a, b, P * sizeof *a)); /* the same call gives the same bits */
+    rnn_work_destroy(work);
+    free(whole);
+    free(parts);
+    free(a);
+    free(b);
+    free(logp);
+    free(logp_parts);
+    free_problem(&p);
+}
+
+void test_training_refusals(void) {
+    problem p = make_problem(40, 5, 8, 600, 1); /* more than one tile, so the last tile's loss comes late */
+    size_t P = p.at.count, S = p.B * p.H;
+    rnn_work *work = work_for(&p, 2);
+    float *grads = random_floats(P, 1.0), *grads0 = copy_floats(grads, P), *state = copy_floats(p.state, S);
+    float *logp = random_floats(p.T, 1.0), *logp0 = copy_floats(logp, p.T);
+    double loss = 42.0;
+#define GRAD(params_, x_, y_, T_, B_, scale_)                                                                          \
+    rnn_loss_grad(work, params_, p.embeddings, x_, y_, T_, B_, scale_, state, &loss, grads)
+#define LOSS(params_, x_, y_, T_, B_) rnn_loss(work, params_, p.embeddings, x_, y_, T_, B_, state, &loss, logp)
+    CHECK(GRAD(NULL, p.x, p.y, 600, 1, 1.0f) == RNN_E_NULL);
+    CHECK(LOSS(p.params, NULL, p.y, 600, 1) == RNN_E_NULL);
+    CHECK(GRAD(p.params, p.x, p.y, 601, 1, 1.0f) == RNN_E_DIM);
+    CHECK(GRAD(p.params, p.x, p.y, 0, 1, 1.0f) == RNN_E_DIM);
+    CHECK(GRAD(p.params, p.x, p.y, 300, 2, 1.0f) == RNN_E_DIM);
+    CHECK(LOSS(p.params, p.x, p.y, -1, 1) == RNN_E_DIM);
+    CHECK(GRAD(p.params, p.x, p.y, 600, 1, NAN) == RNN_E_ARG);
+    CHECK(GRAD(p.params, p.x, p.y, 600, 1, INFINITY) == RNN_E_ARG);
+    for (int which = 0; which < 2; which++) {
+        int32_t *tokens = which ? p.x : p.y, kept = tokens[599];
+        tokens[599] = 40;
+        CHECK(GRAD(p.params, p.x, p.y, 600, 1, 1.0f) == RNN_E_TOKEN);
+        tokens[599] = -1;
+        CHECK(LOSS(p.params, p.x, p.y, 600, 1) == RNN_E_TOKEN);
+        tokens[599] = kept;
+    }
+    size_t poisoned[] = {p.at.wxh, p.at.whh + 3, p.at.bh, p.at.why + 77, p.at.by + 39};
+    for (size_t i = 0; i < 5; i++) {
+        float kept = p.params[poisoned[i]];
+        float poisons[] = {NAN, INFINITY, -INFINITY}; /* of an infinity, tanh and softmax may leave no trace */
+        for (size_t k = 0; k < 3; k++) {
+            p.params[poisoned[i]] = poisons[k];
+            CHECK(GRAD(p.params, p.x, p.y, 600, 1, 1.0f) == RNN_E_NONFINITE);
+            CHECK(LOSS(p.params, p.x, p.y, 600, 1) == RNN_E_NONFINITE);
+            CHECK(GRAD(p.params, p.x, p.y, 10, 1, 1.0f) == RNN_E_NONFINITE); /* one tile */
+        }
+        p.params[poisoned[i]] = kept;
+    }
+    float *seen = p.embeddings + p.x[300] * 5 + 4, kept_seen = *seen;
+    *seen = -INFINITY;
+    CHECK(GRAD(p.params, p.x, p.y, 600, 1, 1.0f) == RNN_E_NONFINITE);
+    *seen = kept_seen;
+    state[7] = INFINITY;
+    CHECK(LOSS(p.params, p.x, p.y, 600, 1) == RNN_E_NONFINITE);
+    state[7] = p.state[7];
+    /* A loss that is finite in the first tile, and in a later one is not: finite weights, and an overflow. */
+    float kept[8];
+    for (size_t i = 0; i < 8; i++) {
+        kept[i] = p.params[p.at.why + i * 40];
+        p.params[p.at.why + i * 40] = 1e38f;
+    }
+    for (size_t t = 0; t < 600; t++) p.x[t] = t < 590 ? 1 : 2;
+    for (size_t j = 0; j < 5; j++) {
+        p.embeddings[5 + j] = 0.0f;
+        p.embeddings[10 + j] = 0.0f;
+    }
+    p.embeddings[10] = 1e6f; /* drives every unit to +1 or -1 */
+    for (size_t j = 0; j < 8; j++) p.params[p.at.wxh + j] = fabsf(p.params[p.at.wxh + j]);
+    memset(p.params + p.at.whh, 0, (64 + 8) * sizeof(float));
+    int32_t status = GRAD(p.params, p.x, p.y, 600, 1, 1.0f);
+    CHECK(status == RNN_E_NONFINITE);
+    CHECK(LOSS(p.params, p.x, p.y, 600, 1) == RNN_E_NONFINITE);
+    CHECK(loss == 42.0);
+    CHECK(same(grads, grads0, P * sizeof *grads));
+    CHECK(same(state, p.state, S * sizeof *state));
+    CHECK(same(logp, logp0, p.T * sizeof *logp));
+    for (size_t i = 0; i < 8; i++) p.params[p.at.why + i * 40] = kept[i];
+    CHECK(GRAD(p.params, p.x, p.y, 600, 1, 1.0f) == RNN_OK); /* a refusal does no lasting harm */
+
+    rnn_dims bad[] = {{0, 1, 1}, {1, 0, 1}, {1, 1, 0}, {-1, 1, 1}, {RNN_MAX_VOCAB + 1, 1, 1}, {1, 1 << 15, 1}};
+    rnn_work *none = NULL;
+    int64_t count = -1;
+    for (size_t i = 0; i < 6; i++) {
+        CHECK(rnn_work_create(&bad[i], 1, 1, 0, 1, &none) == RNN_E_DIM);
+        CHECK(rnn_param_count(&bad[i], &count) == RNN_E_DIM);
+    }
+    CHECK(rnn_work_create(&p.dims, 0, 1, 0, 1, &none) == RNN_E_DIM);
+    CHECK(rnn_work_create(&p.dims, RNN_MAX_TOKENS, 2, 0, 1, &none) == RNN_E_DIM);
+    CHECK(rnn_work_create(&p.dims, 1, 1, 0, 0, &none) == RNN_E_ARG);
+    CHECK(rnn_work_create(NULL, 1, 1, 0, 1, &none) == RNN_E_NULL);
+    CHECK(none == NULL && count == -1);
+    rnn_work_destroy(NULL);
+    rnn_work_destroy(work);
+    free(grads);
+    free(grads0);
+    free(state);
+    free(logp);
+    free(logp0);
+    free_problem(&p);
+#undef GRAD
+#undef LOSS
+}
+
+/* ---- Optimisers ------------------------------------------------------------------------------------------------------ */
+
+void test_optimisers(void) {
+    enum { COUNT = 1003, STEPS = 50 };
+    for (int kind = 0; kind < 3; kind++) { /* SGD, with momentum, AdamW */
+        float *p = random_floats(COUNT, 1.0), *m = floats(COUNT), *v = floats(COUNT);
+        double *want = widen(p, COUNT), *want_m = doubles(COUNT), *want_v = doubles(COUNT);
+        for (int step = 1; step <= STEPS; step++) {
+            float *g = random_floats(COUNT, 1.0);
+            rnn_adamw options = {1e-2f, 0.9f, 0.999f, 1e-8f, 0.1f, step};
+            if (kind == 2) {
+                CHECK(rnn_adamw_update(p, g, m, v, COUNT, 0.5f, &options, 2) == RNN_OK);
+            } else {
+                CHECK(rnn_sgd_update(p, g, kind ? v : NULL, COUNT, 0.5f, 0.1f, kind ? 0.9f : 0.0f, 2) == RNN_OK);
+            }
+            for (size_t i = 0; i < COUNT; i++) {
+                double d = 0.5 * g[i];
+                if (kind < 2) {
+                    want_v[i] = (kind ? 0.9f : 0.0) * want_v[i] + d;
+                    want[i] -= 0.1f * want_v[i];
+                    continue;
+                }
+                want[i] *= 1.0 - (double)options.lr * options.weight_decay;
+                want_m[i] = options.beta1 * want_m[i] + (1.0 - options.beta1) * d;
+                want_v[i] = options.beta2 * want_v[i] + (1.0 - options.beta2) * d * d;
+                double m_hat = want_m[i] / (1.0 - pow(options.beta1, step));
+                double v_hat = want_v[i] / (1.0 - pow(options.beta2, step));
+                want[i] -= options.lr * m_hat / (sqrt(v_hat) + options.epsilon);
+            }
+            free(g);
+        }
+        CHECK_BELOW(rel_err(p, want, COUNT), 2e-6);
+        free(p);
+        free(m);
+        free(v);
+        free(want);
+        free(want_m);
+        free(want_v);
+    }
+}
+
+void test_optimiser_refusals(void) {
+    enum { COUNT = 100 };
+    float *g = random_floats(COUNT, 1.0), *p = random_floats(COUNT, 1.0), *m = floats(COUNT), *v = floats(COUNT);
+    float *p0 = copy_floats(p, COUNT), *m0 = copy_floats(m, COUNT);
+    double norm = 7.0, one = 0.0, four = 0.0, want = 0.0;
+    for (size_t i = 0; i < COUNT; i++) want += (double)g[i] * g[i];
+    CHECK(rnn_grad_norm(g, COUNT, 1, &one) == RNN_OK && rnn_grad_norm(g, COUNT, 4, &four) == RNN_OK);
+    CHECK_BELOW(fabs(one - sqrt(want)), 1e-12);
+    CHECK(one == four);
+    float huge[3] = {3e38f, 3e38f, 3e38f};
+    CHECK(rnn_grad_norm(huge, 3, 1, &one) == RNN_OK && isfinite(one)); /* the squares need a double's range */
+    g[57] = NAN;
+    CHECK(rnn_grad_norm(g, COUNT, 1, &norm) == RNN_E_NONFINITE);
+    g[57] = -INFINITY;
+    CHECK(rnn_grad_norm(g, COUNT, 2, &norm) == RNN_E_NONFINITE);
+    CHECK(rnn_grad_norm(NULL, COUNT, 1, &norm) == RNN_E_NULL);
+    CHECK(rnn_grad_norm(g, -1, 1, &norm) == RNN_E_DIM);
+    CHECK(rnn_grad_norm(g, COUNT, 0, &norm) == RNN_E_ARG);
+    CHECK(norm == 7.0);
+    CHECK(rnn_sgd_update(p, g, NULL, COUNT, 1.0f, 0.1f, 0.9f, 1) == RNN_E_NULL);
+    CHECK(rnn_sgd_update(p, g, m, -1, 1.0f, 0.1f, 0.9f, 1) == RNN_E_DIM);
+    CHECK(rnn_sgd_update(p, g, m, COUNT, NAN, 0.1f, 0.9f, 1) == RNN_E_ARG);
+    CHECK(rnn_sgd_update(p, g, m, COUNT, 1.0f, -0.1f, 0.9f, 1) == RNN_E_ARG);
+    CHECK(rnn_sgd_update(p, g, m, COUNT, 1.0f, INFINITY, 0.9f, 1) == RNN_E_ARG);
+    CHECK(rnn_sgd_update(p, g, m, COUNT, 1.0f, 0.1f, 1.0f, 1) == RNN_E_ARG);
+    rnn_adamw good = {1e-3f, 0.9f, 0.999f, 1e-8f, 0.0f, 1}, bad[6] = {good, good, good, good, good, good};
+    bad[0].lr = NAN;
+    bad[1].beta1 = 1.0f;
+    bad[2].beta2 = -0.1f;
+    bad[3].epsilon = -1.0f;
+    bad[4].weight_decay = NAN;
+    bad[5].step = 0;
+    for (int i = 0; i < 6; i++) CHECK(rnn_adamw_update(p, g, m, v, COUNT, 1.0f, &bad[i], 1) == RNN_E_ARG);
+    CHECK(rnn_adamw_update(p, g, m, NULL, COUNT, 1.0f, &good, 1) == RNN_E_NULL);
+    CHECK(same(p, p0, COUNT * sizeof *p) && same(m, m0, COUNT * sizeof *m) && same(v, m0, COUNT * sizeof *m));
+    free(g);
+    free(p);
+    free(m);
+    free(v);
+    free(p0);
+    free(m0);
+}

@@ -1,0 +1,30 @@
+/* tests.h -- the tests of test_rnnlib.c's program, by file. */
+#ifndef RNN_TESTS_H
+#define RNN_TESTS_H
+
+/* test_kernels.c */
+void test_products(void);
+void test_copies(void);
+void test_exp_and_tanh(void);
+void test_softmax(void);
+void test_passes(void);
+
+/* test_training.c */
+void test_plain_model_itself(void);
+void test_gradients(void);
+void test_options_that_change_nothing(void);
+void test_extreme_logits(void);
+void test_carried_state(void);
+void test_training_refusals(void);
+void test_optimisers(void);
+void test_optimiser_refusals(void);
+
+/* test_inference.c */
+void test_decode_matches_loss(void);
+void test_company(void);
+void test_precisions(void);
+void test_history_matters(void);
+void test_sampling(void);
+void test_inference_refusals(void);
+
+#endif
