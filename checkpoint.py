@@ -18,7 +18,6 @@ second time. tests/test_checkpoint.py reads our files with that package, and its
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -33,6 +32,7 @@ import numpy.typing as npt
 
 from atomic import SaveError, atomic_write
 from data.text import EOS, TOKENIZERS
+from digest import digest
 from errors import UserError, reason, show_path
 from strict_json import Invalid, decode_json, encode_json, show
 
@@ -369,10 +369,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
 def _state_digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
     """Of all that a resume file holds: the JSON text, and each array's name, type, shape and numbers."""
     heads = [[name, _CODES.get(array.dtype), array.shape] for name, array in arrays.items()]
-    digest = hashlib.sha256(json.dumps([text, heads]).encode())
-    for array in arrays.values():
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
+    return digest(json.dumps([text, heads]).encode(), *arrays.values())
 
 
 # ---- Reading the container ---------------------------------------------------------------------------------

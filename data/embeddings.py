@@ -28,6 +28,7 @@ from data.encoding import cache_folder
 from data.network import why_unreachable
 from data.text import EOS, UNK
 from data.vector_files import F32, EmbeddingsError, Mask, quiet_gensim, read_vectors
+from digest import digest
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def load_embeddings(source: str, corpus: Corpus, *, size: int, seed: int) -> Emb
         if size < 1:
             raise EmbeddingsError(f"embedding size must be at least 1, got {size}")
         settings = _settings(corpus, size, seed)
-        identity = ["train", _digest(corpus.whole_train), settings, version("gensim")]
+        identity = ["train", digest(corpus.whole_train), settings, version("gensim")]
         name, read = "word2vec trained on the corpus", functools.partial(_train, corpus, settings)
     else:
         try:
@@ -98,8 +99,8 @@ def load_embeddings(source: str, corpus: Corpus, *, size: int, seed: int) -> Emb
             raise EmbeddingsError(f"cannot read vectors {source!r}: {error.strerror or error}") from error
         name, read = source, functools.partial(_read, path, words)
 
-    key = json.dumps([_CACHE_VERSION, identity, _digest("\n".join(words).encode())])
-    file = cache_folder() / f"vectors-{_digest(key.encode())[:32]}.npz"
+    key = json.dumps([_CACHE_VERSION, identity, digest("\n".join(words).encode())])
+    file = cache_folder() / f"vectors-{digest(key.encode())[:32]}.npz"
     cached = _load_cached(file, key, len(words))
     vectors, found = cached or read()
     if not any(found[i] for i, word in enumerate(words) if word not in (EOS, UNK)):
@@ -129,10 +130,6 @@ def _fill(vectors: F32, found: Mask, words: Sequence[str], seed: int) -> None:
         key = int.from_bytes(hashlib.sha256(f"{seed}\n{words[i]}".encode()).digest()[:16], "little")
         generator = np.random.Generator(np.random.Philox(key=key))
         vectors[i] = scale * generator.standard_normal(vectors.shape[1], dtype=np.float32)
-
-
-def _digest(data: bytes | np.ndarray) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 # ---------------------------------------------------------------- from a file

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from data import text
 from data.text import EOS, TokenStream, Vocabulary, rank_words
+from digest import digest
 from errors import UserError
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def encode(
         return _in_memory(name, tokenizer, open_texts(), vocab_size)
     key = [_code_version(), tokenizer, vocab_size, identity]
     # One folder for each text and size: what was made of an older state of the text is replaced.
-    folder = cache_folder() / f"tokens-{_digest(json.dumps([name, os.getcwd(), vocab_size]).encode())[:32]}"
+    folder = cache_folder() / f"tokens-{digest(json.dumps([name, os.getcwd(), vocab_size]).encode())[:32]}"
     stored = _load(folder, key)
     if stored is not None:
         return stored
@@ -287,11 +288,7 @@ def cache_folder() -> Path:
 def _code_version() -> str:
     """What decides the ids beside the text: this program's own code."""
     files = [Path(__file__), Path(text.__file__), Path(__file__).with_name("corpus.py")]
-    return _digest(b"".join(file.read_bytes() for file in files))[:16]
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return digest(b"".join(file.read_bytes() for file in files))[:16]
 
 
 def _store(new: Path, folder: Path, key: list[Any], plan: _Plan) -> None:
@@ -302,13 +299,13 @@ def _store(new: Path, folder: Path, key: list[Any], plan: _Plan) -> None:
     new.mkdir()
     splits = {}
     for split, part in plan.parts.items():
-        digest = hashlib.sha256()
+        written = hashlib.sha256()
         with open(new / f"{split}.npy", "wb") as file:
             _write_header(file, len(part))
             for block in plan.blocks(split):
                 file.write(block)
-                digest.update(block)
-        splits[split] = {"sha256": digest.hexdigest(), "stats": asdict(plan.stats[split])}
+                written.update(block)
+        splits[split] = {"sha256": written.hexdigest(), "stats": asdict(plan.stats[split])}
     about = {"key": key, "splits": splits, "words": plan.vocabulary.words, "counts": plan.counts.tolist()}
     (new / "corpus.json").write_text(json.dumps(about), encoding="utf-8")
     # What was there goes first, into the folder that will be removed; who has mapped it keeps it.
@@ -353,9 +350,6 @@ def _map(path: Path, sha256: str) -> Ids:
     ids = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     if ids.dtype != np.int32 or ids.ndim != 1:
         raise ValueError(f"{path.name} holds {ids.dtype} {list(ids.shape)}")
-    digest = hashlib.sha256()
-    for start in range(0, len(ids), _BLOCK):
-        digest.update(ids[start : start + _BLOCK])
-    if digest.hexdigest() != sha256:
+    if digest(ids) != sha256:
         raise ValueError(f"{path.name} does not hold what was written to it")
     return ids

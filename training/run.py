@@ -6,7 +6,6 @@ The hidden state is carried from chunk to chunk, and is zero at the start of eac
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import shlex
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from checkpoint import Checkpoint, CheckpointError, Weights
 from data.corpus import Corpus
+from digest import digest
 from errors import Failure, UserError
 from language_model import perplexity
 from noise import NO_NOISE, CandidateSampler, Noise, StepNoise
@@ -419,7 +419,7 @@ class Run:
         step = self.progress.epoch * self.steps_per_epoch + self.progress.step
         before = learning_rate(self.config, step, epochs * self.steps_per_epoch, self.progress.rate_scale)
         log.warning(
-            "--epochs %d instead of %d stretches the cosine: the learning rate goes on at %.3g instead of %.3g",
+            "--epochs %d instead of %d makes another cosine: the learning rate goes on at %.3g instead of %.3g",
             *(self.config.epochs, epochs, self.rate(step), before),
         )
 
@@ -449,7 +449,4 @@ def resume_command() -> str:
 
 def fingerprint(corpus: Corpus, vectors: npt.NDArray[np.float32]) -> str:
     """What tells one text, vocabulary and set of frozen vectors from another, in a few characters."""
-    digest = hashlib.sha256("\n".join(corpus.vocabulary.words).encode())
-    for array in (corpus.train, corpus.validation, vectors):
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()[:16]
+    return digest("\n".join(corpus.vocabulary.words).encode(), corpus.train, corpus.validation, vectors)[:16]
