@@ -154,12 +154,16 @@ class RNN(nn.Module, LanguageModel):
 
     @torch.inference_mode()
     def log_probabilities(self, ids: I32) -> F32:
-        parts, hidden = [], self.zero_state()
+        losses = [nn.functional.cross_entropy(logits, y, reduction="none") for logits, y in self.predictions(ids)]
+        return -torch.cat(losses).cpu().numpy()
+
+    def predictions(self, ids: I32) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Of one long text ids (N,): logits (T, V) and the tokens they are for (T,), EVALUATION_STEPS at a time."""
+        hidden = self.zero_state()
         for start in range(0, ids.size - 1, EVALUATION_STEPS):
-            x, y = _chunk(ids, start, self.device)
-            logits, hidden = self(x, hidden)
-            parts.append(-nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none"))
-        return torch.cat(parts).cpu().numpy()
+            part = torch.tensor(ids[start : start + EVALUATION_STEPS + 1], dtype=torch.long, device=self.device)
+            logits, hidden = self(part[:-1].unsqueeze(1), hidden)
+            yield logits.flatten(0, 1), part[1:]
 
 
 class _Stream(StepStream):
@@ -196,13 +200,6 @@ def draw(logits: torch.Tensor, sampling: Sampling, u: float, banned: int | None 
     drawn = int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
     # Where rounding lifts u * total to the total itself, the last token that has a probability is meant.
     return drawn if drawn < len(logits) else int(probabilities.nonzero()[-1])
-
-
-def _chunk(ids: I32, start: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """x, y (T, 1) of the evaluation chunk at `start`."""
-    end = min(start + EVALUATION_STEPS, ids.size - 1)
-    both = torch.tensor(ids[start : end + 1], dtype=torch.long, device=device).unsqueeze(1)
-    return both[:-1], both[1:]
 
 
 class Trainer:
@@ -259,11 +256,8 @@ class Trainer:
 
     @torch.inference_mode()
     def _evaluate(self, ids: I32) -> float:
-        total, hidden = 0.0, self.model.zero_state()
-        for start in range(0, ids.size - 1, EVALUATION_STEPS):
-            x, y = _chunk(ids, start, self.device)
-            logits, hidden = self.model(x, hidden)
-            total += nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum").item()
+        losses = (nn.functional.cross_entropy(*part, reduction="sum") for part in self.model.predictions(ids))
+        total = sum(loss.item() for loss in losses)
         if not np.isfinite(total):
             raise FloatingPointError(f"loss {total}")
         return total / (ids.size - 1)
