@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from conftest import INSTRUCTION_SETS, force_kernels, make_weights, relative_error
+from gradients import by_c, by_torch, chunk
 
 from checkpoint import PARAMETERS, Weights
 from rnnlib import Workspace
-from torch_rnn import RNN
 
 SIZES = [  # V, E, H, T, B: all different, and no multiples of a kernel's block
     (13, 9, 6, 11, 1),
@@ -19,40 +18,6 @@ SIZES = [  # V, E, H, T, B: all different, and no multiples of a kernel's block
     (1031, 20, 101, 70, 5),
     (2, 4, 1, 3, 2),
 ]
-
-
-def oracle(weights: Weights, x: np.ndarray, y: np.ndarray, state: np.ndarray) -> tuple[float, dict, np.ndarray]:
-    """(summed loss, gradient by name in our layout, last hidden state) by torch's autograd in float64."""
-    model = RNN(weights).double()
-    logits, hidden = model(torch.tensor(x, dtype=torch.long), torch.tensor(state).double().unsqueeze(0))
-    loss = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), torch.tensor(y, dtype=torch.long).flatten(), reduction="sum"
-    )
-    loss.backward()
-    grads = {}
-    for name, (tensor, transposed) in model._matrices().items():
-        if name != "embeddings":
-            grads[name] = (tensor.grad.T if transposed else tensor.grad).numpy()
-    return loss.item(), grads, hidden[0].detach().numpy()
-
-
-def chunk(vocab: int, hidden: int, steps: int, batch: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Random x, y (T, B) and state (B, H)."""
-    rng = np.random.default_rng(seed)
-    x, y = rng.integers(0, vocab, (2, steps, batch), dtype=np.int32)
-    return x, y, rng.uniform(-1, 1, (batch, hidden)).astype(np.float32)
-
-
-def gradients(
-    weights: Weights, x: np.ndarray, y: np.ndarray, state: np.ndarray, *, scale: float = 1.0, threads: int = 2
-):
-    """(loss, gradient by name, last state) by the C library."""
-    v, e, h = weights.vocab_size, weights.embed_size, weights.hidden_size
-    work = Workspace(v, e, h, max_steps=x.shape[0], max_batch=x.shape[1], threads=threads)
-    params, state = weights.flat_parameters(), state.copy()
-    grads = np.full_like(params, np.nan)  # it is overwritten, not added to
-    loss = work.loss_grad(params, weights.embeddings, x, y, state, grads, scale)
-    return loss, Weights.from_flat(weights.embeddings, grads, h).parameters(), state
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
@@ -69,8 +34,8 @@ def test_gradients_match_float64_on_every_instruction_set(
 def test_gradients_match_float64(v: int, e: int, h: int, t: int, b: int, seed: int) -> None:
     weights = make_weights(v, e, h, seed)
     x, y, state = chunk(v, h, t, b, seed)
-    want_loss, want, want_state = oracle(weights, x, y, state)
-    loss, grads, last = gradients(weights, x, y, state)
+    want_loss, want, want_state = by_torch(weights, x, y, state)
+    loss, grads, last = by_c(weights, x, y, state)
     assert loss == pytest.approx(want_loss, rel=1e-5, abs=1e-6)
     assert relative_error(last, want_state) < 1e-5
     for name in PARAMETERS:
@@ -80,7 +45,7 @@ def test_gradients_match_float64(v: int, e: int, h: int, t: int, b: int, seed: i
 def test_one_word_has_all_probability() -> None:
     """V = 1: nothing to learn. Relative errors mean nothing beside gradients of exactly zero."""
     weights = make_weights(1, 4, 3)
-    loss, grads, _ = gradients(weights, *chunk(1, 3, 3, 2, 0))
+    loss, grads, _ = by_c(weights, *chunk(1, 3, 3, 2, 0))
     assert loss == pytest.approx(0.0, abs=1e-6)
     assert all(np.abs(gradient).max() < 1e-6 for gradient in grads.values())
 
@@ -88,8 +53,8 @@ def test_one_word_has_all_probability() -> None:
 def test_scale_multiplies_the_gradient_alone() -> None:
     weights = make_weights(13, 9, 6)
     x, y, state = chunk(13, 6, 7, 2, 0)
-    loss, grads, _ = gradients(weights, x, y, state)
-    scaled_loss, scaled, _ = gradients(weights, x, y, state, scale=0.125)
+    loss, grads, _ = by_c(weights, x, y, state)
+    scaled_loss, scaled, _ = by_c(weights, x, y, state, scale=0.125)
     assert scaled_loss == loss
     for name in PARAMETERS:
         assert relative_error(scaled[name], grads[name] * 0.125) < 1e-6, name
@@ -99,7 +64,7 @@ def test_directional_derivative() -> None:
     """Without torch: the loss along a direction moves as the gradient says."""
     weights = make_weights(40, 5, 17)
     x, y, state = chunk(40, 17, 12, 3, 1)
-    _, grads, _ = gradients(weights, x, y, state)
+    _, grads, _ = by_c(weights, x, y, state)
     flat, gradient = weights.flat_parameters(), np.concatenate([grads[name].ravel() for name in PARAMETERS])
     work = Workspace(40, 5, 17, max_steps=12, max_batch=3, threads=1)
     rng = np.random.default_rng(0)
@@ -133,7 +98,7 @@ def test_two_chunks_with_carried_state_are_one_long_chunk() -> None:
 def test_loss_and_loss_grad_agree_and_log_probabilities_sum_to_the_loss() -> None:
     weights = make_weights(40, 5, 17)
     x, y, state = chunk(40, 17, 20, 3, 3)
-    loss, _, _ = gradients(weights, x, y, state)
+    loss, _, _ = by_c(weights, x, y, state)
     work = Workspace(40, 5, 17, max_steps=20, max_batch=3, threads=2)
     logprobs = np.empty_like(x, dtype=np.float32)
     alone = work.loss(weights.flat_parameters(), weights.embeddings, x, y, state.copy(), logprobs)
@@ -144,9 +109,9 @@ def test_loss_and_loss_grad_agree_and_log_probabilities_sum_to_the_loss() -> Non
 def test_the_number_of_threads_changes_no_bit() -> None:
     weights = make_weights(1031, 20, 33)
     x, y, state = chunk(1031, 33, 70, 5, 4)  # more than one tile of tokens, and three blocks of words
-    loss, grads, last = gradients(weights, x, y, state, threads=1)
+    loss, grads, last = by_c(weights, x, y, state, threads=1)
     for threads in (1, 2, 3, 7):
-        again, other, other_last = gradients(weights, x, y, state, threads=threads)
+        again, other, other_last = by_c(weights, x, y, state, threads=threads)
         assert again == loss and np.array_equal(other_last, last)
         for name in PARAMETERS:
             assert np.array_equal(other[name], grads[name]), (name, threads)
@@ -158,8 +123,8 @@ def test_extreme_logits() -> None:
     by = np.where(np.arange(33) % 2, 80, -80).astype(np.float32)
     weights = Weights(**{**{n: getattr(weights, n) for n in ("embeddings", *PARAMETERS)}, "by": by})
     x, y, state = chunk(33, 5, 6, 2, 5)
-    want_loss, want, _ = oracle(weights, x, y, state)
-    loss, grads, _ = gradients(weights, x, y, state)
+    want_loss, want, _ = by_torch(weights, x, y, state)
+    loss, grads, _ = by_c(weights, x, y, state)
     assert loss == pytest.approx(want_loss, rel=1e-5)
     for name in PARAMETERS:
         assert relative_error(grads[name], want[name]) < 1e-5, name

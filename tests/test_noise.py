@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from conftest import INSTRUCTION_SETS, force_kernels, make_weights, relative_error
-from test_gradients import chunk
+from gradients import by_c, by_torch, chunk
 
-from checkpoint import PARAMETERS, Weights
+from checkpoint import PARAMETERS
 from noise import NO_NOISE, Candidates, CandidateSampler, Noise, StepNoise
 from rnnlib import RNNError, RNNInputError, RNNNonFiniteError, Workspace
-from torch_rnn import RNN
 
 SIZES = [  # V, E, H, T, B, words sampled
     (13, 9, 6, 11, 1, 4),
@@ -26,33 +24,6 @@ def some_noise(vocab: int, embed: int, hidden: int, y: np.ndarray, sampled: int,
     sampler = CandidateSampler(counts, sampled) if sampled else None
     noise = Noise(seed=seed, input_size=embed, hidden_size=hidden, dropout=0.4, input_dropout=0.2, sampler=sampler)
     return noise.of_step(3, y)
-
-
-def by_torch(weights: Weights, x: np.ndarray, y: np.ndarray, state: np.ndarray, noise: StepNoise, dtype=torch.float64):
-    """(summed loss, gradient by name in our layout, last hidden state) by torch's autograd."""
-    model = RNN(weights).to(dtype)
-    logits, hidden = model(torch.tensor(x, dtype=torch.long), torch.tensor(state).to(dtype).unsqueeze(0), noise)
-    targets = noise.candidates.targets if noise.candidates else y
-    loss = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), torch.tensor(targets, dtype=torch.long).flatten(), reduction="sum"
-    )
-    loss.backward()
-    grads = {
-        name: (tensor.grad.T if transposed else tensor.grad).numpy()
-        for name, (tensor, transposed) in model._matrices().items()
-        if name != "embeddings"
-    }
-    return loss.item(), grads, hidden[0].detach().numpy()
-
-
-def by_c(weights: Weights, x: np.ndarray, y: np.ndarray, state: np.ndarray, noise: StepNoise, threads: int = 2):
-    dims = weights.vocab_size, weights.embed_size, weights.hidden_size
-    most = min(dims[0], noise.candidates.ids.size) if noise.candidates else 0
-    work = Workspace(*dims, max_steps=x.shape[0], max_batch=x.shape[1], threads=threads, max_candidates=most)
-    params, state = weights.flat_parameters(), state.copy()
-    grads = np.full_like(params, np.nan)
-    loss = work.train_grad(params, weights.embeddings, x, y, state, grads, 1.0, noise)
-    return loss, Weights.from_flat(weights.embeddings, grads, dims[2]).parameters(), state
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)

@@ -1,0 +1,59 @@
+"""The same loss and gradients twice, for tests: by the C library, and by torch's autograd in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from checkpoint import Weights
+from noise import NO_NOISE, StepNoise
+from rnnlib import Workspace
+from torch_rnn import RNN
+
+Gradients = tuple[float, dict[str, np.ndarray], np.ndarray]  # summed loss, by name in our layout, last state (B, H)
+
+
+def chunk(vocab: int, hidden: int, steps: int, batch: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Random x, y (T, B) and state (B, H)."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(0, vocab, (2, steps, batch), dtype=np.int32)
+    return x, y, rng.uniform(-1, 1, (batch, hidden)).astype(np.float32)
+
+
+def by_torch(
+    weights: Weights, x: np.ndarray, y: np.ndarray, state: np.ndarray, noise: StepNoise = NO_NOISE
+) -> Gradients:
+    model = RNN(weights).double()
+    logits, hidden = model(torch.tensor(x, dtype=torch.long), torch.tensor(state).double().unsqueeze(0), noise)
+    targets = noise.candidates.targets if noise.candidates else y
+    loss = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), torch.tensor(targets, dtype=torch.long).flatten(), reduction="sum"
+    )
+    loss.backward()
+    grads = {
+        name: (tensor.grad.T if transposed else tensor.grad).numpy()
+        for name, (tensor, transposed) in model._matrices().items()
+        if name != "embeddings"
+    }
+    return loss.item(), grads, hidden[0].detach().numpy()
+
+
+def by_c(
+    weights: Weights,
+    x: np.ndarray,
+    y: np.ndarray,
+    state: np.ndarray,
+    noise: StepNoise | None = None,
+    *,
+    scale: float = 1.0,
+    threads: int = 2,
+) -> Gradients:
+    """noise: None for `loss_grad`, which takes none; otherwise by `train_grad`."""
+    dims = weights.vocab_size, weights.embed_size, weights.hidden_size
+    most = min(dims[0], noise.candidates.ids.size) if noise and noise.candidates else 0
+    work = Workspace(*dims, max_steps=x.shape[0], max_batch=x.shape[1], threads=threads, max_candidates=most)
+    params, state = weights.flat_parameters(), state.copy()
+    grads = np.full_like(params, np.nan)  # it is overwritten, not added to
+    given = (params, weights.embeddings, x, y, state, grads, scale)
+    loss = work.loss_grad(*given) if noise is None else work.train_grad(*given, noise)
+    return loss, Weights.from_flat(weights.embeddings, grads, dims[2]).parameters(), state
