@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import checkpoint
 import torch_rnn
 from training import distributed
 from training.config import ConfigError, TrainConfig
+from training.distributed import PeerLost
 
 STEPS = 20
 EXACT = {"max_tokens": 8 * 16 * STEPS + 1, "epochs": 1, "bptt": 16}  # 20 steps of 8 streams
@@ -167,6 +169,16 @@ def test_a_stray_world_size_is_refused(no_torchrun: None, monkeypatch: pytest.Mo
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ConfigError, match=r"not RANK, .* torchrun"):
         distributed.join(cuda=False)
+
+
+def test_a_place_to_meet_that_cannot_be_had(no_torchrun: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        at = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in ({name: "1" for name in distributed._NEEDED} | at).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(PeerLost, match=f"processes of the run cannot meet at 127.0.0.1:{port} \\("):
+            distributed.join(cuda=False)
 
 
 def test_what_one_machine_lacks_is_said_by_its_process(text: Path, tmp_path: Path) -> None:

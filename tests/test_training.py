@@ -29,7 +29,7 @@ import torch_rnn
 from data.corpus import Corpus
 from data.text import Vocabulary
 from training import reporting
-from training.cli import initial_weights
+from training.cli import initial_weights, prepare
 from training.config import PRESETS, ConfigError, TrainConfig, parse
 from training.distributed import Group
 from training.run import Run, Trainer, learning_rate
@@ -711,6 +711,14 @@ def test_initial_weights() -> None:
     assert np.exp(unigram.by[:4]) == pytest.approx(counts[:4] / 100)
     assert np.isfinite(unigram.by).all()
     assert (initial_weights(vectors, 4, 2).Wxh != plain.Wxh).any()
+
+
+def test_unigram_counts_the_tokens_that_are_learned_from(text: Path, tmp_path: Path) -> None:
+    config, _ = parse("c", options(text, tmp_path / "model", init="unigram", max_tokens=40))
+    made = prepare(config, main.Trainer, Group())
+    counts = np.bincount(made.corpus.train, minlength=14)
+    assert counts.sum() == 40 and (counts / 40 != made.corpus.counts / made.corpus.counts.sum()).all()
+    assert np.exp(made.trainer.weights().by) == pytest.approx(np.maximum(counts, 1) / 40)
 
 
 def test_initial_weights_are_those_of_a_seed() -> None:

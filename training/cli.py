@@ -144,7 +144,7 @@ def prepare(config: TrainConfig, trainer_class: type[Trainer], group: Group) -> 
 
     log.info(group.from_first(vectors))
     embeddings = group.array_from_first(made.pop() if made else None)
-    counts = corpus.counts if config.init == "unigram" else None
+    counts = corpus.train_counts() if config.init == "unigram" else None
     trainer = trainer_class(initial_weights(embeddings, config.hidden_size, config.seed, counts), config, group)
     return Run(config, corpus, trainer, embeddings, group)
 

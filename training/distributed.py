@@ -127,8 +127,12 @@ class TorchGroup(Group):
     def raise_lost(self, error: RuntimeError) -> None:
         """Raise PeerLost if this error of torch's means that, with its long message in a few words."""
         if isinstance(error, self.dist.DistError) or _LOST.search(str(error)):
-            what = f"another of the {self.size} processes ended, or cannot be reached ({_first_line(error)})"
-            raise PeerLost(what) from error
+            if self.size > 1:
+                what = f"another of the {self.size} processes ended, or cannot be reached"
+            else:  # they have not met yet: a process alone has no other to lose
+                place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+                what = f"the processes of the run cannot meet at {place}"
+            raise PeerLost(f"{what} ({_first_line(error)})") from error
 
     def sum(self, array: Array) -> None:
         import torch
