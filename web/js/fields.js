@@ -22,6 +22,15 @@ export function numberOf(field) {
     return value;
 }
 
+/** Enter makes a line in a text field; with Ctrl or Command it sends the form, as elsewhere. */
+export function sendByKeyboard(field) {
+    field.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+        event.preventDefault();
+        field.form.requestSubmit();
+    });
+}
+
 /** Show what is wrong with fields of `form`: [{field: its name, message}]. Returns whether all of them were found. */
 export function complain(form, complaints) {
     let first = null;

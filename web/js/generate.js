@@ -4,7 +4,7 @@ import * as address from "./address.js";
 import { NAMES, offer } from "./backends.js";
 import { byId, html } from "./dom.js";
 import { isBackendMissing, sentence } from "./errors.js";
-import { FieldError, clearComplaints, complain, numberOf } from "./fields.js";
+import { FieldError, clearComplaints, complain, numberOf, sendByKeyboard } from "./fields.js";
 import { clear, notify } from "./notice.js";
 import { Output } from "./output.js";
 import { legend } from "./scale.js";
@@ -37,7 +37,7 @@ export function start() {
     byId("generate-stop").addEventListener("click", stop);
     form.addEventListener("submit", submit);
     form.addEventListener("change", showOutputs);
-    field.prompt.addEventListener("keydown", submitByKeyboard);
+    sendByKeyboard(field.prompt);
     byId("examples").addEventListener("click", useExample);
     onStore(() => {
         fillSelect(field.weights);
@@ -52,13 +52,6 @@ export const show = showOutputs;
 function submit(event) {
     event.preventDefault();
     generate(shown(), null);
-}
-
-/** Enter makes a line in a text field; with Ctrl or Command it sends, as elsewhere. */
-function submitByKeyboard(event) {
-    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
-    event.preventDefault();
-    form.requestSubmit();
 }
 
 function useExample(event) {

@@ -7,7 +7,7 @@ import { copy } from "./clipboard.js";
 import { curl } from "./curl.js";
 import { announce, byId, html } from "./dom.js";
 import { isBackendMissing } from "./errors.js";
-import { clearComplaints, complain } from "./fields.js";
+import { clearComplaints, complain, sendByKeyboard } from "./fields.js";
 import { count, rounded } from "./format.js";
 import { clear, tell } from "./notice.js";
 import { figure } from "./output.js";
@@ -28,9 +28,7 @@ export function start() {
     address.bind("score", form);
     byId("score-legend").append(legend("surprise"));
     form.addEventListener("submit", submit);
-    field.text.addEventListener("keydown", (event) => {
-        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
-    });
+    sendByKeyboard(field.text);
     onStore(() => {
         fillSelect(field.weights);
         show();
