@@ -87,8 +87,10 @@ int32_t rnn_model_create(const rnn_dims *dims, const float *embeddings, const fl
     m.stride = rnn_round_up(m.H, k->panel);
     m.wide_words = m.H * k->wide / (precision == RNN_PRECISION_BF16 ? 2 : 4);
 
+    float weight = largest(k, why, m.H * m.V, threads);
+    if (precision == RNN_PRECISION_BF16) weight *= 1.0f + 1.0f / 256.0f; /* rounding adds no more */
     if (!isfinite(largest(k, embeddings, m.V * E, threads)) || !isfinite(k->max_abs(E * m.H, wxh)) ||
-        !isfinite(k->max_abs(m.H, bh)) || !is_bounded(m.H, largest(k, why, m.H * m.V, threads), k->max_abs(m.V, by))) {
+        !isfinite(k->max_abs(m.H, bh)) || !is_bounded(m.H, weight, k->max_abs(m.V, by))) {
         return RNN_E_NONFINITE;
     }
 

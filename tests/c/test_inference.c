@@ -399,3 +399,18 @@ void test_inference_refusals(void) {
     free(states0);
     free_problem(&p);
 }
+
+/* With one hidden unit a weight may be as large as a float, and bfloat16 would round it to infinity. */
+void test_a_weight_too_large_for_its_copy(void) {
+    problem p = make_problem(3, 4, 1, 1, 1);
+    float *q = p.params;
+    q[p.at.why] = 3.4e38f;
+    for (int32_t precision = RNN_PRECISION_F32; precision <= RNN_PRECISION_INT8; precision++) {
+        rnn_model *model = NULL;
+        int32_t status = rnn_model_create(&p.dims, p.embeddings, q + p.at.wxh, q + p.at.whh, q + p.at.bh, q + p.at.why,
+                                          q + p.at.by, precision, 1, &model);
+        CHECK(status == (precision == RNN_PRECISION_BF16 ? RNN_E_NONFINITE : RNN_OK));
+        rnn_model_destroy(model);
+    }
+    free_problem(&p);
+}

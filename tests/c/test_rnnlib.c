@@ -50,6 +50,7 @@ static const test tests[] = {
     {"the early prompt matters", test_history_matters},
     {"sampling", test_sampling},
     {"inference refuses, and leaves outputs untouched", test_inference_refusals},
+    {"a weight too large for its copy", test_a_weight_too_large_for_its_copy},
 };
 
 int main(void) {

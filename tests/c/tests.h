@@ -26,5 +26,6 @@ void test_precisions(void);
 void test_history_matters(void);
 void test_sampling(void);
 void test_inference_refusals(void);
+void test_a_weight_too_large_for_its_copy(void);
 
 #endif
