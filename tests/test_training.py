@@ -252,6 +252,19 @@ def test_a_run_says_how_long_it_takes_and_is_not_changed_by_measuring(text: Path
         assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.parametrize("epochs", [9, 10, 11, 12])
+def test_the_evaluations_that_are_announced_are_those_to_come(epochs: int, tmp_path: Path) -> None:
+    one = small_run(main.Trainer, tmp_path, epochs=epochs, evaluate_every=5)
+    for one.progress.epoch in range(epochs):
+        to_come = sum(one.is_evaluated(epoch) for epoch in range(one.progress.epoch + 1, epochs + 1))
+        assert f", {to_come} evaluations of" in one.estimate()
+
+
+def test_many_epochs_are_no_reason_to_wait_for_the_first(tmp_path: Path) -> None:
+    one = small_run(main.Trainer, tmp_path, epochs=10**12, evaluate_every=5, patience=2)
+    assert ", 200,000,000,000 evaluations of" in one.estimate()
+
+
 def test_sampling_follows_the_tokens_that_are_trained_on(tmp_path: Path) -> None:
     """With --max-tokens the shares of the whole split would correct for targets that never come."""
     one = small_run(main.Trainer, tmp_path, sampled_softmax=5)

@@ -285,7 +285,8 @@ class Run:
         step = statistics.median(times[1:])  # the first one also makes what the others use
         epochs = config.epochs - at.epoch
         tokens = epochs * self.tokens_per_epoch - self.tokens_done(at.step)
-        evaluations = sum(map(self.is_evaluated, range(at.epoch + 1, config.epochs + 1)))
+        # As many as is_evaluated says; --epochs may be a number that nobody means to reach.
+        evaluations = -(-config.epochs // config.evaluate_every) - at.epoch // config.evaluate_every
         each = at.evaluation_seconds / max(len(at.history), 1)
         seconds = tokens / self.tokens_done(1) * step + evaluations * each
         return (
