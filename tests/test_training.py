@@ -337,6 +337,11 @@ def test_resume_with_more_epochs_says_that_the_cosine_is_another(
     assert small_run(main.Trainer, tmp_path, schedule="cosine", epochs=2).resume() and not caplog.text
     assert small_run(main.Trainer, tmp_path, schedule="cosine", epochs=4).resume()
     assert "--epochs 4 instead of 2" in caplog.text and "at 0.0505 instead of 0.001" in caplog.text
+    caplog.clear()
+    second = small_run(main.Trainer, tmp_path, schedule="cosine", epochs=4)
+    second.group.rank = 1  # of several processes the first has said so
+    second.warn_of_another_rate(2)
+    assert not caplog.text
 
 
 def test_resume_with_nothing_there_begins(text: Path, tmp_path: Path) -> None:

@@ -415,7 +415,7 @@ class Run:
 
     def warn_of_another_rate(self, epochs: int) -> None:
         """Say so where another number of epochs than the state's changes the learning rate at once."""
-        if self.config.schedule != "cosine" or epochs == self.config.epochs:
+        if self.config.schedule != "cosine" or epochs == self.config.epochs or self.group.rank > 0:
             return
         step = self.progress.epoch * self.steps_per_epoch + self.progress.step
         before = learning_rate(self.config, step, epochs * self.steps_per_epoch, self.progress.rate_scale)
