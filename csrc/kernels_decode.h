@@ -171,6 +171,11 @@ INLINE void strip_down(size_t rows, size_t vecs, row_product p, size_t v) {
 INLINE void strips_across(size_t rows, row_product p, size_t cols) {
     size_t width = STRIP_VECS(rows) * LANES, v = 0;
     for (; v + width <= cols; v += width) strip_down(rows, STRIP_VECS(rows), p, v);
+    /* What is left of a block is narrower: still two vectors at a time, or a row of B is too little work for its page. */
+    if (STRIP_VECS(rows) > 2 && v + 2 * LANES <= cols) {
+        strip_down(rows, 2, p, v);
+        v += 2 * LANES;
+    }
     /* The last vector overlaps the one before it: a load must not pass the end of B's last row. */
     for (; v < cols; v += LANES) strip_down(rows, 1, p, rnn_min(v, cols - LANES));
 }
