@@ -33,10 +33,11 @@ static inline size_t rnn_thread(void) { return 0; }
 #endif
 
 enum {
-    RNN_BLOCK = 512, /* words of a block: panels, logits and gradient of one block fit an L2 cache together */
-    RNN_GROUP = 16,  /* streams that one pass over Why serves at inference */
-    RNN_ALIGN = 64,  /* bytes: a cache line, and the widest vector register */
-    RNN_SKEW = 256,  /* floats between panels of logits, so that they do not all fall on the same cache sets */
+    RNN_BLOCK =
+        576, /* words of a block: whole panels of any width (48, 64 ...), and with its logits it fits an L2 cache */
+    RNN_GROUP = 16, /* streams that one pass over Why serves at inference */
+    RNN_ALIGN = 64, /* bytes: a cache line, and the widest vector register */
+    RNN_SKEW = 256, /* floats between panels of logits, so that they do not all fall on the same cache sets */
 };
 
 static inline size_t rnn_min(size_t a, size_t b) { return a < b ? a : b; }

@@ -111,10 +111,11 @@ static void rows_times_words(size_t m, int32_t precision, size_t K, const float 
 }
 
 /* The product with Why as it lies goes in strips of its columns. The rows of A, in groups of about equal height and at
- * most STRIP_ROWS, take turns at each strip: the fewer rows, the wider the strip, so that the sums fill the registers. */
+ * most STRIP_ROWS, take turns at each strip: the fewer rows, the wider the strip, so that the sums fill the registers.
+ * Every width divides RNN_BLOCK. */
 #if TILE_ROWS * TILE_VECS >= 24
 #define STRIP_ROWS 8
-#define STRIP_VECS(rows) ((rows) == 1 ? 16 : (rows) <= 3 ? 8 : (rows) == 4 ? 6 : (rows) <= 6 ? 4 : 3)
+#define STRIP_VECS(rows) ((rows) <= 2 ? 12 : (rows) <= 4 ? 6 : (rows) <= 6 ? 4 : 3)
 #elif TILE_ROWS * TILE_VECS >= 12
 #define STRIP_ROWS 6
 #define STRIP_VECS(rows) ((rows) == 1 ? 8 : (rows) <= 3 ? 4 : (rows) == 4 ? 3 : 2)
@@ -136,12 +137,12 @@ typedef struct row_product {
 
 /* Rows i to i + m, columns v to v + vecs * LANES, of C = A B + bias. */
 INLINE void strip_of(size_t m, size_t vecs, row_product p, size_t i, size_t v) {
-    vec acc[STRIP_ROWS][16];
+    vec acc[STRIP_ROWS][12];
     const float *a = p.a + i * p.lda, *b = p.b + v;
     float *c = p.c + i * p.ldc + v;
     UNROLL for (size_t r = 0; r < m; r++) { UNROLL for (size_t j = 0; j < vecs; j++) acc[r][j] = (vec){0}; }
     for (size_t k = 0; k < p.K; k++, b += p.ldb) {
-        vec row[16];
+        vec row[12];
         UNROLL for (size_t j = 0; j < vecs; j++) {
             row[j] = load(b + j * LANES);
             /* The first group fetches the next columns of this row: no processor foresees K streams. */
@@ -171,11 +172,6 @@ INLINE void strip_down(size_t rows, size_t vecs, row_product p, size_t v) {
 INLINE void strips_across(size_t rows, row_product p, size_t cols) {
     size_t width = STRIP_VECS(rows) * LANES, v = 0;
     for (; v + width <= cols; v += width) strip_down(rows, STRIP_VECS(rows), p, v);
-    /* What is left of a block is narrower: still two vectors at a time, or a row of B is too little work for its page. */
-    if (STRIP_VECS(rows) > 2 && v + 2 * LANES <= cols) {
-        strip_down(rows, 2, p, v);
-        v += 2 * LANES;
-    }
     /* The last vector overlaps the one before it: a load must not pass the end of B's last row. */
     for (; v < cols; v += LANES) strip_down(rows, 1, p, rnn_min(v, cols - LANES));
 }

@@ -76,6 +76,10 @@ INLINE void tiles_down(size_t m, size_t K, operands in, float *c, size_t c_row, 
         TILE_CASE(4)
         TILE_CASE(5)
 #endif
+#if TILE_ROWS > 6
+        TILE_CASE(6)
+        TILE_CASE(7)
+#endif
     }
 #undef TILE_CASE
 }

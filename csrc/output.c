@@ -154,9 +154,9 @@ static double tile_forward(rnn_work *w, const tile *t, size_t n0, bool gradient)
     return loss;
 }
 
-/* The tile that begins at token n0. Tiles are about equal, and whole numbers of register tiles (6 and 4 rows). */
+/* The tile that begins at token n0. Tiles are about equal, and whole numbers of register tiles (4, 6 or 8 rows). */
 static tile tile_at(const rnn_work *w, const rnn_output *out, size_t N, size_t n0) {
-    size_t tiles = rnn_ceil_div(N, w->rows), rows = rnn_min(rnn_round_up(rnn_ceil_div(N, tiles), 12), w->rows);
+    size_t tiles = rnn_ceil_div(N, w->rows), rows = rnn_min(rnn_round_up(rnn_ceil_div(N, tiles), 24), w->rows);
     return (tile){
         .out = out,
         .hidden = out->hidden + n0 * w->stride,

@@ -21,8 +21,8 @@
 /* LANES floats fill a register. A tile of TILE_ROWS by TILE_VECS vectors fills the registers (kernels_matrix.h). */
 #if defined(__AVX512F__) /* 32 registers of 16 */
 #define LANES 16
-#define TILE_ROWS 6
-#define TILE_VECS 4
+#define TILE_ROWS 8
+#define TILE_VECS 3
 #elif defined(__AVX2__) /* 16 registers of 8 */
 #define LANES 8
 #define TILE_ROWS 6

@@ -147,10 +147,10 @@ void test_extreme_logits(void) {
         problem p = make_problem(700, 3, 10, 20, 1);
         float *by = p.params + p.at.by;
         for (size_t v = 0; v < p.V; v++) {
-            if (kind == 0) by[v] += v % 2 ? 80.0f : -80.0f;     /* logits of both signs */
-            if (kind == 1) by[v] += v == 650 ? 300.0f : 0.0f;   /* one word holds all probability */
-            if (kind == 2) by[v] += v < 512 ? -300.0f : 300.0f; /* a whole block of words holds none */
-            if (kind == 3) by[v] = 0.0f;                        /* all equal, once Why is zero */
+            if (kind == 0) by[v] += v % 2 ? 80.0f : -80.0f;           /* logits of both signs */
+            if (kind == 1) by[v] += v == 650 ? 300.0f : 0.0f;         /* one word holds all probability */
+            if (kind == 2) by[v] += v < RNN_BLOCK ? -300.0f : 300.0f; /* a whole block of words holds none */
+            if (kind == 3) by[v] = 0.0f;                              /* all equal, once Why is zero */
         }
         if (kind == 3) memset(p.params + p.at.why, 0, p.H * p.V * sizeof(float));
         compare_with_plain(&p, 2e-5);
