@@ -23,12 +23,17 @@ Row = dict[str, Any]
 
 
 def panels(count: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(10, 3.8), dpi=120, layout="constrained")
+    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     axes = list(FigureCanvasAgg(figure).figure.subplots(1, count))
     for one in axes:
         one.grid(axis="y", alpha=0.3, linewidth=0.5)
         one.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def name_engines(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, above them: within them it would hide something."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
 
 
 def plain(value: float, _: int = 0) -> str:
@@ -80,7 +85,7 @@ def main() -> None:
     bars(small, of("train"), "V = 31,266")
     bars(large, of("train V=200k"), "V = 200,000")
     small.set_ylabel("tokens per second, trained")
-    small.legend(frameon=False, fontsize=9)
+    name_engines(figure, small)
     figure.savefig(DOCS / "bench-training.png")
 
     figure, (streams, vocabulary) = panels(2)
@@ -88,7 +93,7 @@ def main() -> None:
     lines(streams, together, lambda row: row["streams"], "all streams together", "streams that advance together")
     lines(vocabulary, of("generate by V"), lambda row: row["vocab"], "one stream", "words of the vocabulary")
     streams.set_ylabel("tokens per second, generated")
-    streams.legend(frameon=False, fontsize=9)
+    name_engines(figure, streams)
     figure.savefig(DOCS / "bench-generation.png")
 
     figure, (by_v, by_h, one) = panels(3)
@@ -96,7 +101,7 @@ def main() -> None:
     lines(by_h, of("train by H"), lambda row: row["hidden"], "training, 32 x 35", "hidden units")
     lines(one, of("generate by H"), lambda row: row["hidden"], "generation, one stream", "hidden units")
     by_v.set_ylabel("tokens per second")
-    by_v.legend(frameon=False, fontsize=9)
+    name_engines(figure, by_v)
     figure.savefig(DOCS / "bench-growth.png")
 
 
