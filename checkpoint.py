@@ -21,6 +21,7 @@ import contextlib
 import json
 import logging
 import math
+import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -311,6 +312,23 @@ def _non_finite(weights: Weights) -> str:
                 index = ", ".join(str(int(i)) for i in np.unravel_index(place, array.shape))
                 return f"{field.name}[{index}] is {flat[place]}"
     return ""
+
+
+def drop_pages(array: np.ndarray) -> None:
+    """Take a mapped array out of this process's resident memory; what is read again comes back from the system's cache.
+
+    Does nothing to an array that is not mapped, nor on Windows.
+    """
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    if base is None or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    begin = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only: at either end lie other arrays
+    size = (begin + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if size > 0:
+        base.madvise(mmap.MADV_DONTNEED, first, size)
 
 
 def _split_vocabulary(data: np.ndarray, vocab_size: int) -> tuple[str, ...]:

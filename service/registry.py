@@ -64,6 +64,8 @@ class Entry:
                 except (UserError, MemoryError) as error:
                     raise WeightsUnusable(f"the weights {self.name} cannot be used: {error}") from error
                 self._engines[backend].intact = self.intact
+                # Read as a whole just now, for what the C model computes of them or torch checks; hardly ever again.
+                checkpoint.drop_pages(self._source.weights.embeddings)
                 log.info("loaded %s for %s in %.3f s", self.name, backend, time.monotonic() - started)
             return self._engines[backend]
 

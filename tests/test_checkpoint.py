@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import mmap
 import os
 import pickle
 import re
@@ -255,6 +256,30 @@ def test_who_mapped_the_old_file_keeps_it(path: Path) -> None:
     checkpoint.save(path, make_checkpoint(seed=1))
     assert_equal(old, make_checkpoint(seed=0))
     assert_equal(checkpoint.load(path), make_checkpoint(seed=1))
+
+
+def resident(array: np.ndarray) -> int:
+    """Bytes of the file mapping that an array lies in which are in this process's memory."""
+    at = array.ctypes.data
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if re.match("[0-9a-f]+-", line) and int(line.split("-")[0], 16) <= at < int(re.split("[- ]", line)[1], 16):
+            return next(int(each.split()[1]) << 10 for each in lines if each.startswith("Rss:"))
+    raise AssertionError("nowhere")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_dropped_pages_leave_memory_and_come_back(path: Path) -> None:
+    checkpoint.save(path, make_checkpoint(weights=make_weights(e=16_000)))
+    weights = checkpoint.load(path).weights
+    total = float(weights.embeddings.sum(dtype=np.float64) + weights.Wxh.sum(dtype=np.float64))
+    whole = resident(weights.embeddings)
+    assert whole >= weights.embeddings.nbytes + weights.Wxh.nbytes
+    checkpoint.drop_pages(weights.embeddings)
+    assert whole - resident(weights.embeddings) >= weights.embeddings.nbytes - 2 * mmap.PAGESIZE
+    assert resident(weights.embeddings) >= weights.Wxh.nbytes - 2 * mmap.PAGESIZE
+    assert float(weights.embeddings.sum(dtype=np.float64) + weights.Wxh.sum(dtype=np.float64)) == total
+    checkpoint.drop_pages(make_weights().embeddings)  # not mapped: nothing happens
 
 
 # ---- The safetensors package -----------------------------------------------------------------------------------

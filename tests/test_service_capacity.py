@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from serving import ADMIN, needs_library, save_tiny, serving
+from test_checkpoint import resident
 from test_service_api import refused
 
 from service import capacity
@@ -84,3 +85,15 @@ def test_one_processor_and_one_gigabyte(vocab: int) -> None:
     command = [sys.executable, "bench/small.py", "--size", str(vocab), "300", "100", "--seconds", "20"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+@pytest.mark.parametrize("backend", ["c", "torch"])
+def test_embeddings_that_were_read_once_do_not_stay_in_memory(tmp_path: Path, backend: str) -> None:
+    """Of a replaced file they would count twice."""
+    save_tiny(tmp_path, embed=16_000)
+    with serving(tmp_path, backends=("c", "torch")) as client:
+        assert client.post(f"/generate/{backend}", json={"prompt": "waa", "max_tokens": 1}).status_code == 200
+        registry = client.app.state.service.registry  # type: ignore[attr-defined]
+        embeddings = registry.get("demo")._source.weights.embeddings
+        assert resident(embeddings) < 0.5 * embeddings.nbytes
