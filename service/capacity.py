@@ -17,8 +17,8 @@ from pathlib import Path
 from service.settings import Settings
 
 MB = 10**6
-SERVER_BASE = {"c": 60 * MB, "torch": 210 * MB}  # of the process that serves, torch's on top
-TRIAL_BASE = {"c": 40 * MB, "torch": 180 * MB}  # of an upload's trial
+SERVER_BASE = {"c": 60 * MB, "torch": 140 * MB}  # of the process that serves, torch's on top
+TRIAL_BASE = {"c": 40 * MB, "torch": 150 * MB}  # of an upload's trial
 MODELS = 2  # the one that is served, and either the trial's or, once that has ended, its replacement
 WORD_BYTES = 160  # a word's text, and its place in a dict
 LOGIT_ROWS = 16 + 2  # streams that the C decoder takes through Why together, and its sampler's rows
