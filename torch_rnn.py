@@ -67,8 +67,8 @@ class RNN(nn.Module, LanguageModel):
         super().__init__()
         if vocabulary is not None:
             self.vocabulary = vocabulary
-        # From a tensor, frozen: nn.Embedding would draw numbers for nothing, and on "meta", without memory, that makes torch
-        # import its compiler: a second, 70 MB, and a folder that it must be able to write to.
+        # From a tensor, frozen: nn.Embedding would draw numbers for nothing, and on "meta", without memory, that makes
+        # torch import its compiler: a second, 70 MB, and a folder that it must be able to write to.
         self.embedding = nn.Embedding.from_pretrained(torch.empty(weights.vocab_size, weights.embed_size))
         self.rnn = nn.RNN(weights.embed_size, weights.hidden_size, nonlinearity="tanh")
         self.rnn.bias_hh_l0.requires_grad_(False)
