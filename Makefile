@@ -302,7 +302,8 @@ dist: lib ## dist/: the source, the libraries of Linux, Windows and arm64, and t
 	cp lib/rnnlib.so $(DIST)-linux-$(firstword $(subst -, ,$(MACHINE))).so
 	$(MAKE) dll
 	cp lib/rnnlib.dll $(DIST)-windows-x86_64.dll
-	$(MAKE) lib CC=$(ARM_CC) LIBRARY=$(DIST)-linux-aarch64.so
+	$(MAKE) lib CC=$(ARM_CC) LIBRARY=build/rnnlib-aarch64.so
+	cp build/rnnlib-aarch64.so $(DIST)-linux-aarch64.so
 	cp docs/licences.md dist
 	$(MAKE) sbom
 	cd dist && sha256sum * >SHA256SUMS
