@@ -471,6 +471,27 @@ def test_a_service_without_weights_says_what_to_do(tmp_path: Path, open_page: Op
         expect(page.get_by_role("heading", name="Add a file")).to_be_visible()
 
 
+def test_two_questions_for_tokens_come_one_after_the_other(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url)
+    need = """async (kind) => {
+        const { authorised } = await import("/web/js/access.js");
+        window.answers ??= {};
+        authorised(kind, async ({ authorization }) => {
+            if (!authorization) throw Object.assign(new Error("refused"), { status: 401 });
+            window.answers[kind] = authorization;
+        });
+    }"""
+    for kind in ("user", "admin"):
+        page.evaluate(need, kind)
+        expect(page.get_by_role("dialog", name="This service asks for its token")).to_be_visible()
+    page.get_by_label("Token", exact=True).fill("first")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog", name="Changing the weights needs the admin token")).to_be_visible()
+    page.get_by_label("Token", exact=True).fill("second")
+    page.keyboard.press("Enter")
+    until(lambda: page.evaluate("window.answers") == {"user": "Bearer first", "admin": "Bearer second"})
+
+
 def test_a_service_that_asks_for_a_token(weights: Path, open_page: OpenPage) -> None:
     with running(weights, RNN_API_TOKEN="open-sesame") as server:
         page = open_page(server.url, refusals=True, permissions=["clipboard-read", "clipboard-write"])

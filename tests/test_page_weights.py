@@ -144,6 +144,20 @@ def test_a_curve_that_hides_another_is_told(server: Server, weights: Path, demo:
     expect(page.get_by_text("(lies on")).to_have_count(0)
 
 
+def test_a_history_of_any_length_is_in_the_table(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url + VIEW)
+    rows = page.evaluate(
+        """async () => {
+            const { chart } = await import("/web/js/chart.js");
+            const history = Array.from({ length: 70000 }, (_, epoch) => ({ epoch, validation_loss: 5 }));
+            const files = [0, 1].map((index) => ({ weights: { name: `long-${index}`, history }, index }));
+            const drawn = chart(files, "epoch", { width: 800, isUnfolded: false });
+            return drawn.querySelectorAll("tbody tr").length;
+        }"""
+    )
+    assert rows == 140_000
+
+
 def test_what_a_file_says_of_itself_stays_text(weights: Path, demo: Path, open_page: OpenPage) -> None:
     config = {"corpus": "<script>alert(1)</script>"}
     history: list[dict[str, Any]] = [

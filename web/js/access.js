@@ -14,6 +14,7 @@ const UNAUTHORISED = [401, 403];
 const tokens = { user: "", admin: "" };
 const asking = { user: null, admin: null }; // one question at a time, however many requests wait for its answer
 const watchers = [];
+let lastQuestion = Promise.resolve(); // the user's and the admin's share a dialog: one after the other
 
 export const holdsAdmin = () => tokens.admin !== "";
 export const usesToken = () => tokens.user !== "" || tokens.admin !== "";
@@ -49,10 +50,15 @@ function keep(kind, token) {
 }
 
 async function ask(kind, complaint, otherwise) {
-    asking[kind] ??= question(kind, complaint).finally(() => (asking[kind] = null));
+    asking[kind] ??= inTurn(() => question(kind, complaint)).finally(() => (asking[kind] = null));
     const token = await asking[kind];
     if (!token) throw otherwise;
     if (token !== tokens[kind]) keep(kind, token);
+}
+
+function inTurn(next) {
+    lastQuestion = lastQuestion.then(next, next);
+    return lastQuestion;
 }
 
 /** Resolves to what was typed in; to "" when the dialog was left. */

@@ -233,6 +233,8 @@ function table(curves, unit, isUnfolded) {
     const heads = ["file", AXIS[unit], "validation loss", "training loss"].map((head) =>
         html("th", { scope: "col" }, head),
     );
+    const body = html("tbody");
+    for (const line of lines) body.append(line); // so many arguments as a history may have points fit on no stack
     return html(
         "details",
         { open: isUnfolded },
@@ -240,7 +242,7 @@ function table(curves, unit, isUnfolded) {
         html(
             "div",
             { class: "numbers", tabindex: 0, role: "region", "aria-label": "The curves' numbers" },
-            html("table", {}, html("thead", {}, html("tr", {}, ...heads)), html("tbody", {}, ...lines)),
+            html("table", {}, html("thead", {}, html("tr", {}, ...heads)), body),
         ),
     );
 }
