@@ -88,13 +88,12 @@ def load_corpus(spec: str, *, vocab_size: int | None = None, max_tokens: int | N
     """Read the corpus that `spec` names, in one pass; at the next start its ids come from a cache.
 
     spec: one of ACCEPTED. vocab_size: how many words to keep, `<EOS>` and `<UNK>` included (None: all).
-    max_tokens: how many training tokens to keep, from the start; vocabulary and counts stay the whole split's.
+    max_tokens: how many training tokens to keep, from the start (TrainConfig takes 2 or more); vocabulary and counts
+    stay the whole split's.
     Where there is no validation split, the last tenth of the training sentences becomes it.
     Raises CorpusError (what it names cannot be read, or holds too little), CorpusUnavailable (the hub is out of
     reach) and TextError (vocab_size).
     """
-    if max_tokens is not None and max_tokens < 2:
-        raise CorpusError(f"max tokens must be at least 2, a token and the one after it, got {max_tokens}")
     try:
         source = _open(spec)
     except OSError as error:  # a folder on the way that may not be entered, a name that is too long

@@ -137,11 +137,6 @@ def test_the_counts_of_the_tokens_that_are_trained_on(write, monkeypatch: pytest
     assert cut.train_counts().sum() == 7 < cut.counts.sum() and cut.train_counts().min() == 0
 
 
-def test_max_tokens_too_small(write) -> None:
-    with pytest.raises(CorpusError, match=r"at least 2.*got 1"):
-        load_corpus(write("a b. a b."), max_tokens=1)
-
-
 @pytest.mark.parametrize(
     "content",
     [b"\xef\xbb\xbfa b.\nc d.\n", b"a b.\r\nc d.\r\n", b"a b\rc d", b"a b.\n\n\n  \nc d", b"a\tb.\x0cc d."],

@@ -212,6 +212,9 @@ def test_threads_are_shared_by_the_processes_of_a_machine_and_bounded(caplog: py
     group = distributed.Group()
     assert group.threads(None) == distributed.processors() and group.threads(3) == 3
     assert group.threads(1000) == max(16, 4 * distributed.processors()) and "1000" in caplog.text
+    caplog.clear()
+    group.rank = 1  # of several processes the first has said so
+    assert group.threads(1000) == max(16, 4 * distributed.processors()) and not caplog.text
     group.local_size = 10_000
     assert group.threads(None) == 1
 

@@ -479,6 +479,7 @@ def test_a_diverging_run_names_the_step_and_keeps_the_last_good_weights(
         ({"hidden_size": 0}, ["--hidden-size", "0"]),
         ({"batch_size": 1000000}, ["--batch-size", "1000000"]),
         ({"vocab_size": 1000}, ["1000", "16"]),
+        ({"max_tokens": 1}, ["--max-tokens must be 2 or more, got 1"]),
         ({"validation_tokens": 1}, ["--validation-tokens", "1"]),
         ({"corpus": "no-such-corpus"}, ["no-such-corpus"]),
         ({"embeddings": "no-such-vectors"}, ["no-such-vectors"]),

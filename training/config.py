@@ -90,11 +90,12 @@ class TrainConfig:
                 got = str(getattr(self, name)).encode(errors="backslashreplace").decode()
                 raise ConfigError(f"--{name.replace('_', '-')} must be {limit}, got {got}")
 
-        for name in ("vocab_size", "max_tokens", "bptt", "threads"):
+        for name in ("vocab_size", "bptt", "threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "1 or more")
         for name in ("embedding_size", "hidden_size", "epochs", "batch_size", "evaluate_every"):
             require(getattr(self, name) >= 1, name, "1 or more")
+        require(self.max_tokens is None or self.max_tokens >= 2, "max_tokens", "2 or more")  # one, and the one after it
         require(self.validation_tokens >= 2, "validation_tokens", "2 or more")
         for name in ("warmup_steps", "patience", "seed", "sampled_softmax"):
             require(getattr(self, name) >= 0, name, "0 or more")

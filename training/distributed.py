@@ -59,7 +59,7 @@ class Group:
         More than a few for each processor bring nothing, and OpenMP ends the process where it cannot make them.
         """
         most = max(16, 4 * processors())
-        if wanted and wanted > most:
+        if wanted and wanted > most and self.rank == 0:
             log.warning("--threads %d: %d, for this machine has %d processors", wanted, most, processors())
         return min(wanted, most) if wanted else max(1, processors() // self.local_size)
 
