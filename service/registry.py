@@ -55,7 +55,7 @@ class Entry:
             if backend not in self._engines:
                 started = time.monotonic()
                 try:
-                    self._engines[backend] = self._c() if backend == "c" else self._torch()
+                    engine = self._c() if backend == "c" else self._torch()
                 except RNNLibraryError as error:
                     log.error("%s", error)
                     raise BackendMissing(
@@ -63,9 +63,10 @@ class Entry:
                     ) from error
                 except (UserError, MemoryError) as error:
                     raise WeightsUnusable(f"the weights {self.name} cannot be used: {error}") from error
-                self._engines[backend].intact = self.intact
+                engine.intact = self.intact
                 # Read as a whole just now, for what the C model computes of them or torch checks; hardly ever again.
                 checkpoint.drop_pages(self._source.weights.embeddings)
+                self._engines[backend] = engine  # last: who takes it from here waits for no lock
                 log.info("loaded %s for %s in %.3f s", self.name, backend, time.monotonic() - started)
             return self._engines[backend]
 

@@ -441,6 +441,23 @@ def test_weights_are_loaded_once_and_shared(tmp_path: Path) -> None:
         assert len(registry._entries) == 2
 
 
+def test_nobody_sees_a_model_before_it_knows_whether_its_file_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(tmp_path)
+    with serving(tmp_path) as client:
+        entry = client.app.state.service.registry.get("demo")  # type: ignore[attr-defined]
+        seen: list[tuple[str, ...]] = []
+
+        class Watched:
+            def __setattr__(self, name: str, value: Any) -> None:
+                seen.append(entry.loaded)
+
+        monkeypatch.setattr(Entry, "_c", lambda entry: Watched())
+        entry.engine("c")
+        assert seen == [()] and entry.loaded == ("c",)
+
+
 def test_files_are_hashed_once_and_only_for_those_who_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
     digest = hashlib.file_digest
