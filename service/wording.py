@@ -10,11 +10,14 @@ from data.text import EOS, Vocabulary
 
 
 class Wording:
-    """The text of a growing sequence: the pieces that `add` returns make up `Vocabulary.decode` of its tokens."""
+    """The text of a growing sequence: the pieces that `add` returns make up `Vocabulary.decode` of its tokens.
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    gap: what stands before its first word.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, gap: str = "") -> None:
         self._vocabulary = vocabulary
-        self._gap = ""
+        self._gap = gap
 
     def piece(self, token: int) -> str:
         """What `token` would add to the text."""

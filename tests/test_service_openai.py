@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from serving import Server, needs_library, save_tiny, serving
 
 import rnn
+from data.text import EOS, UNK, Vocabulary
+from service.engines import Step
+from service.routes.completions import _Text
 
 pytestmark = needs_library
 
@@ -101,13 +108,38 @@ def test_echo(client: openai.OpenAI, folder: Path) -> None:
     assert scored.text == prompt and scored.finish_reason == "length"
     expected = rnn.RNN.load(folder / "demo.safetensors").score(prompt)
     assert scored.logprobs.token_logprobs == pytest.approx([token.logprob for token in expected.tokens], abs=1e-4)
-    for token, offset in zip(scored.logprobs.tokens, scored.logprobs.text_offset, strict=True):
-        assert token == "\n" or prompt[offset:].startswith(token.strip())
+    assert scored.logprobs.tokens == ["waa", ", (wab", ") zebra.", " wac"]
     both = create(client, prompt=prompt, max_tokens=8, echo=True, logprobs=0).choices[0]
     assert both.text == f"{prompt} {plain}"
     assert len(both.logprobs.tokens) == len(both.logprobs.text_offset) > len(scored.logprobs.tokens)
-    last = both.logprobs.text_offset[-1]
-    assert both.text[last:] == both.logprobs.tokens[-1]
+    assert both.logprobs.tokens[4].startswith(" w")  # the first that is new
+    for choice in (scored, both):
+        assert "".join(choice.logprobs.tokens) == choice.text
+        lengths = itertools.accumulate(map(len, choice.logprobs.tokens), initial=0)
+        assert choice.logprobs.text_offset == list(lengths)[:-1]
+
+
+@given(
+    st.text(st.sampled_from("abé1 .!?,'\n\r\t-"), max_size=30),
+    st.lists(st.integers(0, 3), max_size=4),
+    st.booleans(),
+    st.booleans(),
+)
+def test_the_tokens_of_an_echo_make_up_its_text(prompt: str, new: list[int], unknown: bool, scored: bool) -> None:
+    vocabulary = Vocabulary((EOS, "a", "b", "ab", *([UNK] if unknown else [])))
+    ids = vocabulary.encode_prompt(prompt)[0] if scored else []
+    work: Any = SimpleNamespace(
+        run=SimpleNamespace(sequences=[SimpleNamespace(prompt_steps=len(ids))]),
+        order=SimpleNamespace(prompts=(prompt,), n=1),
+        entry=SimpleNamespace(vocabulary=vocabulary),
+    )
+    steps = [Step(token, -1.0, ((token, -1.0), (1 + token % 3, -2.0))) for token in [*ids, *new]]
+    text, logprobs = _Text(work, 0, True).add(steps)
+    tokens = logprobs["tokens"]
+    start = 0 if scored and ids else len(prompt)  # what is not scored has no tokens
+    assert text.startswith(prompt) and "".join(tokens) == text[start:]
+    assert logprobs["text_offset"] == [start + sum(map(len, tokens[:i])) for i in range(len(tokens))]
+    assert all(token in top for token, top in zip(tokens, logprobs["top_logprobs"], strict=True))
 
 
 @pytest.fixture(scope="module")

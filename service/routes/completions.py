@@ -6,6 +6,7 @@ https://platform.openai.com/docs/api-reference/completions; errors are in OpenAI
 import asyncio
 import contextlib
 import json
+import re
 import time
 import uuid
 from typing import Annotated, Any
@@ -33,6 +34,9 @@ EXAMPLES = {
         "value": {"model": "c/demo", "prompt": "The prime minister", "max_tokens": 0, "echo": True, "logprobs": 1},
     },
 }
+
+_SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|[\r\n]")  # data/text.py's
+_LETTERS = re.compile("[A-Za-z]+")  # an unknown word
 
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
@@ -132,7 +136,11 @@ def _order(body: CompletionRequest, most: int) -> Order:
 
 
 class _Text:
-    """The text and the log-probabilities of one choice as they grow. With echo it starts with the prompt."""
+    """The text and the log-probabilities of one choice as they grow. With echo it starts with the prompt.
+
+    Its tokens make up the text, those of a scored prompt included: what the model does not see of the prompt
+    (punctuation, a word that the vocabulary lacks) goes with the token that follows, at the end with the last one.
+    """
 
     def __init__(self, work: Work, index: int, echo: bool) -> None:
         sequence = work.run.sequences[index]
@@ -140,8 +148,9 @@ class _Text:
         self._vocabulary = work.entry.vocabulary
         self._prompt = prompt
         self._prompt_steps = sequence.prompt_steps
-        self._wording = Wording(self._vocabulary)
-        self._found = 0  # where in the prompt its next word is looked for
+        self._prompt_wording = Wording(self._vocabulary)
+        self._wording = Wording(self._vocabulary, "" if not prompt or prompt[-1].isspace() else " ")
+        self._found = 0  # where in the prompt its next token begins
         self._length = 0  # of the text told so far
         self._taken = 0
 
@@ -151,36 +160,43 @@ class _Text:
         text = "" if told else self._prompt
         logprobs: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for step in steps:
-            scored = self._taken < self._prompt_steps
             self._taken += 1
-            offset = self._find(step) if scored else told + len(text)
-            if not scored and self._taken == self._prompt_steps + 1:
-                text += self._separator(step)
-                offset = told + len(text)
-            logprobs["tokens"].append(self._wording.piece(step.token))
+            scored = self._taken <= self._prompt_steps
+            wording = self._prompt_wording if scored else self._wording
+            others = [wording.piece(token) for token, _ in step.top]
+            offset = self._found if scored else told + len(text)
+            piece = wording.add(step.token)
+            if scored:
+                piece = self._next_of_prompt(step.token)
+            else:
+                text += piece
+            top = {
+                piece if token == step.token else other: value
+                for other, (token, value) in zip(others, step.top, strict=True)
+            }
+            logprobs["tokens"].append(piece)
             logprobs["token_logprobs"].append(step.logprob)
-            logprobs["top_logprobs"].append({self._wording.piece(token): value for token, value in step.top} or None)
+            logprobs["top_logprobs"].append(top or None)
             logprobs["text_offset"].append(offset)
-            piece = self._wording.add(step.token)
-            text += "" if scored else piece
-            if self._taken == self._prompt_steps:
-                self._wording = Wording(self._vocabulary)
         self._length += len(text)
         return text, logprobs
 
-    def _separator(self, step: Step) -> str:
-        """What stands between an echoed prompt and the first new word."""
-        apart = not self._prompt or self._prompt[-1].isspace() or step.token == self._vocabulary.eos
-        return "" if apart else " "
+    def _next_of_prompt(self, token: int) -> str:
+        """The prompt from where its last token ended to where this one does.
 
-    def _find(self, step: Step) -> int:
-        """Where a word of the prompt stands in it. The end of a sentence, or an unknown word: where the last ended."""
-        word = self._vocabulary.words[step.token]
-        place = self._prompt.find(word, self._found)
-        if step.token in (self._vocabulary.eos, self._vocabulary.unk) or place < 0:
-            return self._found
-        self._found = place + len(word)
-        return place
+        That is the first place that it may be at. So it never lies behind the real one, and the next is found, too.
+        """
+        start = self._found
+        if self._taken == self._prompt_steps:
+            self._found = len(self._prompt)
+        elif token in (self._vocabulary.eos, self._vocabulary.unk):
+            found = (_SENTENCE_END if token == self._vocabulary.eos else _LETTERS).search(self._prompt, start)
+            assert found is not None
+            self._found = found.end()
+        else:
+            word = self._vocabulary.words[token]
+            self._found = self._prompt.index(word, start) + len(word)
+        return self._prompt[start : self._found]
 
 
 class _Completion:
