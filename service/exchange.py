@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service import errors
 from service.errors import BodyTooLarge, ClientGone, ServiceError, SlowRequest
+from service.limits import declares_more, within
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that went away; nobody receives it
 
@@ -61,14 +62,10 @@ class Exchange:
 
     async def read_body(self, limit: int, seconds: float) -> None:
         """Raises BodyTooLarge, SlowRequest, ClientGone."""
-        length = Headers(scope=self.scope).get("content-length", "")
-        if length.isdecimal() and (len(length) > 18 or int(length) > limit):
+        if declares_more(Headers(scope=self.scope), limit):
             raise _too_large(limit)
-        try:
-            async with asyncio.timeout(seconds):
-                self._body = await self._read(limit)
-        except TimeoutError:
-            raise SlowRequest(f"the body did not come within {seconds:g} seconds") from None
+        async with within(seconds, SlowRequest(f"the body did not come within {seconds:g} seconds")):
+            self._body = await self._read(limit)
 
     async def _read(self, limit: int) -> bytes:
         body = bytearray()

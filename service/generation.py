@@ -14,6 +14,7 @@ from language_model import MAX_SEED, PromptError, Sampling, check_seed
 from service import schemas
 from service.engines import Engine, Step
 from service.errors import InvalidRequest, TimeLimit
+from service.limits import within
 from service.metrics import Metrics
 from service.registry import Entry, Registry
 from service.scheduler import Scheduler
@@ -114,14 +115,11 @@ class Generator:
         """Raises the ServiceErrors of a request that cannot be served, before any token is made."""
         arrived = time.monotonic()
         seconds = self._settings.request_seconds
-        try:
-            async with asyncio.timeout(seconds):
-                prepared = await asyncio.to_thread(self._prepare, order, None)
-                if prepared is None:
-                    # What was loaded is what the request came for, though it were replaced again since.
-                    prepared = await asyncio.to_thread(self._prepare, order, await self._load(order))
-        except TimeoutError:
-            raise TimeLimit(f"the model was not loaded within {seconds:g} seconds: try again later") from None
+        async with within(seconds, TimeLimit(f"the model was not loaded within {seconds:g} seconds: try again later")):
+            prepared = await asyncio.to_thread(self._prepare, order, None)
+            if prepared is None:
+                # What was loaded is what the request came for, though it were replaced again since.
+                prepared = await asyncio.to_thread(self._prepare, order, await self._load(order))
         assert prepared is not None
         entry, prompts, sequences = prepared
         run = Run(sequences, created_at=arrived, seconds=seconds, every_token=order.stream)

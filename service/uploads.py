@@ -44,6 +44,7 @@ from service.errors import (
     WeightsExist,
 )
 from service.folder import Folder, check_name
+from service.limits import declares_more, within
 from service.metrics import Metrics
 from service.settings import ROOT, Settings, variable
 
@@ -93,18 +94,14 @@ class Uploader:
         self._busy = True
         result = "failed"
         try:
-            async with asyncio.timeout(self._settings.upload_seconds) as limit:
+            seconds = self._settings.upload_seconds
+            async with within(seconds, SlowRequest(f"the upload took more than {seconds:g} seconds")):
                 uploaded = await self._receive(request)
             result = "replaced" if uploaded.replaced else "added"
             return uploaded
         except ClientDisconnect as error:
             result = "abandoned"
             raise ClientGone from error
-        except TimeoutError as error:
-            if not limit.expired():  # ETIMEDOUT, of a mounted folder
-                raise
-            result = "refused"
-            raise SlowRequest(f"the upload took more than {self._settings.upload_seconds:g} seconds") from error
         except Internal:
             raise
         except ServiceError:
@@ -122,8 +119,7 @@ class Uploader:
 
     async def _receive(self, request: Request) -> schemas.Uploaded:
         limit = self._settings.max_upload_bytes + MAX_FORM_BYTES
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > limit:
+        if declares_more(request.headers, limit):
             raise self._too_large()
         async with _temporary_file(self._folder.root) as file:
             form = _Form(request.headers.get("content-type", ""), file)
@@ -244,19 +240,24 @@ class _Form:
 
     def check(self) -> tuple[str, bool]:
         """(name, overwrite) of a form that is complete. Raises InvalidRequest, InvalidUpload."""
-        values = {key: value.decode("utf-8", "replace").strip() for key, value in self._values.items()}
-        if "file" not in values:
+        if "file" not in self._values:
             raise InvalidRequest("the form lacks the field file")
-        name = check_name(values.get("name") or self._filename)
+        name, overwrite, expected = self._fields()
+        if expected and expected != self.sha256:
+            raise InvalidUpload(f"the SHA-256 of what came is {self.sha256}, not the one given: send the file again")
+        return name or check_name(self._filename), overwrite
+
+    def _fields(self) -> tuple[str, bool, str]:
+        """(name, overwrite, sha256) as far as they have come; "" for one that has not. Raises InvalidRequest."""
+        values = {key: value.decode("utf-8", "replace").strip() for key, value in self._values.items()}
+        name = values.get("name", "")
         overwrite = values.get("overwrite", "false").lower()
         if overwrite not in ("true", "false"):
             raise InvalidRequest("overwrite must be true or false")
         expected = values.get("sha256", "").lower()
         if expected and not re.fullmatch("[0-9a-f]{64}", expected):
             raise InvalidRequest("sha256 must be 64 hexadecimal digits")
-        if expected and expected != self.sha256:
-            raise InvalidUpload(f"the SHA-256 of what came is {self.sha256}, not the one given: send the file again")
-        return name, overwrite == "true"
+        return name and check_name(name), overwrite == "true", expected
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._header = self._header[0] + data[start:end], self._header[1]
@@ -279,6 +280,7 @@ class _Form:
             raise InvalidRequest(f"the form has the field {self._current} twice")
         self._values[self._current] = b""
         if self._current == "file":
+            self._fields()  # for a bad one the file need not be received
             self._filename = options.get(b"filename", b"").decode("utf-8", "replace")
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:

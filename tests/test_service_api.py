@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import hashlib
 import json
 import re
@@ -574,6 +575,16 @@ def test_a_slow_load_holds_nobody_else_up(tmp_path: Path, monkeypatch: pytest.Mo
         finally:
             go.set()
         assert [future.result(GUARD_SECONDS).status_code for future in waiting] == [200] * 12
+
+
+def test_a_disk_that_times_out_is_not_a_slow_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def times_out(*_: object) -> None:
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    save_tiny(tmp_path)
+    with serving(tmp_path) as client:
+        monkeypatch.setattr(client.app.state.service.registry, "engine", times_out)  # type: ignore[attr-defined]
+        refused(client.post("/generate/c", json={"prompt": "waa"}), 500, "internal")
 
 
 def test_delete(tmp_path: Path) -> None:

@@ -292,6 +292,39 @@ def test_bad_fields(client: TestClient, folder: Path, sound: bytes) -> None:
     assert nothing_left(folder)
 
 
+def part(name: str, value: bytes, rest: str = "") -> bytes:
+    """A field of a form whose boundary is B."""
+    return f'--B\r\ncontent-disposition: form-data; name="{name}"{rest}\r\n\r\n'.encode() + value + b"\r\n"
+
+
+def send(client: TestClient, form: bytes, **headers: str) -> Any:
+    return client.post("/weights", content=form, headers={**ADMIN, "content-type": FORM, **headers})
+
+
+FORM = "multipart/form-data; boundary=B"
+BAD_FIELDS = [("name", b"a/b"), ("overwrite", b"maybe"), ("sha256", b"abc")]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_FIELDS)
+def test_a_bad_field_before_the_file_spares_the_file(client: TestClient, folder: Path, name: str, value: bytes) -> None:
+    form = part(name, value) + part("file", b"half")  # and no end: who waits for that says so
+    refused(send(client, form), 422, "invalid_request")
+    assert nothing_left(folder)
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_FIELDS)
+def test_fields_may_follow_the_file(client: TestClient, folder: Path, sound: bytes, name: str, value: bytes) -> None:
+    file = part("file", sound, '; filename="x"')
+    refused(send(client, file + part(name, value) + b"--B--\r\n"), 422, "invalid_request")
+    assert nothing_left(folder)
+    assert send(client, file + part("name", b"late") + b"--B--\r\n").json()["name"] == "late"
+
+
+def test_a_length_of_thousands_of_digits(client: TestClient, folder: Path) -> None:
+    refused(send(client, b"--B--\r\n", **{"content-length": "9" * 5000}), 413, "body_too_large")
+    assert nothing_left(folder)
+
+
 @pytest.mark.parametrize(
     ("content_type", "body", "status"),
     [
