@@ -113,6 +113,15 @@ class WeightsUnusable(ServiceError):
     status, code = 503, "weights_unusable"
 
 
+class FolderFailed(ServiceError):
+    """The file system does not say whether there are weights: a mounted folder that has lost its other end."""
+
+    status, code = 503, "folder_failed"
+
+    def __init__(self) -> None:
+        super().__init__("the weights folder cannot be read just now: try again later", headers={"retry-after": "5"})
+
+
 class NoMemory(ServiceError):
     status, code = 503, "no_memory"
 

@@ -24,12 +24,17 @@ import checkpoint
 from checkpoint import Checkpoint
 from errors import UserError
 from rnnlib import RNNLibraryError, library
-from service.errors import InvalidRequest, NoSpace, WeightsNotFound
+from service.errors import FolderFailed, InvalidRequest, NoSpace, WeightsNotFound
 from service.watch import Watch
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
+
+# What the file system says of what is not there. All else that it may say means that it does not know.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
+# Of a link besides: it leads round in a circle, or to where this service may not look.
+_ASTRAY = (*_ABSENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
@@ -172,11 +177,13 @@ class Folder:
         return self.root / (check_name(name) + SUFFIX)
 
     def names(self) -> list[str]:
-        """The weights files there, by name, whether they can be used or not."""
+        """The weights files there, by name, whether they can be used or not. Raises FolderFailed."""
         try:
             with os.scandir(self.root) as found:
                 files = [entry.name for entry in found if entry.name.endswith(SUFFIX) and self._is_file(entry)]
-        except OSError:
+        except OSError as error:
+            if error.errno not in _ABSENT:
+                raise _failed(self.root, error) from error
             files = []
         names = sorted(name for name in (file.removesuffix(SUFFIX) for file in files) if _is_name(name))
         with self._lock:
@@ -185,17 +192,19 @@ class Folder:
         return names
 
     def version(self, name: str) -> Version:
-        """The newest version of a file. Raises WeightsNotFound, InvalidRequest."""
+        """The newest version of a file. Raises WeightsNotFound, InvalidRequest, FolderFailed."""
         name = check_name(name)
         path = self.path(name)
         try:
             status = path.lstat()
             if stat.S_ISLNK(status.st_mode) and self._leads_inside(path):
                 status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise FileNotFoundError(path)
         except OSError as error:
-            raise WeightsNotFound(f"there are no weights named {name}: GET /weights lists what there is") from error
+            if error.errno not in _ABSENT:
+                raise _failed(path, error) from error
+            raise _no_such(name) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise _no_such(name)
         fingerprint = Fingerprint.of(status)
         with self._lock:
             version = self._versions.get(name)
@@ -204,7 +213,7 @@ class Folder:
             return version
 
     def versions(self) -> list[Version]:
-        """The newest version of every file, by name."""
+        """The newest version of every file, by name. Raises FolderFailed."""
         found = []
         for name in self.names():
             try:
@@ -214,29 +223,45 @@ class Folder:
         return found
 
     def delete(self, name: str) -> None:
-        """Remove a file; who runs on it is not disturbed. Raises WeightsNotFound, InvalidRequest, NoSpace."""
+        """Remove a file; who runs on it is not disturbed.
+
+        Raises WeightsNotFound, InvalidRequest, FolderFailed, NoSpace.
+        """
         version = self.version(name)
         try:
             version.path.unlink()
         except FileNotFoundError as error:
-            raise WeightsNotFound(f"there are no weights named {version.name}") from error
+            raise _no_such(version.name) from error
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise NoSpace("the weights folder of this service cannot be written to") from error
             raise
 
     def _is_file(self, entry: os.DirEntry[str]) -> bool:
-        try:
-            return entry.is_file() and (not entry.is_symlink() or self._leads_inside(Path(entry.path)))
-        except OSError:  # a link that leads round in a circle: no reason to hide the others
-            return False
+        """Raises OSError."""
+        if entry.is_symlink():
+            return self._leads_inside(Path(entry.path)) and entry.is_file()
+        return entry.is_file()
 
     def _leads_inside(self, link: Path) -> bool:
         """Raises OSError."""
         try:
             return link.resolve(strict=True).is_relative_to(self.root.resolve())
-        except RuntimeError as error:  # what Python 3.11 raises for a circle
-            raise FileNotFoundError(link) from error
+        except RuntimeError:  # what Python 3.11 raises for a circle
+            return False
+        except OSError as error:
+            if error.errno in _ASTRAY:
+                return False  # no reason to hide the others
+            raise
+
+
+def _no_such(name: str) -> WeightsNotFound:
+    return WeightsNotFound(f"there are no weights named {name}: GET /weights lists what there is")
+
+
+def _failed(path: Path, error: OSError) -> FolderFailed:
+    log.warning("%s cannot be read: %s", path, error.strerror or error)
+    return FolderFailed()
 
 
 def _can_guard() -> bool:

@@ -24,7 +24,7 @@ from data.text import Vocabulary
 from errors import UserError
 from rnnlib import RNNLibraryError
 from service.engines import CEngine, Engine, TorchEngine
-from service.errors import BackendMissing, NotReady, WeightsNotFound, WeightsUnusable
+from service.errors import BackendMissing, FolderFailed, NotReady, WeightsNotFound, WeightsUnusable
 from service.folder import Folder, Version, check_name
 from service.settings import Settings
 
@@ -104,14 +104,14 @@ class Registry:
         self._loading = threading.Lock()  # one load at a time; who finds what is loaded does not wait for it
 
     def default(self) -> str:
-        """The weights for a request that names none. Raises NotReady where there are none."""
+        """The weights for a request that names none. Raises NotReady where there are none, and FolderFailed."""
         names = self.folder.names()
         if not names:
             raise NotReady("there are no weights yet: train some (make train), or upload a file (POST /weights)")
         return self._settings.default_weights if self._settings.default_weights in names else names[0]
 
     def check_ready(self) -> None:
-        """Raises NotReady unless the default weights look as if they could be used."""
+        """Raises NotReady unless the default weights look as if they could be used, and FolderFailed."""
         name = self.default()
         if self.folder.version(name).summary().problem:
             raise NotReady(
@@ -120,7 +120,10 @@ class Registry:
             )
 
     def get(self, name: str | None) -> Entry:
-        """The newest version of some weights. Raises InvalidRequest, WeightsNotFound, WeightsUnusable, NotReady."""
+        """The newest version of some weights.
+
+        Raises InvalidRequest, WeightsNotFound, WeightsUnusable, NotReady, FolderFailed.
+        """
         name = self._name(name)
         for _ in range(3):  # a file that is replaced just now is looked at again
             version = self.folder.version(name)
@@ -169,7 +172,7 @@ class Registry:
         return [(backend, entry) for entry in entries for backend in entry.loaded]
 
     def delete(self, name: str) -> None:
-        """Remove a weights file; requests that run on it are not disturbed. Raises WeightsNotFound."""
+        """Remove a weights file; requests that run on it are not disturbed. Raises as Folder.delete."""
         self.folder.delete(name)
         self.prune()
 
@@ -192,6 +195,8 @@ class Registry:
             return _is_current(entry, self.folder.version(entry.name))
         except WeightsNotFound:
             return False
+        except FolderFailed:  # it may still be there, and be asked for again
+            return True
 
     def _name(self, name: str | None) -> str:
         return self.default() if name is None else check_name(name)

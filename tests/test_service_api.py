@@ -7,6 +7,7 @@ import base64
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -498,6 +499,39 @@ def test_ready_looks_at_the_default_only(tmp_path: Path, monkeypatch: pytest.Mon
     assert loaded == ["demo"]
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT, errno.EACCES])
+def test_a_folder_that_fails_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """As a mounted folder does that has lost its other end."""
+    save_tiny(tmp_path)
+    named, unnamed = {"prompt": "waa", "weights": "demo"}, {"prompt": "waa"}
+
+    def failing(function: Any) -> Any:
+        def fails(path: Any, *arguments: Any, **options: Any) -> Any:
+            if str(path).startswith(str(tmp_path)):
+                raise OSError(number, os.strerror(number), str(path))
+            return function(path, *arguments, **options)
+
+        return fails
+
+    with serving(tmp_path) as client:
+        registry = client.app.state.service.registry  # type: ignore[attr-defined]
+        assert client.post("/generate/c", json=named).status_code == 200
+        entry = registry.get("demo")
+        with monkeypatch.context() as patch:
+            for name in ("scandir", "stat", "lstat"):
+                patch.setattr(os, name, failing(getattr(os, name)))
+            for body in (named, unnamed):
+                refused(client.post("/generate/c", json=body), 503, "folder_failed")
+            for path in ("/weights", "/ready"):
+                refused(client.get(path), 503, "folder_failed")
+            refused(client.delete("/weights/demo", headers=ADMIN), 503, "folder_failed")
+            for path in ("/v1/models", "/v1/models/c/demo"):
+                assert client.get(path).json()["error"]["code"] == "folder_failed"
+            registry.prune()
+            assert registry.loaded() == [("c", entry)]
+        assert registry.get("demo") is entry and client.post("/generate/c", json=unnamed).status_code == 200
+
+
 def test_links_are_followed_within_the_folder_only(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "weights", tmp_path / "elsewhere"
     folder.mkdir()
@@ -506,10 +540,11 @@ def test_links_are_followed_within_the_folder_only(tmp_path: Path) -> None:
     (folder / "inside.safetensors").symlink_to("demo.safetensors")
     (folder / "outside.safetensors").symlink_to(save_tiny(elsewhere, "secret"))
     (folder / "broken.safetensors").symlink_to("nowhere")
+    (folder / "circle.safetensors").symlink_to("circle.safetensors")
     with serving(folder) as client:
         assert [weights["name"] for weights in client.get("/weights").json()["weights"]] == ["demo", "inside"]
         assert client.post("/generate/c", json={"prompt": "waa", "weights": "inside"}).status_code == 200
-        for name in ("outside", "broken"):
+        for name in ("outside", "broken", "circle"):
             response = client.post("/generate/c", json={"prompt": "waa", "weights": name})
             refused(response, 404, "weights_not_found")
             refused(client.delete(f"/weights/{name}", headers=ADMIN), 404, "weights_not_found")

@@ -69,7 +69,7 @@ def router(service: Service) -> APIRouter:
             await work.run.wait()
         return await asyncio.to_thread(lambda: JSONResponse(completion.reply()))  # thousands of tokens take long
 
-    @routes.get("/models", responses=openai_errors(401))
+    @routes.get("/models", responses=openai_errors(401, 503))
     def models() -> Any:
         """Each weights file under each back end."""
         summaries = (version.summary() for version in service.registry.folder.versions())
@@ -77,7 +77,7 @@ def router(service: Service) -> APIRouter:
         data = [_model(backend, summary) for summary in usable for backend in service.settings.served_backends]
         return {"object": "list", "data": data}
 
-    @routes.get("/models/{model:path}", responses=openai_errors(401, 404))
+    @routes.get("/models/{model:path}", responses=openai_errors(401, 404, 503))
     def model(model: str) -> Any:
         """One of them."""
         backend, name = _split(model)

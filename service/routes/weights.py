@@ -58,7 +58,9 @@ def router(service: Service) -> APIRouter:
         """Add a weights file. It is checked from end to end, and tried on each back end, before anyone can see it."""
         return await uploader.receive(request)
 
-    @routes.delete("/{name}", status_code=204, dependencies=guard.admins, responses=problems(401, 403, 404, 422, 507))
+    @routes.delete(
+        "/{name}", status_code=204, dependencies=guard.admins, responses=problems(401, 403, 404, 422, 503, 507)
+    )
     async def delete(name: str) -> Response:
         """Remove a weights file. Requests that run on it are not disturbed."""
         await asyncio.to_thread(service.registry.delete, name)
