@@ -27,7 +27,7 @@ from starlette.testclient import TestClient
 import checkpoint
 import rnn
 from service import schemas
-from service.folder import Version
+from service.folder import Summary, Version
 from service.generation import Work
 from service.registry import Entry
 
@@ -487,6 +487,46 @@ def test_files_are_hashed_once_and_only_for_those_who_ask(tmp_path: Path, monkey
         assert sorted(hashed) == ["demo", "other", "other"]
 
 
+def test_a_list_that_takes_too_long_is_given_up_and_keeps_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    hashed: list[str] = []
+    digest = hashlib.file_digest
+
+    def slow(file: Any, kind: str) -> Any:
+        assert go.wait(GUARD_SECONDS)
+        hashed.append(Path(file.name).stem)
+        return digest(file, kind)
+
+    monkeypatch.setattr("hashlib.file_digest", slow)
+    save_tiny(tmp_path)
+    with serving(tmp_path, request_seconds=0.2) as client:
+        try:
+            assert "0.2 seconds" in refused(client.get("/weights"), 504, "time_limit")["detail"]
+        finally:
+            go.set()
+        until(lambda: client.get("/weights").status_code == 200)
+        assert hashed == ["demo"]
+
+
+def test_a_slow_list_holds_nobody_else_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    digest = hashlib.file_digest
+    monkeypatch.setattr("hashlib.file_digest", lambda *about: go.wait(GUARD_SECONDS) and digest(*about))
+    save_tiny(tmp_path)
+    with serving(tmp_path) as client, ThreadPoolExecutor(46) as pool:
+        try:
+            lists = [pool.submit(client.get, "/weights") for _ in range(45)]  # more than the framework has threads
+            until(lambda: len(client.app.state.service.tasks) == 45)  # type: ignore[attr-defined]
+            for path in ("/ready", "/v1/models"):
+                assert pool.submit(client.get, path).result(GUARD_SECONDS / 4).status_code == 200
+            assert not any(future.done() for future in lists)
+        finally:
+            go.set()
+        assert {future.result(GUARD_SECONDS).status_code for future in lists} == {200}
+
+
 def test_ready_looks_at_the_default_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     load = checkpoint.load
@@ -695,19 +735,20 @@ def test_who_waits_for_the_disk_holds_no_other_token_up(tmp_path: Path, monkeypa
     save_tiny(tmp_path)
     user = {"authorization": "Bearer user-secret"}
     go, reading = threading.Event(), threading.Semaphore(0)
+    summary = Version.summary
 
-    def slow(self: Version) -> str:
+    def slow(self: Version) -> Summary:
         reading.release()
         assert go.wait(GUARD_SECONDS)
-        return "0" * 64
+        return summary(self)
 
     threads = 40  # what the framework has for plain functions
     with serving(tmp_path, api_token="user-secret") as client, ThreadPoolExecutor(threads + 1) as pool:
         body = {"prompt": "waa", "max_tokens": 1}
         assert client.post("/generate/c", json=body, headers=user).status_code == 200
-        monkeypatch.setattr(Version, "sha256", slow)
+        monkeypatch.setattr(Version, "summary", slow)
         try:
-            lists = [pool.submit(client.get, "/weights", headers=user) for _ in range(threads)]
+            lists = [pool.submit(client.get, "/v1/models", headers=user) for _ in range(threads)]
             assert all(reading.acquire(timeout=GUARD_SECONDS) for _ in lists)
             answer = pool.submit(client.post, "/generate/c", json=body, headers=user)
             assert answer.result(GUARD_SECONDS).status_code == 200

@@ -1,6 +1,8 @@
 """GET and POST /weights, DELETE /weights/{name}."""
 
 import asyncio
+import contextvars
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -8,7 +10,9 @@ from fastapi import APIRouter, Request, Response
 from service import schemas
 from service.capacity import Capacity
 from service.core import Service
+from service.errors import TimeLimit
 from service.folder import Version
+from service.limits import within
 from service.routes.described import BODY, problems
 from service.uploads import Uploader
 
@@ -28,23 +32,20 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/weights", tags=["weights"])
     guard = service.guard
     uploader = Uploader(service.settings, service.registry.folder, service.metrics)
+    # The first list hashes every file. In the threads of all, those who wait for that would leave none to anybody else.
+    lister = ThreadPoolExecutor(1, "list-weights")
 
-    @routes.get("", response_model=schemas.WeightsList, dependencies=guard.users, responses=problems(401))
-    def show() -> Any:
+    @routes.get("", response_model=schemas.WeightsList, dependencies=guard.users, responses=problems(401, 503, 504))
+    async def show() -> Response:
         """The weights files, with the history of their training."""
-        versions = service.registry.folder.versions()
-        capacity = Capacity.of(service.settings)
-        return schemas.WeightsList(
-            default=service.registry.default() if versions else None,
-            weights=[
-                schemas.WeightsSummary(**vars(version.summary()), sha256=_sha256(version)) for version in versions
-            ],
-            capacity=schemas.Capacity(
-                memory=capacity.memory,
-                max_upload_bytes=service.settings.max_upload_bytes,
-                largest_vocabulary=capacity.table(),
-            ),
+        seconds = service.settings.request_seconds
+        late = TimeLimit(
+            f"the weights files were not hashed within {seconds:g} seconds: try again, what is done is kept"
         )
+        async with within(seconds, late):
+            listing = contextvars.copy_context().run  # as asyncio.to_thread does: the log names the request
+            body = await asyncio.get_running_loop().run_in_executor(lister, listing, _list, service)
+        return Response(body, media_type="application/json")
 
     @routes.post(
         "",
@@ -67,6 +68,22 @@ def router(service: Service) -> APIRouter:
         return Response(status_code=204)
 
     return routes
+
+
+def _list(service: Service) -> str:
+    """The list as JSON, which takes long to write, too, where histories are long."""
+    versions = service.registry.folder.versions()
+    capacity = Capacity.of(service.settings)
+    weights = [schemas.WeightsSummary(**vars(version.summary()), sha256=_sha256(version)) for version in versions]
+    return schemas.WeightsList(
+        default=service.registry.default() if versions else None,
+        weights=weights,
+        capacity=schemas.Capacity(
+            memory=capacity.memory,
+            max_upload_bytes=service.settings.max_upload_bytes,
+            largest_vocabulary=capacity.table(),
+        ),
+    ).model_dump_json()
 
 
 def _sha256(version: Version) -> str | None:
