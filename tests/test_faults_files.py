@@ -267,7 +267,7 @@ def test_many_threads_lose_their_pages_at_once(tmp_path: Path) -> None:
 def test_durations_are_measured_by_the_monotonic_clock() -> None:
     """Wall clocks are asked only for what is told to people, or compared with the times of files."""
     allowed = {
-        ("checkpoint.py", "st_mtime"),
+        ("atomic.py", "st_mtime"),
         ("uploads.py", "st_mtime"),
         ("completions.py", '"created"'),
         ("reporting.py", "wall_time"),
