@@ -70,6 +70,10 @@ INSTRUCTION_SETS = {  # and the flags of /proc/cpuinfo without which a processor
 }
 
 
+# AddressSanitizer itself maps terabytes, and ends the process where an allocation is refused.
+no_sanitizer = pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="needs memory without ASan")
+
+
 def force_kernels(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From here to the end of the test, the C library takes the kernels of `isa`; the test is skipped without them."""
     monkeypatch.setenv("RNN_ISA", isa)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, no_sanitizer
 from serving import ADMIN, needs_library, save_tiny, serving
 from test_checkpoint import resident
 from test_service_api import refused
@@ -51,6 +51,7 @@ def test_what_the_system_grants(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert grant(memory_max="123456789\n") == 123456789
 
 
+@no_sanitizer
 def test_a_limit_of_the_process_counts() -> None:
     code = "from service.capacity import granted; print(granted())"
     command = ["prlimit", "--data=777777152", sys.executable, "-c", code]

@@ -529,7 +529,7 @@ def test_the_trial_runs_the_model_as_the_service_would(
 
 
 def test_a_model_that_takes_too_much_memory(folder: Path, tmp_path: Path) -> None:
-    save_tiny(tmp_path, "large", vocab=12_000, hidden=1000)  # its input projection takes 48 MB, and Python has some
+    save_tiny(tmp_path, "large", vocab=17_000, hidden=1000)  # its input projection takes 68 MB
     raw = (tmp_path / "large.safetensors").read_bytes()
     with serving(folder, trial_memory_mb=64) as client:
         assert "64 MB" in refused(upload(client, raw), 507, "no_space")["detail"]
@@ -542,12 +542,14 @@ def test_the_trial_of_torch_takes_one_thread_and_its_bound_of_memory(tmp_path: P
 import resource, sys, torch
 from service import trial
 
+before = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmData"))
 code = trial.main(["--memory-mb", "512", sys.argv[1], "torch"])
-print(code, torch.get_num_threads(), resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20)
+grown = resource.getrlimit(resource.RLIMIT_DATA)[0] - before
+print(code, torch.get_num_threads(), 512 <= grown >> 20 < 600)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "3"}
     done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, env=environment, capture_output=True)
-    assert done.stdout.decode().split() == ["0", "1", "512"], done.stderr.decode()
+    assert done.stdout.decode().split() == ["0", "1", "True"], done.stderr.decode()
 
 
 def test_both_back_ends_try_a_file_out(folder: Path, sound: bytes) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, WIKITEXT, make_weights, needs_wikitext
+from conftest import ROOT, WIKITEXT, make_weights, needs_wikitext, no_sanitizer
 from running import BACKENDS, command, options, refused, run, same_weights
 
 import atomic
@@ -571,6 +571,7 @@ def test_a_library_that_is_missing_is_said_before_the_corpus_is_read(tmp_path: P
     refused(run("c", *missing, RNNLIB_PATH=str(tmp_path / "none.so")), 1, "none.so", "make lib")
 
 
+@no_sanitizer
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_out_of_memory_names_the_options_that_help(backend: str, text: Path, tmp_path: Path) -> None:
     import resource
@@ -587,6 +588,7 @@ def test_out_of_memory_names_the_options_that_help(backend: str, text: Path, tmp
     refused(result, 1, "out of memory", "--batch-size", "--bptt", "--hidden-size", "--embedding-size")
 
 
+@no_sanitizer
 def test_torchs_own_words_for_too_little_memory() -> None:
     with pytest.raises(MemoryError, match="allocate"), torch_rnn._plain_errors(Group()):
         torch_rnn.torch.empty(1 << 50)
