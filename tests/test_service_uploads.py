@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, make_checkpoint
+from conftest import ROOT, make_checkpoint, no_sanitizer
 from serving import ADMIN, GUARD_SECONDS, needs_library, save_tiny, serving
 from starlette.testclient import TestClient
 from test_service_api import refused
@@ -528,6 +528,7 @@ def test_the_trial_runs_the_model_as_the_service_would(
     assert "--precision int8 --memory-mb 300" in told.read_text()
 
 
+@no_sanitizer
 def test_a_model_that_takes_too_much_memory(folder: Path, tmp_path: Path) -> None:
     save_tiny(tmp_path, "large", vocab=17_000, hidden=1000)  # its input projection takes 68 MB
     raw = (tmp_path / "large.safetensors").read_bytes()
