@@ -6,8 +6,10 @@
 Modules derive their own types from these; `main()` alone turns them into one line and an exit code.
 """
 
+import argparse
 import os
 import sys
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -20,6 +22,16 @@ class Failure(UserError):
     """The input was right, but the work could not be done. `str(error)` is one line for the user."""
 
     exit_code = 1
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and takes no option by the beginning of its name: a misspelt one is told."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(UserError.exit_code, f"{self.prog}: {message}: --help lists what there is\n")
 
 
 def output_lost(program: str, error: OSError) -> int:

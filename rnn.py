@@ -27,7 +27,7 @@ import numpy as np
 import checkpoint
 from checkpoint import Checkpoint
 from data.text import Vocabulary
-from errors import UserError, output_lost
+from errors import ArgumentParser, UserError, output_lost
 from language_model import LanguageModel, Sampling, StepStream, shown
 from rnnlib import (
     F32,
@@ -99,7 +99,7 @@ class _Stream(StepStream):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: generate from a prompt, or score a text. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="rnn.py", description="Generate from, or score with, the C model.")
+    parser = ArgumentParser(prog="rnn.py", description="Generate from, or score with, the C model.")
     parser.add_argument("weights", help="a weights file, such as weights/demo.safetensors")
     parser.add_argument("prompt", help="the words to continue, or with --score the text to score")
     parser.add_argument("--score", action="store_true", help="print the log-probability of each word, and perplexity")

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.ctypeslib import ndpointer
 
+import openmp
 from checkpoint import Weights
 from errors import Failure
 from noise import StepNoise
@@ -202,6 +203,7 @@ def library() -> ctypes.CDLL:
     path = library_path()
     if not path.is_file():
         raise RNNLibraryError(f"the C library is not at {path}; run `make lib`, or set RNNLIB_PATH to its file")
+    openmp.wait_briefly()
     try:
         lib = ctypes.CDLL(str(path))
         for name, (argtypes, restype) in _SIGNATURES.items():

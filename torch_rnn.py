@@ -24,6 +24,11 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+
+import openmp
+
+openmp.wait_briefly()
+
 import torch
 from torch import nn
 

@@ -14,23 +14,34 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.corpus import load_corpus
+from errors import UserError
 from rnn import RNN
 from rnnlib import PRECISIONS
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", help="a weights file that was trained on the corpus")
     parser.add_argument("corpus", help="a corpus with a test split, as main.py's --corpus takes it")
     options = parser.parse_args()
 
-    corpus = load_corpus(options.corpus)
+    try:
+        compare(options.weights, options.corpus)
+    except UserError as error:
+        print(f"precision.py: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def compare(weights: str, name: str) -> None:
+    """Print the table. Raises UserError."""
+    corpus = load_corpus(name)
     exact = math.nan
+    models = {precision: RNN.load(weights, precision=precision) for precision in PRECISIONS}
+    if models["float32"].vocabulary.words != corpus.vocabulary.words or corpus.test is None:
+        raise UserError(f"{weights} was not trained on {name}, or that has no test split")
     print(f"{'precision':<10} {'test perplexity':>16} {'change':>9} {'tokens/s of one stream':>24}")
-    for precision in PRECISIONS:
-        model = RNN.load(options.weights, precision=precision)
-        if model.vocabulary.words != corpus.vocabulary.words or corpus.test is None:
-            sys.exit(f"{options.weights} was not trained on {options.corpus}, or that has no test split")
+    for precision, model in models.items():
         perplexity = math.exp(-model.log_probabilities(corpus.test).mean(dtype=float))
         exact = perplexity if precision == "float32" else exact
         start, tokens = time.perf_counter(), 0
@@ -41,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

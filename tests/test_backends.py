@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_checkpoint, make_weights
+from conftest import ROOT, make_checkpoint, make_weights
 
 import checkpoint
 import main as c_trainer
@@ -135,3 +138,18 @@ def test_fifty_steps_from_equal_weights_give_the_same_losses(name: str, reductio
     assert a[-1, 0] < a[0, 0]
     ids = np.random.default_rng(2).integers(0, 61, 1200, dtype=np.int32)
     assert ours.evaluate(ids) == pytest.approx(theirs.evaluate(ids), abs=1e-4)
+
+
+@pytest.mark.parametrize("load", ["import rnnlib; rnnlib.library()", "import torch_rnn"])
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_that_wait_sleep_soon(load: str, given: dict[str, str], spins: str | None) -> None:
+    """By libgomp's own word, which it gives as it is loaded."""
+    code = f"{load}; import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    environment = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    environment |= {"OMP_DISPLAY_ENV": "verbose", **given}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == [str(spins)], done.stderr
+    if spins and "GOMP_SPINCOUNT" in done.stderr:  # a build with OpenMP
+        assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr

@@ -571,6 +571,18 @@ def test_a_library_that_is_missing_is_said_before_the_corpus_is_read(tmp_path: P
     refused(run("c", *missing, RNNLIB_PATH=str(tmp_path / "none.so")), 1, "none.so", "make lib")
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_options_that_there_are_not_are_told_in_one_line(backend: str) -> None:
+    for arguments, said in {
+        ("--learning-rat", "0.1"): "unrecognized arguments: --learning-rat 0.1",  # and not taken for --learning-rate
+        ("--preset", "dmo"): "argument --preset: invalid choice: 'dmo'",
+        ("--hidden-size", "abc"): "argument --hidden-size: invalid int value: 'abc'",
+    }.items():
+        refused(run(backend, *arguments), 2, said, "--help")
+    shown = run(backend, "--help").stdout
+    assert f"or demo ({'wikitext-103-v1' if backend == 'c' else 'wikitext-2-v1'})" in " ".join(shown.split())
+
+
 @no_sanitizer
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_out_of_memory_names_the_options_that_help(backend: str, text: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
+from errors import ArgumentParser, UserError
 
 
 class ConfigError(UserError, ValueError):
@@ -182,9 +182,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# The two models' documented recipes differ in one thing: the C model learns from the larger corpus.
+DOCUMENTED: dict[str, dict[str, Any]] = {"c": {"corpus": "wikitext-103-v1"}, "torch": {}}
+
+
 def _parser(backend: str) -> argparse.ArgumentParser:
     name = "main.py" if backend == "c" else "torch_rnn.py"
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=name,
         description=f"Train the {'C' if backend == 'c' else 'torch'} model.",
         argument_default=argparse.SUPPRESS,
@@ -193,6 +197,7 @@ def _parser(backend: str) -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on with the run that was stopped")
     types_of = typing.get_type_hints(TrainConfig)
     for spec in fields(TrainConfig):
+        default = DOCUMENTED[backend].get(spec.name, spec.default)
         if "help" in spec.metadata and types_of[spec.name] is bool:
             parser.add_argument("--" + spec.name.replace("_", "-"), action="store_true", help=spec.metadata["help"])
         elif "help" in spec.metadata:
@@ -201,7 +206,7 @@ def _parser(backend: str) -> argparse.ArgumentParser:
                 type=_plain(types_of[spec.name]),
                 choices=spec.metadata["choices"],
                 metavar=None if spec.metadata["choices"] else _plain(types_of[spec.name]).__name__.upper(),
-                help=f"{spec.metadata['help']} ({spec.default})".replace(" (None)", ""),
+                help=f"{spec.metadata['help']} ({default})".replace(" (None)", ""),
             )
     return parser
 
@@ -218,6 +223,4 @@ def parse(backend: str, arguments: Sequence[str] | None = None) -> tuple[TrainCo
     given = vars(_parser(backend).parse_args(arguments))
     resume = given.pop("resume", False)
     preset = given.pop("preset", "reference")
-    # The two models' documented recipes differ in one thing: the C model learns from the larger corpus.
-    corpus = {"corpus": "wikitext-103-v1"} if backend == "c" else {}
-    return TrainConfig(**(corpus | PRESETS[preset] | given | {"preset": preset})), resume
+    return TrainConfig(**(DOCUMENTED[backend] | PRESETS[preset] | given | {"preset": preset})), resume
