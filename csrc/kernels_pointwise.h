@@ -22,7 +22,7 @@ static void softmax(size_t m, size_t panels, float *z, size_t z_panel, float *ma
             vec here = {0};
             UNROLL for (size_t j = 0; j < TILE_VECS; j++) {
                 float *at = row + p * z_panel + j * LANES;
-                vec e = exp2_of((load(at) - shift) * LOG2_E);
+                vec e = exp_of(load(at) - shift);
                 store(at, e);
                 here += e;
             }
@@ -89,12 +89,11 @@ static void cut_below(size_t count, float *x, float least) {
 /* The sum of exp((z - max) * beta); e as well when it is wanted. */
 INLINE double exp_sum_of(size_t count, const float *z, float max, float beta, float *e, bool wanted) {
     dvec total[2] = {{0}, {0}}, low, high;
-    float scale = beta * LOG2_E;
     size_t i = 0;
     for (; i + 4 * LANES <= count; i += 4 * LANES) {
         vec here = {0}; /* as in softmax */
         UNROLL for (size_t j = 0; j < 4; j++) {
-            vec x = exp2_of((load(z + i + j * LANES) - max) * scale);
+            vec x = exp_of((load(z + i + j * LANES) - max) * beta);
             if (wanted) store(e + i + j * LANES, x);
             here += x;
         }
@@ -104,7 +103,7 @@ INLINE double exp_sum_of(size_t count, const float *z, float max, float beta, fl
     }
     for (; i < count; i += LANES) {
         size_t part = rnn_min(LANES, count - i);
-        vec x = exp2_of((load_part(z + i, part, -INFINITY) - max) * scale);
+        vec x = exp_of((load_part(z + i, part, -INFINITY) - max) * beta);
         if (wanted) memcpy(e + i, &x, part * sizeof *e);
         widen(x, &low, &high);
         total[0] += low;

@@ -148,8 +148,6 @@ INLINE float max_of_lanes(vec x) {
     return max;
 }
 
-#define LOG2_E 1.44269504088896341f
-
 /* exp(x) for x <= 88, with a relative error below 2e-7; 0 where the result would be smaller than any normal float
  * (x < -87.33); NaN for NaN.
  *     x = n ln 2 + r,  |r| <= ln 2 / 2:  exp(x) = 2^n exp(r)
@@ -158,7 +156,7 @@ INLINE float max_of_lanes(vec x) {
  * where it moves into the exponent. */
 INLINE vec exp_of(vec x) {
     const float round = 0x1.8p23f;
-    vec shifted = x * LOG2_E + round;
+    vec shifted = x * 1.44269504088896341f + round;
     vec n = shifted - round;
     vec r = x - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
@@ -170,23 +168,6 @@ INLINE vec exp_of(vec x) {
     p = p * r + 1.0f;
     ivec scaled = (ivec)((uvec)p + ((uvec)shifted << 23)); /* p 2^n */
     return (vec)(~(ivec)(x < -87.33f) & scaled);
-}
-
-/* 2^t for t <= 127; 0 where the result would be smaller than any normal float (t < -126); NaN for NaN. As exp_of, but
- * with nothing to reduce: t less the nearest integer is exact. The polynomial is that of degree 5 with the least largest
- * relative error, 9e-8. For a softmax, t = (z - max) log2 e, whose rounding costs a term 2^t another |z - max| 8e-8 of itself:
- * of the sum that is nothing, for the terms with a large |t| are small. */
-INLINE vec exp2_of(vec t) {
-    const float round = 0x1.8p23f;
-    vec shifted = t + round;
-    vec r = t - (shifted - round);
-    vec p = r * 0x1.5bba14p-10f + 0x1.3cea88p-7f;
-    p = p * r + 0x1.c6b752p-5f;
-    p = p * r + 0x1.ebf9bcp-3f;
-    p = p * r + 0x1.62e42ap-1f;
-    p = p * r + 1.0f;
-    ivec scaled = (ivec)((uvec)p + ((uvec)shifted << 23)); /* p 2^n */
-    return (vec)(~(ivec)(t < -126.0f) & scaled);
 }
 
 /* tanh(x), with an absolute error below 1e-7; NaN for NaN. A polynomial (Cephes) where 1 - 2 / (exp(2x) + 1) would
