@@ -28,10 +28,8 @@ RUN apt-get update -qq && apt-get install -qq --yes --no-install-recommends libg
 WORKDIR /app
 COPY --from=compile /src/lib lib
 COPY *.py ./
-COPY data data
+COPY rnnlm rnnlm
 COPY service service
-COPY training training
-COPY web web
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash . && install --directory --owner rnn --group rnn weights
 COPY --chown=10001:10001 weights/*.safetensors weights/
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 MALLOC_ARENA_MAX=2 HOST=0.0.0.0 PORT=8080

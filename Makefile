@@ -15,12 +15,12 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 
-$(VENV)/.run: requirements.txt requirements-serve.txt requirements-slim.txt
+$(VENV)/.run: requirements.txt deploy/requirements-serve.txt deploy/requirements-slim.txt
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)  # none yet, or half of one
 	$(PY) -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.run
+$(VENV)/.dev: tests/requirements-dev.txt $(VENV)/.run
 	$(PY) -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
@@ -156,7 +156,7 @@ $(THREADS_TEST): tests/c/test_threads.c tests/c/testing.c
 $(C_TEST) $(THREADS_TEST): $(wildcard tests/c/*.h) $(OBJECTS) Makefile
 	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $(filter tests/c/%.c,$^) $(OBJECTS) -lm -lpthread
 
-# The numbers of one fixed training run: two systems are compared by it (tests/test_platforms.py). It takes the library
+# The numbers of one fixed training run: two systems are compared by it (tests/model/test_platforms.py). It takes the library
 # as a program of somebody else would, so it lies beside a copy of it.
 fixed-run: $(FIXED_RUN)
 	@$(RUN) $<
@@ -173,17 +173,17 @@ test-page: $(VENV)/.dev lib ## run the page's tests in Chromium (apt-get install
 	$(PY) -m pytest -q -m 'page and not slow' tests
 
 screenshots: $(VENV)/.dev lib ## take the README's screenshots of the page anew: docs/page-*.png
-	$(PY) -m pytest -q -m 'page and slow' tests/test_page_look.py
+	$(PY) -m pytest -q -m 'page and slow' tests/page/test_page_look.py
 
 test-windows: $(VENV)/.dev ## cross-compile the library and its C tests for Windows and run them under wine
-	$(PY) -m pytest -q -m slow tests/test_platforms.py -k windows
+	$(PY) -m pytest -q -m slow tests/model/test_platforms.py -k windows
 
 test-arm: $(VENV)/.dev ## the same for arm64, with gcc and clang, under qemu
-	$(PY) -m pytest -q -m slow tests/test_platforms.py -k arm
+	$(PY) -m pytest -q -m slow tests/model/test_platforms.py -k arm
 
 test-macos: $(VENV)/.dev ## compile and link the library for macOS, arm64 and x86-64 (nothing runs), with zig's clang
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-cross.txt
-	$(PY) -m pytest -q -m slow tests/test_platforms.py -k macos
+	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/requirements-cross.txt
+	$(PY) -m pytest -q -m slow tests/model/test_platforms.py -k macos
 
 lint: $(VENV)/.dev ## check style and compiler warnings
 	$(VENV)/bin/ruff check .
@@ -254,28 +254,28 @@ results: $(VENV)/.run lib ## train `best` on WikiText-2 beside n-grams, `referen
 FUZZ_FILES ?= 100000
 
 fuzz-weights: $(VENV)/.dev lib ## FUZZ_FILES mutated weights files (100,000): each refused, or it serves
-	$(PY) tests/fuzz_weights.py --files $(FUZZ_FILES)
+	$(PY) tests/hard/fuzz_weights.py --files $(FUZZ_FILES)
 
 fuzz-python: $(VENV)/.dev lib ## 10,000 examples each of weights headers, texts, bodies and forms of any kind
-	$(PY) -m pytest -q tests/test_fuzz.py --hypothesis-profile=long
+	$(PY) -m pytest -q tests/hard/test_fuzz.py --hypothesis-profile=long
 
 MOMENTS ?= 50
 
 faults: $(VENV)/.dev lib ## kill -9, full disks, no memory, changed files, clients that hang: at MOMENTS moments (50)
-	$(PY) -m pytest -q tests/test_faults_files.py tests/test_faults_processes.py -m "slow or not slow" \
+	$(PY) -m pytest -q tests/hard/test_faults_files.py tests/hard/test_faults_processes.py -m "slow or not slow" \
 	    --moments $(MOMENTS) --durations=0
 
 SOAK_MINUTES ?= 20
 
 soak: $(VENV)/.dev lib ## mixed load for SOAK_MINUTES (20), weights replaced every 5 s: no 5xx, memory and files flat
-	$(PY) tests/soak.py --minutes $(SOAK_MINUTES)
+	$(PY) tests/hard/soak.py --minutes $(SOAK_MINUTES)
 
 audit: $(VENV)/.dev ## known holes in what is installed (pip-audit), and habits that are dangerous (bandit)
-	$(PY) tests/audit.py
+	$(PY) tests/hard/audit.py
 
 # ---- Shipping ---------------------------------------------------------------------------------------------------------
 
-VERSION  := $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' version.py)
+VERSION  := $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' rnnlm/version.py)
 REVISION  = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 ENGINE   ?= $(firstword $(foreach name,docker podman buildah,$(shell $(name) info >/dev/null 2>&1 && echo $(name))))
 
@@ -287,7 +287,7 @@ image: ## build the images rnn:serve and rnn:slim with docker, podman or buildah
 
 test-image: $(VENV)/.dev lib ## build both images in a chroot with buildah, as root, and talk to them
 	@ls weights/*.safetensors >/dev/null 2>&1 || $(MAKE) train
-	$(PY) -m pytest -q -m 'slow or not slow' tests/test_image.py
+	$(PY) -m pytest -q -m 'slow or not slow' tests/service/test_image.py
 
 test-small: $(VENV)/.run lib ## the service on one processor with one gigabyte: WikiText-2's size, then 200,000 words
 	$(PY) bench/small.py
@@ -314,8 +314,8 @@ PIN        = $(VENV)/bin/uv pip compile --quiet --upgrade --generate-hashes --un
              --no-annotate --custom-compile-command "make pin"
 
 pin: $(VENV)/.ship ## renew what the image installs, with hashes: deploy/pinned-*.txt
-	$(PIN) --output-file deploy/pinned-slim.txt requirements-slim.txt
-	$(PIN) --output-file deploy/pinned-full.txt requirements-slim.txt deploy/torch-needs.in
+	$(PIN) --output-file deploy/pinned-slim.txt deploy/requirements-slim.txt
+	$(PIN) --output-file deploy/pinned-full.txt deploy/requirements-slim.txt deploy/torch-needs.in
 	echo uv | $(PIN) --output-file deploy/pinned-uv.txt -
 
 licences: build/image/.done ## docs/licences.md: the licences of what the image installs (INSTALLER=pip: by pip, not uv)
@@ -331,7 +331,7 @@ build/image/.done: $(VENV)/.ship deploy/install-packages.sh deploy/pinned-full.t
 	cd deploy && sh install-packages.sh $(INSTALLER) $(CURDIR)/$(@D) pinned-full.txt torch.txt
 	touch $@
 
-$(VENV)/.ship: requirements-ship.txt $(VENV)/.run
+$(VENV)/.ship: deploy/requirements-ship.txt $(VENV)/.run
 	$(PY) -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 

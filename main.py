@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import rnnlib
-from checkpoint import Weights
-from noise import NO_NOISE, StepNoise
 from rnn import RNN
-from rnnlib import F32, I32, AdamWOptions, RNNNonFiniteError, Workspace
-from training import cli
-from training.config import ConfigError, TrainConfig
-from training.distributed import Group
+from rnnlm import binding
+from rnnlm.binding import F32, I32, AdamWOptions, RNNNonFiniteError, Workspace
+from rnnlm.checkpoint import Weights
+from rnnlm.regularization import NO_NOISE, StepNoise
+from rnnlm.training import cli
+from rnnlm.training.config import ConfigError, TrainConfig
+from rnnlm.training.distributed import Group
 
 EVALUATION_STEPS = 512  # tokens of one call; the result does not depend on it
 
@@ -37,7 +37,7 @@ class Trainer:
     def check(config: TrainConfig) -> str:
         if config.device == "cuda":
             raise ConfigError("--device cuda is for torch_rnn.py: the C model runs on the processor")
-        rnnlib.library()
+        binding.library()
         return "cpu"
 
     def __init__(self, weights: Weights, config: TrainConfig, group: Group | None = None) -> None:
@@ -73,7 +73,7 @@ class Trainer:
                 raise
             loss = self.grads[:] = np.nan  # the others wait for this gradient, and shall find the same
         self.group.sum(self.grads)
-        norm = rnnlib.grad_norm(self.grads, self.threads)
+        norm = binding.grad_norm(self.grads, self.threads)
         # As torch.nn.utils.clip_grad_norm_, with its 1e-6.
         clip = min(1.0, config.clip / (norm + 1e-6)) if config.clip else 1.0
         self.update(learning_rate, clip)
@@ -84,7 +84,7 @@ class Trainer:
         config = self.config
         self.updates += 1
         if config.optimizer == "sgd":
-            rnnlib.sgd_update(
+            binding.sgd_update(
                 self.params,
                 self.grads,
                 self.moments.get("velocity"),
@@ -96,7 +96,7 @@ class Trainer:
         else:
             options = AdamWOptions(learning_rate, 0.9, 0.999, 1e-8, config.weight_decay, self.updates)
             m, v = self.moments["m"], self.moments["v"]
-            rnnlib.adamw_update(self.params, self.grads, m, v, options, grad_scale=grad_scale, threads=self.threads)
+            binding.adamw_update(self.params, self.grads, m, v, options, grad_scale=grad_scale, threads=self.threads)
 
     def evaluate(self, ids: I32) -> float:
         hidden = np.zeros((1, self.hidden.shape[1]), dtype=np.float32)

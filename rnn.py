@@ -24,12 +24,8 @@ from typing import Self
 
 import numpy as np
 
-import checkpoint
-from checkpoint import Checkpoint
-from data.text import Vocabulary
-from errors import ArgumentParser, UserError, output_lost
-from language_model import LanguageModel, Sampling, StepStream, shown
-from rnnlib import (
+from rnnlm import checkpoint
+from rnnlm.binding import (
     F32,
     I32,
     PRECISIONS,
@@ -42,6 +38,10 @@ from rnnlib import (
     RNNNonFiniteError,
     sampling_rows,
 )
+from rnnlm.checkpoint import Checkpoint
+from rnnlm.data.text import Vocabulary
+from rnnlm.errors import ArgumentParser, UserError, output_lost
+from rnnlm.language_model import LanguageModel, Sampling, StepStream, shown
 
 __all__ = ["RNN", "RNNError", "RNNInputError", "RNNLibraryError", "RNNMemoryError", "RNNNonFiniteError"]
 

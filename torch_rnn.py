@@ -25,21 +25,21 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-import openmp
+from rnnlm import openmp
 
 openmp.wait_briefly()
 
 import torch
 from torch import nn
 
-import checkpoint
-from checkpoint import Weights
-from data.text import Vocabulary
-from language_model import LanguageModel, Sampling, StepStream
-from noise import NO_NOISE, StepNoise
-from training import distributed
-from training.config import ConfigError, TrainConfig
-from training.distributed import Group, TorchGroup
+from rnnlm import checkpoint
+from rnnlm.checkpoint import Weights
+from rnnlm.data.text import Vocabulary
+from rnnlm.language_model import LanguageModel, Sampling, StepStream
+from rnnlm.regularization import NO_NOISE, StepNoise
+from rnnlm.training import distributed
+from rnnlm.training.config import ConfigError, TrainConfig
+from rnnlm.training.distributed import Group, TorchGroup
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -339,6 +339,6 @@ def _device(name: str, local_rank: int = 0) -> torch.device:
 
 
 if __name__ == "__main__":
-    from training import cli  # here, for who serves this model needs nothing that training does
+    from rnnlm.training import cli  # here, for who serves this model needs nothing that training does
 
     sys.exit(cli.main(Trainer, RNN))

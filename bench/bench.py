@@ -28,8 +28,8 @@ sys.path.insert(0, str(HERE.parent))
 
 from worker import random_weights
 
-import checkpoint
-from data.text import EOS
+from rnnlm import checkpoint
+from rnnlm.data.text import EOS
 
 RESULTS = HERE / "results"
 CASE_SECONDS = 20  # a case takes no further round after this long, if it has had LEAST_ROUNDS

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.reporting import shown
+from rnnlm.training.reporting import shown
 
 
 def main() -> None:

@@ -33,8 +33,8 @@ sys.path.insert(0, str(ROOT))
 
 from worker import random_weights
 
-import checkpoint
-from data.text import EOS
+from rnnlm import checkpoint
+from rnnlm.data.text import EOS
 
 SYSTEMS = ("c", "torch", "plain")
 STARTUP_SECONDS = 120.0

@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.corpus import load_corpus
-from errors import UserError
 from rnn import RNN
-from rnnlib import PRECISIONS
+from rnnlm.binding import PRECISIONS
+from rnnlm.data.corpus import load_corpus
+from rnnlm.errors import UserError
 
 
 def main() -> int:

@@ -26,9 +26,9 @@ sys.path.insert(0, str(ROOT))
 
 from ngram import KneserNey
 
-import checkpoint
-from data.corpus import Corpus, load_corpus
 from rnn import RNN
+from rnnlm import checkpoint
+from rnnlm.data.corpus import Corpus, load_corpus
 
 ORDER = 5  # words of the n-grams
 

@@ -22,9 +22,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from training import distributed
-from training.cli import initial_weights
-from training.config import TrainConfig
+from rnnlm.training import distributed
+from rnnlm.training.cli import initial_weights
+from rnnlm.training.config import TrainConfig
 
 VOCAB, EMBED, HIDDEN, STREAMS, STEPS = 31_266, 300, 100, 32, 35
 CASES = [(1, 1), (1, 2), (2, 1)]  # processes, threads of each
@@ -46,7 +46,7 @@ def work(backend: str, threads: int, rounds: int, sampled: int) -> None:
         batch_size=width, reduction="mean", optimizer="adamw", clip=1.0, threads=threads, sampled_softmax=sampled
     )
     trainer = Trainer(weights, config, group)
-    from noise import CandidateSampler, Noise
+    from rnnlm.regularization import CandidateSampler, Noise
 
     counts = np.maximum(1, 2_000_000 // np.arange(1, VOCAB + 1))
     sampler = CandidateSampler(counts, sampled) if sampled else None

@@ -24,7 +24,7 @@ LEARNING_RATE = 1e-3
 
 
 def random_weights(vocab: int, embed: int, hidden: int) -> Any:
-    from training.cli import initial_weights
+    from rnnlm.training.cli import initial_weights
 
     embeddings = np.random.default_rng(0).standard_normal((vocab, embed), dtype=np.float32)
     return initial_weights(embeddings, hidden, seed=0)
@@ -32,7 +32,7 @@ def random_weights(vocab: int, embed: int, hidden: int) -> Any:
 
 def train(spec: dict[str, Any]) -> Callable[[], int]:
     """One whole training step: forward, BPTT, clipping, update. As the trainers themselves take it."""
-    from training.config import TrainConfig
+    from rnnlm.training.config import TrainConfig
 
     config = TrainConfig(
         batch_size=spec["batch"],
@@ -68,7 +68,7 @@ def generate(spec: dict[str, Any]) -> Callable[[], int]:
     streams = spec["streams"]
     rng = np.random.default_rng(2)
     if spec["engine"] == "c":
-        from rnnlib import Decoder, Model, sampling_rows
+        from rnnlm.binding import Decoder, Model, sampling_rows
 
         model = Model(weights, precision=spec.get("precision", "float32"), threads=spec["threads"])
         decoder = Decoder(model, max_streams=streams, threads=spec["threads"])
@@ -106,7 +106,7 @@ def generate(spec: dict[str, Any]) -> Callable[[], int]:
 
 def load(spec: dict[str, Any]) -> Callable[[], int]:
     """A weights file loaded, and its first token made; the file is in the page cache, the libraries are imported."""
-    from training.config import TrainConfig  # noqa: F401  (what both sides import is imported before the clock starts)
+    from rnnlm.training.config import TrainConfig  # noqa: F401  (what both sides import is imported before the clock starts)
 
     if spec["engine"] == "c":
         from rnn import RNN

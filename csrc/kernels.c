@@ -1,5 +1,5 @@
 /* kernels.c -- the fast kernels. Compiled as it is, they are those of the baseline instruction set; on x86 it is compiled
- * twice more, with -DRNN_ISA=avx2 and -DRNN_ISA=avx512 and the compiler's flags for them. reference.c has the same as
+ * twice more, with -DRNN_ISA=avx2 and -DRNN_ISA=avx512 and the compiler's flags for them. kernels_reference.c has the same as
  * plain loops. */
 #include "kernels_decode.h"
 #include "kernels_matrix.h"

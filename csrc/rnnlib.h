@@ -69,7 +69,7 @@ enum { RNN_STATUS_MAP(RNN_STATUS_ENUM) };
 #define RNN_MAX_STREAMS (1 << 12) /* sequences that one decoder advances together */
 #define RNN_MAX_THREADS 1024
 
-/* Mirrored by rnnlib.py, which compares rnn_sizeof_* at load. */
+/* Mirrored by rnnlm/binding.py, which compares rnn_sizeof_* at load. */
 typedef struct rnn_dims {
     int32_t vocab, embed, hidden; /* V, E, H; each at least 1 */
 } rnn_dims;

@@ -118,7 +118,7 @@ def pip_configuration() -> Iterator[tuple[Path, list[str]]]:
 def build(target: str, installer: str) -> None:
     make_base()
     sys.path.insert(0, str(ROOT))
-    from version import VERSION
+    from rnnlm.version import VERSION
 
     revision = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     with pip_configuration() as (configuration, lent):

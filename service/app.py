@@ -11,12 +11,12 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
+from rnnlm.version import VERSION
 from service import errors, lifecycle
 from service.core import Service
 from service.middleware import Edge
 from service.routes import completions, described, docs, generate, operations, weights
 from service.settings import ROOT, Settings
-from version import VERSION
 
 DESCRIPTION = """An Elman recurrent word model, in C and in torch, behind one interface.
 
@@ -69,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = service
     app.edge = Edge(super(_App, app).__call__, service)
-    web = ROOT / "web"
+    web = ROOT / "service" / "web"
     app.include_router(generate.router(service), dependencies=service.guard.users)
     app.include_router(completions.router(service), dependencies=service.guard.users)
     app.include_router(weights.router(service))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from language_model import LanguageModel, Sampling
-from rnnlib import F32, Decoder, sampling_rows
+from rnnlm.binding import F32, Decoder, sampling_rows
+from rnnlm.language_model import LanguageModel, Sampling
 
 if TYPE_CHECKING:
     import rnn

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import checkpoint
-from checkpoint import Checkpoint
-from errors import UserError
-from rnnlib import RNNLibraryError, library
+from rnnlm import checkpoint
+from rnnlm.binding import RNNLibraryError, library
+from rnnlm.checkpoint import Checkpoint
+from rnnlm.errors import UserError
 from service.errors import FolderFailed, InvalidRequest, NoSpace, WeightsNotFound
 from service.watch import Watch
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from language_model import MAX_SEED, PromptError, Sampling, check_seed
+from rnnlm.language_model import MAX_SEED, PromptError, Sampling, check_seed
 from service import schemas
 from service.engines import Engine, Step
 from service.errors import InvalidRequest, TimeLimit

@@ -18,11 +18,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-import checkpoint
-from checkpoint import BACKENDS, Checkpoint
-from data.text import Vocabulary
-from errors import UserError
-from rnnlib import RNNLibraryError
+from rnnlm import checkpoint
+from rnnlm.binding import RNNLibraryError
+from rnnlm.checkpoint import BACKENDS, Checkpoint
+from rnnlm.data.text import Vocabulary
+from rnnlm.errors import UserError
 from service.engines import CEngine, Engine, TorchEngine
 from service.errors import BackendMissing, FolderFailed, NotReady, WeightsNotFound, WeightsUnusable
 from service.folder import Folder, Version, check_name

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from language_model import MAX_SEED
+from rnnlm.language_model import MAX_SEED
 from service.settings import Settings
 
 Backend = Literal["c", "torch"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from language_model import Sampling
+from rnnlm.language_model import Sampling
 from service.engines import Engine, Feed, Step
 from service.errors import ClientGone, ServiceError
 from service.wording import Phrase, StopMatcher

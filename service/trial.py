@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-import checkpoint
-from data.text import TextError, Vocabulary
-from errors import UserError
-from language_model import LanguageModel, Sampling
-from rnnlib import PRECISIONS, RNNNonFiniteError
+from rnnlm import checkpoint
+from rnnlm.binding import PRECISIONS, RNNNonFiniteError
+from rnnlm.data.text import TextError, Vocabulary
+from rnnlm.errors import UserError
+from rnnlm.language_model import LanguageModel, Sampling
 from service.capacity import Capacity
 
 

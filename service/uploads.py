@@ -26,7 +26,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from atomic import sync_folder
+from rnnlm.files import sync_folder
 from service import schemas
 from service.capacity import Capacity
 from service.errors import (

@@ -13,14 +13,14 @@ import weakref
 
 import numpy as np
 
-import rnnlib
+from rnnlm import binding
 
 
 class Watch:
     """Of one mapping of a weights file. Raises RNNLibraryError, RNNError."""
 
     def __init__(self, handle: int, mapping: np.memmap) -> None:
-        self._lost = rnnlib.guard(mapping)
+        self._lost = binding.guard(mapping)
         self._file = os.dup(handle)  # this version of the file, whatever its name comes to stand for
         weakref.finalize(self, os.close, self._file)
         self._mapped = self._look()

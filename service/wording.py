@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Self
 
-from data.text import EOS, Vocabulary
+from rnnlm.data.text import EOS, Vocabulary
 
 
 class Wording:

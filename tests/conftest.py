@@ -11,13 +11,12 @@ import hypothesis
 import numpy as np
 import pytest
 
-import checkpoint
-import rnnlib
-from checkpoint import Checkpoint, Weights
-from data.text import EOS
+from rnnlm import binding, checkpoint
+from rnnlm.checkpoint import Checkpoint, Weights
+from rnnlm.data.text import EOS
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("data", "service", "training")
+PACKAGES = ("rnnlm", "service")
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))])
 WIKITEXT = ROOT.parent / "shared" / "wikitext"
 
@@ -77,7 +76,7 @@ no_sanitizer = pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""),
 def force_kernels(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From here to the end of the test, the C library takes the kernels of `isa`; the test is skipped without them."""
     monkeypatch.setenv("RNN_ISA", isa)
-    if rnnlib.kernel() != isa:
+    if binding.kernel() != isa:
         flags = set(Path("/proc/cpuinfo").read_text().split())
         assert not INSTRUCTION_SETS[isa] <= flags, f"RNN_ISA={isa} was not heeded"
         pytest.skip(f"this processor has no {isa}")

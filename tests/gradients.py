@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from checkpoint import Weights
-from noise import NO_NOISE, StepNoise
-from rnnlib import Workspace
+from rnnlm.binding import Workspace
+from rnnlm.checkpoint import Weights
+from rnnlm.regularization import NO_NOISE, StepNoise
 from torch_rnn import RNN
 
 Gradients = tuple[float, dict[str, np.ndarray], np.ndarray]  # summed loss, by name in our layout, last state (B, H)

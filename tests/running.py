@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from conftest import ROOT
 
-import checkpoint
+from rnnlm import checkpoint
 
 BACKENDS = {"c": "main.py", "torch": "torch_rnn.py"}
 

@@ -20,8 +20,8 @@ import pytest
 from conftest import ROOT, make_checkpoint
 from starlette.testclient import TestClient
 
-import checkpoint
-from rnnlib import library_path
+from rnnlm import checkpoint
+from rnnlm.binding import library_path
 from service.app import create_app
 from service.settings import Settings
 

@@ -1,0 +1,542 @@
+"""The C library in Python: loading, types, errors, and one thin wrapper for each group of functions.
+
+Everything here follows csrc/rnnlib.h, the C side of the contract, in its order. The library is loaded at first use, so
+that who only works with torch needs no compiler. Errors:
+
+    RNNLibraryError             the library is missing, cannot be loaded, or is of another version
+    RNNError                    a status of the library; `.code` is its number
+     +-- RNNInputError          an argument that the library refuses (also a ValueError)
+     +-- RNNMemoryError         out of memory (also a MemoryError)
+     +-- RNNNonFiniteError      NaN or infinity in weights, loss or gradient (also an ArithmeticError)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.ctypeslib import ndpointer
+
+from rnnlm import openmp
+from rnnlm.checkpoint import Weights
+from rnnlm.errors import Failure
+from rnnlm.regularization import StepNoise
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+
+ABI_VERSION = 2
+
+
+class RNNLibraryError(Failure):
+    """The C library is missing, cannot be loaded, or is of another version."""
+
+
+class RNNError(Failure, RuntimeError):
+    """A call of the C library failed. `code` is the status, a negative RNN_E_* of rnnlib.h."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class RNNInputError(RNNError, ValueError):
+    """An argument that the library refuses; nothing was written."""
+
+    exit_code = 2
+
+
+class RNNMemoryError(RNNError, MemoryError):
+    """Out of memory."""
+
+
+class RNNNonFiniteError(RNNError, ArithmeticError):
+    """NaN or infinity in the weights, the loss or the gradient."""
+
+
+_CANCELLED = -7
+_EXCEPTIONS = {-4: RNNMemoryError, -5: RNNNonFiniteError}  # the other statuses are the caller's mistakes
+
+
+class Dims(ctypes.Structure):
+    """`rnn_dims`: V, E, H."""
+
+    _fields_ = [("vocab", c_int32), ("embed", c_int32), ("hidden", c_int32)]
+
+
+class AdamWOptions(ctypes.Structure):
+    """`rnn_adamw`."""
+
+    _fields_ = [
+        ("lr", c_float),
+        ("beta1", c_float),
+        ("beta2", c_float),
+        ("epsilon", c_float),
+        ("weight_decay", c_float),
+        ("step", c_int32),
+    ]
+
+
+class TrainOptions(ctypes.Structure):
+    """`rnn_train_options`."""
+
+    _fields_ = [
+        ("input_mask", c_void_p),
+        ("output_mask", c_void_p),
+        ("candidates", c_void_p),
+        ("correction", c_void_p),
+        ("candidate_count", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+SAMPLING = np.dtype(  # rnn_sampling
+    [("u", "f8"), ("temperature", "f4"), ("top_k", "i4"), ("banned", "i4"), ("reserved", "i4")]
+)
+
+
+def _or_null(pointer: Any) -> Any:
+    """`pointer`, an ndpointer type, that takes None as well (as NULL)."""
+
+    class OrNull(pointer):
+        @classmethod
+        def from_param(cls, value: Any) -> Any:
+            return None if value is None else pointer.from_param(value)
+
+    return OrNull
+
+
+_F32 = ndpointer(np.float32, flags="C_CONTIGUOUS")
+_F64 = ndpointer(np.float64, flags="C_CONTIGUOUS")
+_I32 = ndpointer(np.int32, flags="C_CONTIGUOUS")
+_SAMPLING = ndpointer(SAMPLING, flags="C_CONTIGUOUS")
+_F32_OUT = ndpointer(np.float32, flags=("C_CONTIGUOUS", "WRITEABLE"))  # without WRITEABLE, C may write into a
+_I32_OUT = ndpointer(np.int32, flags=("C_CONTIGUOUS", "WRITEABLE"))  # read-only array
+
+_SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib.h
+    "rnn_abi_version": ([], c_int32),
+    "rnn_sizeof_dims": ([], c_size_t),
+    "rnn_sizeof_sampling": ([], c_size_t),
+    "rnn_sizeof_adamw": ([], c_size_t),
+    "rnn_sizeof_train_options": ([], c_size_t),
+    "rnn_strerror": ([c_int32], c_char_p),
+    "rnn_kernel_name": ([], c_char_p),
+    "rnn_param_count": ([POINTER(Dims), POINTER(c_int64)], c_int32),
+    "rnn_work_create": ([POINTER(Dims), c_int32, c_int32, c_int32, c_int32, POINTER(c_void_p)], c_int32),
+    "rnn_work_destroy": ([c_void_p], None),
+    "rnn_loss": (
+        [c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, _F32_OUT, POINTER(c_double), _or_null(_F32_OUT)],
+        c_int32,
+    ),
+    "rnn_loss_grad": (
+        [c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, c_float, _F32_OUT, POINTER(c_double), _F32_OUT],
+        c_int32,
+    ),
+    "rnn_train_grad": (
+        [
+            *(c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, c_float, POINTER(TrainOptions)),
+            *(_F32_OUT, POINTER(c_double), _F32_OUT),
+        ],
+        c_int32,
+    ),
+    "rnn_grad_norm": ([_F32, c_int64, c_int32, POINTER(c_double)], c_int32),
+    "rnn_sgd_update": ([_F32_OUT, _F32, _or_null(_F32_OUT), c_int64, c_float, c_float, c_float, c_int32], c_int32),
+    "rnn_adamw_update": (
+        [_F32_OUT, _F32, _F32_OUT, _F32_OUT, c_int64, c_float, POINTER(AdamWOptions), c_int32],
+        c_int32,
+    ),
+    "rnn_model_create": (
+        [POINTER(Dims), _F32, _F32, _F32, _F32, _F32, _F32, c_int32, c_int32, POINTER(c_void_p)],
+        c_int32,
+    ),
+    "rnn_model_destroy": ([c_void_p], None),
+    "rnn_decoder_create": ([c_void_p, c_int32, c_int32, POINTER(c_void_p)], c_int32),
+    "rnn_decoder_destroy": ([c_void_p], None),
+    "rnn_sample": ([c_void_p, _F32, _SAMPLING, POINTER(c_int32), POINTER(c_float)], c_int32),
+    "rnn_prefill": ([c_void_p, _I32, c_int32, _F32_OUT], c_int32),
+    "rnn_decode": (
+        [c_void_p, c_int32, _I32, _SAMPLING, _F32_OUT, _I32_OUT, _or_null(_F32_OUT), _or_null(_F32_OUT)],
+        c_int32,
+    ),
+    "rnn_generate": (
+        [
+            *(c_void_p, c_int32, _I32, _I32, _F64, _SAMPLING, c_int32, c_int32, _or_null(_I32)),
+            *(_I32_OUT, _or_null(_F32_OUT), _I32_OUT),
+        ],
+        c_int32,
+    ),
+    "rnn_score": ([c_void_p, _I32, c_int32, _F32_OUT, _F32_OUT], c_int32),
+    "rnn_guard_add": ([c_void_p, c_size_t], c_int32),
+    "rnn_guard_remove": ([c_void_p], None),
+    "rnn_guard_lost": ([c_void_p], c_int32),
+}
+
+
+# ---- The library and its errors ------------------------------------------------------------------------------------
+
+
+def library_path() -> Path:
+    """Where the library is looked for: RNNLIB_PATH, else lib/rnnlib with the platform's ending, beside this file."""
+    override = os.environ.get("RNNLIB_PATH")
+    if override:
+        return Path(override)
+    ending = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+    return Path(__file__).resolve().parent.parent / "lib" / f"rnnlib{ending}"
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The C library, loaded and checked at first use: torch-only users need no compiler.
+
+    Raises RNNLibraryError, which names the file and the remedy.
+    """
+    path = library_path()
+    if not path.is_file():
+        raise RNNLibraryError(f"the C library is not at {path}; run `make lib`, or set RNNLIB_PATH to its file")
+    openmp.wait_briefly()
+    try:
+        lib = ctypes.CDLL(str(path))
+        for name, (argtypes, restype) in _SIGNATURES.items():
+            function = getattr(lib, name)
+            function.argtypes, function.restype = argtypes, restype
+    except (OSError, AttributeError) as error:  # not a library, of another machine, or lacking a function
+        raise RNNLibraryError(f"{path} cannot be loaded as the C library ({error}); run `make lib`") from error
+    for name, theirs, ours in (
+        ("ABI version", lib.rnn_abi_version(), ABI_VERSION),
+        ("sizeof(rnn_dims)", lib.rnn_sizeof_dims(), ctypes.sizeof(Dims)),
+        ("sizeof(rnn_sampling)", lib.rnn_sizeof_sampling(), SAMPLING.itemsize),
+        ("sizeof(rnn_adamw)", lib.rnn_sizeof_adamw(), ctypes.sizeof(AdamWOptions)),
+        ("sizeof(rnn_train_options)", lib.rnn_sizeof_train_options(), ctypes.sizeof(TrainOptions)),
+    ):
+        if theirs != ours:
+            raise RNNLibraryError(f"{path}: its {name} is {theirs}, this program needs {ours}; run `make clean lib`")
+    wish, taken = os.environ.get("RNN_ISA"), lib.rnn_kernel_name().decode()
+    if wish is not None and wish != taken:
+        raise RNNLibraryError(
+            f"RNN_ISA={wish} cannot be had: it must be avx512, avx2, baseline or reference, and what this processor "
+            f"runs; the best is taken when it is not set"
+        )
+    return lib
+
+
+def kernel() -> str:
+    """Which kernels a handle made now takes: "avx512", "avx2", "baseline" or "reference"."""
+    return library().rnn_kernel_name().decode()
+
+
+def _check(status: int, context: str) -> None:
+    """The one place where a status becomes an exception. `context` says which values were passed."""
+    if status != 0:
+        message = library().rnn_strerror(status).decode()
+        raise _EXCEPTIONS.get(status, RNNInputError)(status, f"{context}: {message}")
+
+
+def _handle(create: str, destroy: str, owner: object, *arguments: Any, context: str) -> c_void_p:
+    """A handle of the library that is destroyed with its Python `owner`, once."""
+    handle = c_void_p()
+    _check(getattr(library(), create)(*arguments, byref(handle)), context)
+    weakref.finalize(owner, getattr(library(), destroy), handle)
+    return handle
+
+
+def _require_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise RNNInputError(-2, f"{name} has shape {array.shape}, expected {shape}")
+
+
+# ---- Training ------------------------------------------------------------------------------------------------------
+
+
+def param_count(vocab: int, embed: int, hidden: int) -> int:
+    """The length P of the flat parameter buffer."""
+    count = c_int64()
+    _check(
+        library().rnn_param_count(byref(Dims(vocab, embed, hidden)), byref(count)),
+        f"V={vocab}, E={embed}, H={hidden}",
+    )
+    return count.value
+
+
+class Workspace:
+    """The activations of one chunk of training. Belongs to one thread; the parameters stay outside.
+
+    max_steps, max_batch: the largest chunk. threads: how many one call may use.
+    max_candidates: 0, or the most candidates of a sampled softmax, for which alone the workspace then is.
+    """
+
+    def __init__(
+        self,
+        vocab: int,
+        embed: int,
+        hidden: int,
+        *,
+        max_steps: int,
+        max_batch: int,
+        threads: int,
+        max_candidates: int = 0,
+    ) -> None:
+        self.vocab, self.embed, self.hidden, self.max_steps = vocab, embed, hidden, max_steps
+        self.param_count = param_count(vocab, embed, hidden)
+        self._handle = _handle(
+            *("rnn_work_create", "rnn_work_destroy", self, byref(Dims(vocab, embed, hidden))),
+            *(max_steps, max_batch, max_candidates, threads),
+            context=f"V={vocab}, E={embed}, H={hidden}, steps={max_steps}, batch={max_batch}, "
+            f"candidates={max_candidates}, threads={threads}",
+        )
+
+    def _require(self, params: F32, embeddings: F32, x: I32, y: I32, state: F32) -> None:
+        if x.ndim != 2:
+            raise RNNInputError(-2, f"x has shape {x.shape}, expected (steps, batch)")
+        _require_shape("params", params, (self.param_count,))
+        _require_shape("embeddings", embeddings, (self.vocab, self.embed))
+        _require_shape("y", y, x.shape)
+        _require_shape("state", state, (x.shape[1], self.hidden))
+
+    def loss(
+        self, params: F32, embeddings: F32, x: I32, y: I32, state: F32, token_logprobs: F32 | None = None
+    ) -> float:
+        """The summed loss of one chunk in nats.
+
+        params: (P,).  embeddings: (V, E).  x, y: (T, B) int32 in [0, V), time-major; y[t] is the token after x[t].
+        state: (B, H), carried: it is replaced by the state after the chunk.
+        token_logprobs: (T, B), overwritten with log p of each y.
+        Raises RNNInputError (shape, range, token id), RNNNonFiniteError.
+        """
+        self._require(params, embeddings, x, y, state)
+        if token_logprobs is not None:
+            _require_shape("token_logprobs", token_logprobs, x.shape)
+        loss = c_double()
+        status = library().rnn_loss(
+            self._handle, params, embeddings, x, y, *x.shape, state, byref(loss), token_logprobs
+        )
+        _check(status, f"loss of a chunk of {x.shape[0]} steps x {x.shape[1]} streams")
+        return loss.value
+
+    def loss_grad(
+        self, params: F32, embeddings: F32, x: I32, y: I32, state: F32, grads: F32, scale: float = 1.0
+    ) -> float:
+        """As `loss`, and grads (P,) is overwritten with scale times the gradient of the *sum* (full BPTT)."""
+        self._require(params, embeddings, x, y, state)
+        _require_shape("grads", grads, (self.param_count,))
+        loss = c_double()
+        status = library().rnn_loss_grad(
+            self._handle, params, embeddings, x, y, *x.shape, scale, state, byref(loss), grads
+        )
+        _check(status, f"gradient of a chunk of {x.shape[0]} steps x {x.shape[1]} streams")
+        return loss.value
+
+    def train_grad(
+        self,
+        params: F32,
+        embeddings: F32,
+        x: I32,
+        y: I32,
+        state: F32,
+        grads: F32,
+        scale: float,
+        noise: StepNoise,
+    ) -> float:
+        """As `loss_grad`, with dropout and sampled softmax as `noise` has them. The loss is that of the noisy chunk."""
+        candidates = noise.candidates
+        targets = y if candidates is None else candidates.targets
+        self._require(params, embeddings, x, targets, state)
+        _require_shape("grads", grads, (self.param_count,))
+        arrays = {"input_mask": (noise.input_mask, self.embed), "output_mask": (noise.output_mask, self.hidden)}
+        options = TrainOptions()
+        for name, (mask, width) in arrays.items():
+            if mask is not None:
+                _require_shape(name, mask, (x.shape[1], width))
+                setattr(options, name, _address(mask, np.float32))
+        if candidates is not None:
+            _require_shape("correction", candidates.correction, candidates.ids.shape)
+            options.candidates = _address(candidates.ids, np.int32)
+            options.correction = _address(candidates.correction, np.float32)
+            options.candidate_count = candidates.ids.size
+        loss = c_double()
+        status = library().rnn_train_grad(
+            *(self._handle, params, embeddings, x, targets, *x.shape, scale),
+            *(byref(options), state, byref(loss), grads),
+        )
+        _check(status, f"gradient of a chunk of {x.shape[0]} steps x {x.shape[1]} streams")
+        return loss.value
+
+
+def _address(array: npt.NDArray[Any], dtype: type) -> int:
+    """Where C finds the numbers of an array, which the caller keeps alive."""
+    if array.dtype != dtype or not array.flags.c_contiguous:
+        raise RNNInputError(-6, f"expected a C-contiguous array of {np.dtype(dtype)}, got {array.dtype}")
+    return array.ctypes.data
+
+
+def grad_norm(grads: F32, threads: int = 1) -> float:
+    """The Euclidean norm of a flat gradient. Raises RNNNonFiniteError."""
+    norm = c_double()
+    _check(library().rnn_grad_norm(grads, grads.size, threads, byref(norm)), "gradient norm")
+    return norm.value
+
+
+def sgd_update(
+    params: F32, grads: F32, velocity: F32 | None, *, lr: float, momentum: float, grad_scale: float, threads: int = 1
+) -> None:
+    """One step of torch.optim.SGD, in place. velocity: (P,), zero at first; None when momentum is 0."""
+    for name, array in (("grads", grads), ("velocity", velocity)):
+        if array is not None:
+            _require_shape(name, array, params.shape)
+    status = library().rnn_sgd_update(params, grads, velocity, params.size, grad_scale, lr, momentum, threads)
+    _check(status, f"SGD step with learning rate {lr}, momentum {momentum}")
+
+
+def adamw_update(
+    params: F32, grads: F32, m: F32, v: F32, options: AdamWOptions, *, grad_scale: float, threads: int = 1
+) -> None:
+    """One step of torch.optim.AdamW, in place. m, v: (P,), zero at first; options.step counts from 1."""
+    for name, array in (("grads", grads), ("m", m), ("v", v)):
+        _require_shape(name, array, params.shape)
+    status = library().rnn_adamw_update(params, grads, m, v, params.size, grad_scale, byref(options), threads)
+    _check(status, f"AdamW step {options.step} with learning rate {options.lr}")
+
+
+# ---- Inference -----------------------------------------------------------------------------------------------------
+
+PRECISIONS = {"float32": 0, "bfloat16": 1, "int8": 2}  # RNN_PRECISION_*
+
+
+class Model:
+    """Weights made ready for inference: read-only, and safe to share between threads.
+
+    precision: how Why is kept: "float32" reads the weights where they are mapped, "bfloat16" and "int8" make a smaller
+    copy, which a step reads faster.
+    """
+
+    def __init__(self, weights: Weights, *, precision: str = "float32", threads: int = 1) -> None:
+        if precision not in PRECISIONS:
+            raise RNNInputError(-6, f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        self.vocab, self.embed, self.hidden = weights.vocab_size, weights.embed_size, weights.hidden_size
+        self._weights = weights  # the library keeps pointers into Why and by
+        self._handle = _handle(
+            *("rnn_model_create", "rnn_model_destroy", self, byref(Dims(self.vocab, self.embed, self.hidden))),
+            *(weights.embeddings, weights.Wxh, weights.Whh, weights.bh, weights.Why, weights.by),
+            *(PRECISIONS[precision], threads),
+            context=f"model of V={self.vocab}, E={self.embed}, H={self.hidden} in {precision}",
+        )
+
+
+def sampling_rows(n: int, *, temperature: float = 1.0, top_k: int = 0, banned: int | None = None) -> npt.NDArray[Any]:
+    """n rows of `rnn_sampling`, (n,) of dtype SAMPLING, alike; `u` is 0. banned: a token id that is never drawn."""
+    rows = np.zeros(n, dtype=SAMPLING)
+    rows["temperature"], rows["top_k"], rows["banned"] = temperature, top_k, -1 if banned is None else banned
+    return rows
+
+
+class Decoder:
+    """Scratch to advance up to `max_streams` sequences of one model together. Belongs to one thread."""
+
+    def __init__(self, model: Model, *, max_streams: int = 1, threads: int = 1) -> None:
+        self.model = model  # the library's decoder points into its model
+        self.max_streams = max_streams
+        self._handle = _handle(
+            *("rnn_decoder_create", "rnn_decoder_destroy", self, model._handle, max_streams, threads),
+            context=f"decoder for {max_streams} streams on {threads} threads",
+        )
+
+    def prefill(self, tokens: Sequence[int] | I32, state: F32) -> None:
+        """Let `tokens` (N,) pass through the hidden layer; state (H,) is replaced. Raises RNNInputError (token id)."""
+        _require_shape("state", state, (self.model.hidden,))
+        ids = np.asarray(tokens, dtype=np.int32)
+        _check(library().rnn_prefill(self._handle, ids, ids.size, state), f"prompt of {ids.size} tokens")
+
+    def decode(
+        self,
+        tokens: I32,
+        sampling: npt.NDArray[Any],
+        states: F32,
+        following: I32,
+        logprobs: F32,
+        logits: F32 | None = None,
+    ) -> None:
+        """One step of n streams that share one pass over Why.
+
+        tokens: (n,) to feed.  sampling: (n,) of dtype SAMPLING.  states: (n, H), replaced.
+        following: (n,), overwritten with the tokens drawn; logprobs: (n,), with their log-probabilities;
+        logits: (n, V), with what they were drawn from, before temperature and top_k.
+        """
+        n = tokens.size
+        for name, array, shape in (
+            ("tokens", tokens, (n,)),
+            ("sampling", sampling, (n,)),
+            ("states", states, (n, self.model.hidden)),
+            ("following", following, (n,)),
+            ("logprobs", logprobs, (n,)),
+            ("logits", logits, (n, self.model.vocab)),
+        ):
+            if array is not None:
+                _require_shape(name, array, shape)
+        status = library().rnn_decode(self._handle, n, tokens, sampling, states, following, logprobs, logits)
+        _check(status, f"step of {n} streams (the decoder has room for {self.max_streams})")
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int] | I32],
+        uniforms: F64,
+        sampling: npt.NDArray[Any],
+        *,
+        stop: int | None = None,
+        cancel: I32 | None = None,
+    ) -> list[tuple[I32, F32]]:
+        """Whole generations of n streams in one call; each gets what it would get alone.
+
+        prompts: n sequences of token ids, none empty.  uniforms: (n, max_tokens) in [0, 1).
+        sampling: (n,) of dtype SAMPLING; its `u` is not used.  stop: a token that ends a stream, and is its last.
+        cancel: (1,), looked at between tokens: when another thread makes it nonzero, the streams end where they are.
+        Returns (tokens, log-probabilities) of each stream. Raises RNNInputError.
+        """
+        n = len(prompts)
+        if uniforms.ndim != 2:
+            raise RNNInputError(-2, f"uniforms has shape {uniforms.shape}, expected ({n}, max_tokens)")
+        _require_shape("uniforms", uniforms, (n, uniforms.shape[1]))
+        _require_shape("sampling", sampling, (n,))
+        if cancel is not None:
+            _require_shape("cancel", cancel, (1,))
+        lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int32)
+        joined = np.array([token for prompt in prompts for token in prompt], dtype=np.int32)
+        tokens, logprobs = np.empty(uniforms.shape, dtype=np.int32), np.empty(uniforms.shape, dtype=np.float32)
+        made = np.zeros(n, dtype=np.int32)
+        status = library().rnn_generate(
+            *(self._handle, n, joined, lengths, uniforms, sampling, uniforms.shape[1]),
+            *(-1 if stop is None else stop, cancel, tokens, logprobs, made),
+        )
+        if status != _CANCELLED:
+            _check(status, f"generation of {n} streams (room for {self.max_streams}) of {uniforms.shape[1]} tokens")
+        return [(tokens[i, : made[i]], logprobs[i, : made[i]]) for i in range(n)]
+
+    def score(self, ids: I32) -> F32:
+        """log p(ids[i + 1] | ids[0..i]): (N - 1,), from a hidden state of zeros."""
+        logprobs = np.empty(max(ids.size - 1, 0), dtype=np.float32)
+        state = np.zeros(self.model.hidden, dtype=np.float32)
+        _check(library().rnn_score(self._handle, ids, ids.size, state, logprobs), f"score of {ids.size} tokens")
+        return logprobs
+
+
+# ---- Mapped files --------------------------------------------------------------------------------------------------
+
+
+def guard(mapping: np.memmap) -> Callable[[], bool]:
+    """From now on, pages of `mapping` that its file has lost read as zeros and do not end the process.
+
+    Returns a function that says whether any were lost; it does not keep the mapping alive.
+    Raises RNNLibraryError, RNNError.
+    """
+    lib, address = library(), mapping.ctypes.data
+    _check(lib.rnn_guard_add(address, mapping.nbytes), f"guard of a mapping of {mapping.nbytes:,} bytes")
+    weakref.finalize(mapping, lib.rnn_guard_remove, address)
+    return lambda: bool(lib.rnn_guard_lost(address))

@@ -1,0 +1,294 @@
+"""Word vectors for a vocabulary: read from a file, fetched by gensim's downloader, or trained on the corpus.
+
+The rows that a vocabulary needs are cached under $RNN_CACHE_DIR (or ~/.cache/rnn-words), so that the second start
+takes a second. gensim is imported only to download, to train, and to open its own files.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rnnlm.data.corpus import Corpus
+from rnnlm.data.encoding import cache_folder
+from rnnlm.data.network import why_unreachable
+from rnnlm.data.text import EOS, UNK
+from rnnlm.data.vector_files import F32, EmbeddingsError, Mask, quiet_gensim, read_vectors
+from rnnlm.files import digest
+
+log = logging.getLogger(__name__)
+
+# Judged by the validation perplexity of an RNN on top, demo / WikiText-2 cut to 3,000 words: CBOW with a window of 5
+# gives 437 / 87.5, with a window of 2 gives 430 / 86.4. Pass for pass skip-gram is a little better (433 against 443 at
+# 40 passes over demo), but takes three times as long.
+_WORD2VEC = {"sg": 0, "window": 2, "min_count": 1}
+# A short text is read more often: on demo, 5, 20, 40 and 100 times over give 1049, 579, 462 and 437 (window 5), and on
+# WikiText-2 5 and 20 times over give 481 and 393 (window 2, an RNN trained on a quarter of the text).
+_TRAINED_TOKENS, _MIN_EPOCHS, _MAX_EPOCHS = 84_000_000, 5, 100
+_MAX_SENTENCE = 10_000  # what a sentence has beyond that gensim drops silently (MAX_WORDS_IN_BATCH)
+_SENTENCE_END = "</s>"  # what word2vec calls <EOS>
+_CACHE_VERSION = 1
+
+_DOWNLOAD_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+_FILE_SUFFIXES = (".bin", ".txt", ".vec", ".gz", ".kv", ".model")
+
+
+class EmbeddingsUnavailable(EmbeddingsError):
+    """Vectors that are not on this machine and cannot be downloaded now."""
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """vectors: (V, E) float32, C-contiguous, finite; found: (V,) bool, false where the vector is a random one.
+
+    type_coverage: share of the V words that were found; token_coverage: share of the training tokens that they make.
+    """
+
+    vectors: F32
+    found: Mask
+    source: str
+    type_coverage: float
+    token_coverage: float
+
+    def report(self) -> str:
+        """One line for people."""
+        words, size = self.vectors.shape
+        rest = "" if self.found.all() else "; random ones for the rest"
+        return (
+            f"{self.source}: vectors of {size} for {self.type_coverage:.2%} of the {words:,} words, "
+            f"{self.token_coverage:.2%} of the training tokens{rest}"
+        )
+
+
+def load_embeddings(source: str, corpus: Corpus, *, size: int, seed: int) -> Embeddings:
+    """The vectors of a corpus's vocabulary.
+
+    source: "train" (word2vec on the whole training split, `size` numbers per word), a path to a file (see
+    vector_files.py), or a name that gensim's downloader knows. A file has a size of its own.
+    seed: of "train", and of the random vectors that the words without one get: normal, of the same standard deviation
+    as those found, each drawn from the word and the seed alone. `<EOS>` takes the place of word2vec's `</s>`.
+    Raises EmbeddingsError (no such file, damaged, no word of the vocabulary in it) and EmbeddingsUnavailable (not
+    here and not to be downloaded).
+    """
+    words = corpus.vocabulary.words
+    if source == "train":
+        if size < 1:
+            raise EmbeddingsError(f"embedding size must be at least 1, got {size}")
+        settings = _settings(corpus, size, seed)
+        identity = ["train", digest(corpus.whole_train), settings, version("gensim")]
+        name, read = "word2vec trained on the corpus", functools.partial(_train, corpus, settings)
+    else:
+        try:
+            path = _locate(source)
+            identity = ["file", *_file_identity(path)]
+        except OSError as error:  # a folder on the way that may not be read, a name that is too long
+            raise EmbeddingsError(f"cannot read vectors {source!r}: {error.strerror or error}") from error
+        name, read = source, functools.partial(_read, path, words)
+
+    key = json.dumps([_CACHE_VERSION, identity, digest("\n".join(words).encode())])
+    file = cache_folder() / f"vectors-{digest(key.encode())[:32]}.npz"
+    cached = _load_cached(file, key, len(words))
+    vectors, found = cached or read()
+    if not any(found[i] for i, word in enumerate(words) if word not in (EOS, UNK)):
+        raise EmbeddingsError(
+            f"{source!r} has a vector for none of the {len(words):,} words (such as {words[0]!r}): are its words in "
+            "another language or case?"
+        )
+    if cached is None:
+        _save_cached(file, key, vectors, found)
+    _fill(vectors, found, words, seed)
+    return Embeddings(
+        vectors=vectors,
+        found=found,
+        source=name,
+        type_coverage=float(found.mean()),
+        token_coverage=float(corpus.counts[found].sum() / corpus.counts.sum()),
+    )
+
+
+def _fill(vectors: F32, found: Mask, words: Sequence[str], seed: int) -> None:
+    """Give each word without a vector a random one that depends on nothing but the word, the seed and the scale."""
+    # The standard deviation over the rows found; the others are zeros, and add nothing to either sum.
+    numbers = np.count_nonzero(found) * vectors.shape[1]
+    mean = vectors.sum(dtype=np.float64) / numbers
+    scale = np.float32(np.sqrt(np.einsum("ij,ij->", vectors, vectors, dtype=np.float64) / numbers - mean**2))
+    for i in np.flatnonzero(~found):
+        key = int.from_bytes(hashlib.sha256(f"{seed}\n{words[i]}".encode()).digest()[:16], "little")
+        generator = np.random.Generator(np.random.Philox(key=key))
+        vectors[i] = scale * generator.standard_normal(vectors.shape[1], dtype=np.float32)
+
+
+# ---------------------------------------------------------------- from a file
+
+
+def _read(path: Path, words: Sequence[str]) -> tuple[F32, Mask]:
+    log.info("reading the vectors of %d words from %s", len(words), path)
+    vectors, found = read_vectors(path, [*words, _SENTENCE_END])
+    eos = words.index(EOS)
+    if found[-1] and not found[eos]:
+        vectors[eos], found[eos] = vectors[-1], True
+    return vectors[:-1], found[:-1]
+
+
+def _locate(source: str) -> Path:
+    """The file that `source` means: a path, or what gensim's downloader has fetched or fetches now under that name."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix in _FILE_SUFFIXES or not _DOWNLOAD_NAME.fullmatch(source):
+        raise EmbeddingsError(
+            f"no vectors file {source!r}: --embeddings takes a file, a name of gensim's downloader, or train"
+        )
+    # gensim's downloader asks the network for its list on every call, even for what it has on disk.
+    base = Path(os.environ.get("GENSIM_DATA_DIR") or "~/gensim-data").expanduser()
+    folder = base / source
+    if not folder.is_dir():
+        return _download(source, base)
+    usual = folder / f"{source}.gz"
+    files = (
+        [usual] if usual.is_file() else [f for f in folder.iterdir() if f.is_file() and f.suffix not in (".py", ".npy")]
+    )
+    if len(files) != 1:
+        raise EmbeddingsError(f"{str(folder)!r} holds no {source}.gz: remove the folder, and it is downloaded again")
+    return files[0]
+
+
+def _download(name: str, base: Path) -> Path:
+    import gensim.downloader
+
+    reason = why_unreachable(gensim.downloader.DATA_LIST_URL)
+    if reason is not None:
+        raise EmbeddingsUnavailable(
+            f"vectors {name!r} are not in {base}, and gensim's downloads cannot be reached "
+            f"({gensim.downloader.DATA_LIST_URL}: {reason}): run with --embeddings train, or with a path to a vectors "
+            "file, --embeddings PATH"
+        )
+    log.info("downloading %s to %s", name, base)
+    try:
+        with quiet_gensim(), contextlib.redirect_stdout(sys.stderr):  # where progress belongs
+            known = gensim.downloader.info(name_only=True)["models"]
+            if name in known:
+                return Path(gensim.downloader.load(name, return_path=True))
+    except MemoryError:
+        raise
+    except Exception as error:  # it raises plain Exceptions (a wrong checksum) beside the network's and the disk's
+        raise EmbeddingsUnavailable(
+            f"downloading {name!r} failed: {type(error).__name__}: {error}; try again, or run with --embeddings train"
+        ) from error
+    raise EmbeddingsError(f"gensim's downloader does not know {name!r}; it knows {', '.join(sorted(known))}")
+
+
+# ---------------------------------------------------------------- trained on the corpus
+
+
+class _Sentences:
+    """The training split as gensim wants it: lists of words, `<EOS>` at the end of each, as often as it asks."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.words = np.array(corpus.vocabulary.words, dtype=object)
+        self.ids = corpus.whole_train
+        self.ends = np.append(np.flatnonzero(self.ids == corpus.vocabulary.eos) + 1, len(self.ids))
+
+    def __iter__(self) -> Iterator[list[str]]:
+        start = 0
+        for end in self.ends.tolist():
+            while start < end:
+                stop = min(end, start + _MAX_SENTENCE)
+                yield self.words[self.ids[start:stop]].tolist()
+                start = stop
+
+
+def _settings(corpus: Corpus, size: int, seed: int) -> dict[str, Any]:
+    """Everything that decides the vectors, beside the text and gensim's version."""
+    epochs = -(-_TRAINED_TOKENS // len(corpus.whole_train))
+    return {
+        "vector_size": size,
+        "epochs": min(max(epochs, _MIN_EPOCHS), _MAX_EPOCHS),
+        "seed": seed % (1 << 32),  # gensim takes no more
+        "workers": 1,  # more would update the vectors in an order that no seed decides
+        **_WORD2VEC,
+    }
+
+
+def _train(corpus: Corpus, settings: dict[str, Any]) -> tuple[F32, Mask]:
+    from gensim.models import Word2Vec
+
+    words, size = corpus.vocabulary.words, settings["vector_size"]
+    log.info("training word2vec on %d tokens, %d times over", len(corpus.whole_train), settings["epochs"])
+    with quiet_gensim():
+        model = Word2Vec(_Sentences(corpus), **settings)
+    rows = [model.wv.key_to_index.get(word, -1) for word in words]
+    found = np.array(rows) >= 0  # <UNK> may stand for words of the other splits alone
+    vectors = np.zeros((len(words), size), dtype=np.float32)
+    vectors[found] = model.wv.vectors[[row for row in rows if row >= 0]]
+    if not np.isfinite(vectors).all():
+        raise EmbeddingsError("word2vec diverged on this corpus: its vectors hold numbers that are not finite")
+    return vectors, found
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def _file_identity(path: Path) -> list[Any]:
+    """What changes when the file does, or one of those beside it in which gensim puts its large arrays."""
+    files = [path, *sorted(f for f in path.parent.iterdir() if f.name.startswith(path.name + "."))]
+    return [str(path.resolve())] + [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
+def _load_cached(file: Path, key: str, words: int) -> tuple[F32, Mask] | None:
+    try:
+        # Opened here, since NumPy leaves a damaged file open.
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            stored, found, rows = arrays["key"], arrays["found"], arrays["rows"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        log.warning("ignoring the damaged cache file %s (%s)", file, error)
+        return None
+    valid = (
+        stored.shape == ()
+        and stored.item() == key
+        and found.dtype == np.bool_
+        and found.shape == (words,)
+        and rows.dtype == np.float32
+        and rows.ndim == 2
+        and rows.shape[0] == np.count_nonzero(found)
+        and bool(np.isfinite(rows).all())
+    )
+    if not valid:
+        log.warning("ignoring the cache file %s: it holds something else", file)
+        return None
+    vectors = np.zeros((words, rows.shape[1]), dtype=np.float32)
+    vectors[found] = rows
+    return vectors, found
+
+
+def _save_cached(file: Path, key: str, vectors: F32, found: Mask) -> None:
+    """Write under a temporary name, then rename: nobody ever reads half a file. That it cannot is no error."""
+    temporary = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=file.stem, suffix=".tmp", delete=False) as out:
+            temporary = Path(out.name)
+            np.savez(out, key=np.array(key), found=found, rows=vectors[found])
+        temporary.replace(file)
+    except BaseException as error:  # Ctrl-C too
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        log.warning("the vectors are not cached: %s; set RNN_CACHE_DIR to a folder that can be written", error)

@@ -1,0 +1,221 @@
+"""What the two back ends share: prompts, generation and scoring over a step function.
+
+A back end derives from `LanguageModel` and gives it two things: `open_stream`, which yields a step function, and
+`log_probabilities`. Everything that a caller sees (how a prompt is read, what seed means, when a generation ends) lives
+here once, so that the same weights, prompt and seed mean the same tokens on both.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rnnlm.data.text import Vocabulary
+from rnnlm.errors import UserError
+
+MAX_SEED = 2**63 - 1
+MAX_TOP_K = 2**31 - 1  # as rnn_sampling in csrc/rnnlib.h has it
+
+
+class PromptError(UserError, ValueError):
+    """A prompt, or an option of a generation, that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; the fields mean what csrc/rnnlib.h says of `rnn_sampling`. <UNK> is never drawn.
+
+    temperature: 0 takes the most probable token; 1 samples from the model's own distribution.
+    top_k: only the k most probable tokens can be drawn; 0 for all of them.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= 100.0):
+            raise PromptError(f"temperature must be from 0 to 100, got {self.temperature}")
+        if not 0 <= self.top_k <= MAX_TOP_K:
+            raise PromptError(f"top_k must be from 0 (all tokens) to {MAX_TOP_K}, got {self.top_k}")
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token and how probable the model found it.
+
+    logprob: natural logarithm of its probability under the model itself, before temperature and top_k.
+    """
+
+    id: int
+    word: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the model wrote.
+
+    text: the new words, without the prompt.  tokens: the new tokens, a final <EOS> included.
+    finish_reason: "eos" (the model ended its sentence) or "length" (max_tokens were made).
+    seed: the seed that was used.  unknown: words of the prompt that the vocabulary lacks, in order.
+    """
+
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: str
+    seed: int
+    unknown: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well the model predicts a text. tokens: every token of it; unknown: as in `Generation`."""
+
+    tokens: tuple[Token, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean nats per token."""
+        return -sum(token.logprob for token in self.tokens) / len(self.tokens)
+
+    @property
+    def perplexity(self) -> float:
+        return perplexity(self.loss)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), held at e^700, the largest power that JSON and floats carry."""
+    return math.exp(min(loss, 700.0))
+
+
+def shown(value: float) -> str:
+    """A perplexity for people: 142.3, 31,266.0, 4.0e+30."""
+    return f"{value:,.1f}" if value < 1e6 else f"{value:.1e}"
+
+
+class StepStream(ABC):
+    """One sequence being written. It owns its hidden state."""
+
+    @abstractmethod
+    def step(self, token: int, u: float) -> tuple[int, float]:
+        """Feed `token`; draw the next with the uniform u in [0, 1). Returns (next token, its log-probability)."""
+
+
+class LanguageModel(ABC):
+    """Generation and scoring, for any back end."""
+
+    vocabulary: Vocabulary
+    default_temperature: float
+
+    @abstractmethod
+    def open_stream(self, prefix: list[int], sampling: Sampling) -> StepStream:
+        """A stream whose hidden state has seen `prefix` (which may be empty)."""
+
+    @abstractmethod
+    def log_probabilities(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """log p(ids[i + 1] | ids[0..i]) for i in 0..N-2: (N - 1,) float32. N >= 2."""
+
+    def encode(self, text: str) -> tuple[list[int], tuple[str, ...]]:
+        """(ids, words not in the vocabulary) of a prompt, with <EOS> in front.
+
+        The model was trained on one long stream, where a first word always follows the <EOS> of the sentence before.
+        Raises PromptError where there is nothing to condition on, or half of a surrogate pair.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the prompt is not text: at character {error.start} it cannot be encoded") from None
+        ids, unknown = self.vocabulary.encode_prompt(text)  # prompts are plain text, whatever was learned from
+        eos = self.vocabulary.eos
+        if not any(token != eos for token in ids) and not unknown:
+            raise PromptError("the prompt has no word: words are made of the letters A to Z alone")
+        if all(token in (eos, self.vocabulary.unk) for token in ids):
+            words = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+            raise PromptError(f"no word of the prompt is in the vocabulary ({words}); try other words")
+        return [eos, *ids], tuple(unknown)
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 50,
+        temperature: float | None = None,
+        top_k: int = 0,
+        seed: int | None = None,
+        ignore_eos: bool = False,
+    ) -> Iterator[Token]:
+        """The generation's tokens as they come. Closing the iterator stops the work.
+
+        temperature: None takes the back end's own default (C samples with 1, torch is greedy with 0).
+        seed: the same seed, prompt and weights give the same tokens; None draws one.
+        ignore_eos: go on after the end of a sentence until max_tokens.
+        Raises PromptError at the call, before the first token.
+        """
+        sampling = self._sampling(max_tokens, temperature, top_k)
+        return self._tokens(self.encode(prompt)[0], max_tokens, sampling, check_seed(seed), ignore_eos)
+
+    def _sampling(self, max_tokens: int, temperature: float | None, top_k: int) -> Sampling:
+        if max_tokens < 1:
+            raise PromptError(f"max_tokens must be 1 or more, got {max_tokens}")
+        return Sampling(self.default_temperature if temperature is None else temperature, top_k)
+
+    def _tokens(
+        self, ids: list[int], max_tokens: int, sampling: Sampling, seed: int, ignore_eos: bool
+    ) -> Iterator[Token]:
+        uniforms = np.random.default_rng(seed)
+        stream = self.open_stream(ids[:-1], sampling)
+        token = ids[-1]
+        for _ in range(max_tokens):
+            token, logprob = stream.step(token, uniforms.random())
+            yield Token(token, self.vocabulary.words[token], logprob)
+            if token == self.vocabulary.eos and not ignore_eos:
+                return
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 50,
+        temperature: float | None = None,
+        top_k: int = 0,
+        seed: int | None = None,
+        ignore_eos: bool = False,
+    ) -> Generation:
+        """Continue `prompt`. The options are those of `stream`."""
+        sampling = self._sampling(max_tokens, temperature, top_k)
+        ids, unknown = self.encode(prompt)
+        seed = check_seed(seed)
+        tokens = tuple(self._tokens(ids, max_tokens, sampling, seed, ignore_eos))
+        ended = tokens[-1].id == self.vocabulary.eos and not ignore_eos
+        return Generation(
+            text=self.vocabulary.decode([token.id for token in tokens]),
+            tokens=tokens,
+            finish_reason="eos" if ended else "length",
+            seed=seed,
+            unknown=unknown,
+        )
+
+    def score(self, text: str) -> Score:
+        """The log-probability of every token of `text`, each given all that stand before it."""
+        ids, unknown = self.encode(text)
+        logprobs = self.log_probabilities(np.asarray(ids, dtype=np.int32))
+        tokens = (
+            Token(token, self.vocabulary.words[token], float(logprob))
+            for token, logprob in zip(ids[1:], logprobs, strict=True)
+        )
+        return Score(tuple(tokens), unknown)
+
+
+def check_seed(seed: int | None) -> int:
+    """`seed`, or a fresh one for None. Raises PromptError out of range."""
+    if seed is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if not 0 <= seed <= MAX_SEED:
+        raise PromptError(f"seed must be from 0 to {MAX_SEED}, got {seed}")
+    return seed

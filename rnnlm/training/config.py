@@ -1,0 +1,226 @@
+"""The training configuration: one frozen dataclass, from which the command line, the presets and the saved config come.
+
+An option is written once, as a field of `TrainConfig`. A preset is a named set of fields; what is given on the command
+line wins over the preset, which wins over the field's default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from rnnlm.errors import ArgumentParser, UserError
+
+
+class ConfigError(UserError, ValueError):
+    """A training option out of its range."""
+
+
+def option(default: Any, help_text: str, choices: Sequence[str] | None = None) -> Any:
+    """A field that becomes a command-line option."""
+    return field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Every knob of a training run. The defaults are those of the `reference` preset."""
+
+    preset: str = "reference"
+
+    # What is learned from
+    corpus: str = option(
+        "wikitext-2-v1", "wikitext-103-v1, wikitext-2-v1, NAME:CONFIG on the hub, FOLDER:CONFIG, a text, or demo"
+    )
+    vocab_size: int | None = option(None, "keep the N most frequent words, <EOS> and <UNK> included; default: all")
+    max_tokens: int | None = option(None, "learn from the first N tokens of the training split; default: all")
+    validation_tokens: int = option(250_000, "evaluate on the first N tokens of the validation split, if it has more")
+    embeddings: str = option("word2vec-google-news-300", "a name of gensim's downloader, a vectors file, or train")
+    embedding_size: int = option(300, "size E of the vectors that `--embeddings train` makes")
+
+    # The model
+    hidden_size: int = option(100, "hidden units H")
+    init: str = option(
+        "uniform",
+        "how the output bias starts: uniform, like all else; unigram: at the words' log frequencies",
+        ("uniform", "unigram"),
+    )
+
+    # How it learns
+    epochs: int = option(600, "passes over the training tokens")
+    batch_size: int = option(1, "streams B that the text is cut into and that advance together")
+    bptt: int | None = option(None, "steps T of truncated back-propagation; default: the whole sequence")
+    reduction: str = option("sum", "whether the gradient is of a chunk's summed loss or its mean", ("sum", "mean"))
+    optimizer: str = option("sgd", "sgd or adamw", ("sgd", "adamw"))
+    learning_rate: float = option(1e-5, "step size")
+    momentum: float = option(0.0, "momentum of sgd")
+    weight_decay: float = option(0.0, "decoupled weight decay of adamw")
+    dropout: float = option(0.0, "dropout of the hidden state on its way to the output layer")
+    input_dropout: float = option(0.0, "dropout of the word vectors on their way in")
+    sampled_softmax: int = option(
+        0, "learn from a sample of N words and those of the chunk instead of the whole vocabulary; 0: the full softmax"
+    )
+    clip: float = option(0.0, "ceiling on the global gradient norm; 0: no clipping")
+    schedule: str = option(
+        "constant",
+        "constant; cosine: down to a hundredth over the run; plateau: halve, and put the best weights back, when an "
+        "evaluation brings nothing",
+        ("constant", "cosine", "plateau"),
+    )
+    warmup_steps: int = option(0, "steps over which the learning rate rises from 0")
+    patience: int = option(0, "stop after this many evaluations without a better perplexity; 0: never")
+    evaluate_every: int = option(1, "epochs between evaluations on the validation split")
+    seed: int = option(1, "seed of the initial weights and of the vectors that must be made up")
+
+    # Where it runs and what it leaves
+    threads: int | None = option(None, "threads to use; default: one for each processor")
+    device: str = option("auto", "where the torch model runs: auto, cpu or cuda", ("auto", "cpu", "cuda"))
+    out: str | None = option(None, "the weights file; default: weights/PRESET.safetensors, -torch for the torch model")
+    prompt: str = option("The", "what the sample at the end continues")
+    tensorboard: bool = option(False, "write TensorBoard event files beside the weights")
+
+    def __post_init__(self) -> None:
+        def require(condition: bool, name: str, limit: str) -> None:
+            if not condition:
+                got = str(getattr(self, name)).encode(errors="backslashreplace").decode()
+                raise ConfigError(f"--{name.replace('_', '-')} must be {limit}, got {got}")
+
+        for name in ("vocab_size", "bptt", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, "1 or more")
+        for name in ("embedding_size", "hidden_size", "epochs", "batch_size", "evaluate_every"):
+            require(getattr(self, name) >= 1, name, "1 or more")
+        require(self.max_tokens is None or self.max_tokens >= 2, "max_tokens", "2 or more")  # one, and the one after it
+        require(self.validation_tokens >= 2, "validation_tokens", "2 or more")
+        for name in ("warmup_steps", "patience", "seed", "sampled_softmax"):
+            require(getattr(self, name) >= 0, name, "0 or more")
+        for name in ("embedding_size", "hidden_size"):
+            require(getattr(self, name) <= 1 << 14, name, f"at most {1 << 14}")  # RNN_MAX_EMBED, RNN_MAX_HIDDEN
+        require(math.isfinite(self.learning_rate) and self.learning_rate > 0, "learning_rate", "a number above 0")
+        for name in ("momentum", "dropout", "input_dropout"):
+            require(0.0 <= getattr(self, name) < 1.0, name, "from 0 to below 1")
+        for name in ("learning_rate", "weight_decay", "clip"):
+            require(getattr(self, name) < 3.4e38, name, "below 3.4e38, the largest float32")
+        for name in ("weight_decay", "clip"):
+            require(math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, name, "a number, 0 or more")
+        require(self.threads is None or self.threads <= 1024, "threads", "at most 1024")
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            require(not isinstance(value, int) or value < 1 << 63, spec.name, "below 2^63")
+            require(not isinstance(value, str) or is_text(value), spec.name, "text in UTF-8")
+            choices = spec.metadata.get("choices")
+            require(not choices or getattr(self, spec.name) in choices, spec.name, f"one of {', '.join(choices or ())}")
+        require(self.preset in PRESETS, "preset", f"one of {', '.join(PRESETS)}")
+        require(self.momentum == 0 or self.optimizer == "sgd", "momentum", "0 unless --optimizer is sgd")
+        require(self.weight_decay == 0 or self.optimizer == "adamw", "weight_decay", "0 unless --optimizer is adamw")
+
+    def weights_path(self, backend: str) -> Path:
+        """Where the run of `backend` ("c" or "torch") saves its weights."""
+        if self.out:
+            path = Path(self.out)
+            if not path.name or path.name == ".." or path.is_dir() or self.out.endswith(("/", "\\")):
+                raise ConfigError(
+                    f"--out must name a file, got {self.out}: add a name, such as {self.out.rstrip('/')}/model"
+                )
+            return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+        return Path("weights", self.preset + ("-torch" if backend == "torch" else "") + ".safetensors")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def is_text(value: str) -> bool:
+    """False for what the command line could not decode, and nothing can save or print."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The documented recipe: plain SGD on the summed loss over one sequence of 5,000 tokens, full BPTT, no clipping.
+    "reference": {"max_tokens": 5000, "evaluate_every": 20},
+    # The lowest validation perplexity for the time: truncated BPTT (Mikolov et al. 2011) with the state carried over, a
+    # softmax over a sample of the words, and dropout, without which two million tokens are soon learned by heart.
+    "best": {
+        "hidden_size": 300,
+        "init": "unigram",
+        "batch_size": 32,
+        "bptt": 35,
+        "reduction": "mean",
+        "optimizer": "adamw",
+        "learning_rate": 2e-3,
+        "dropout": 0.5,
+        "sampled_softmax": 1500,
+        "clip": 1.0,
+        "schedule": "cosine",
+        "warmup_steps": 200,
+        "epochs": 12,
+    },
+    # A minute on two cores and no network: the news corpus that gensim ships, with vectors trained on it.
+    "demo": {
+        "corpus": "demo",
+        "vocab_size": 4000,
+        "embeddings": "train",
+        "embedding_size": 100,
+        "batch_size": 16,
+        "bptt": 32,
+        "reduction": "mean",
+        "optimizer": "adamw",
+        "learning_rate": 3e-3,
+        "clip": 1.0,
+        "schedule": "plateau",
+        "epochs": 12,
+        "patience": 4,
+    },
+}
+
+
+# The two models' documented recipes differ in one thing: the C model learns from the larger corpus.
+DOCUMENTED: dict[str, dict[str, Any]] = {"c": {"corpus": "wikitext-103-v1"}, "torch": {}}
+
+
+def _parser(backend: str) -> argparse.ArgumentParser:
+    name = "main.py" if backend == "c" else "torch_rnn.py"
+    parser = ArgumentParser(
+        prog=name,
+        description=f"Train the {'C' if backend == 'c' else 'torch'} model.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="a named set of the options below (default: reference)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run that was stopped")
+    types_of = typing.get_type_hints(TrainConfig)
+    for spec in fields(TrainConfig):
+        default = DOCUMENTED[backend].get(spec.name, spec.default)
+        if "help" in spec.metadata and types_of[spec.name] is bool:
+            parser.add_argument("--" + spec.name.replace("_", "-"), action="store_true", help=spec.metadata["help"])
+        elif "help" in spec.metadata:
+            parser.add_argument(
+                "--" + spec.name.replace("_", "-"),
+                type=_plain(types_of[spec.name]),
+                choices=spec.metadata["choices"],
+                metavar=None if spec.metadata["choices"] else _plain(types_of[spec.name]).__name__.upper(),
+                help=f"{spec.metadata['help']} ({default})".replace(" (None)", ""),
+            )
+    return parser
+
+
+def _plain(annotation: Any) -> type:
+    """The type to parse for `T` or `T | None`."""
+    if isinstance(annotation, types.UnionType):
+        return next(part for part in typing.get_args(annotation) if part is not type(None))
+    return annotation
+
+
+def parse(backend: str, arguments: Sequence[str] | None = None) -> tuple[TrainConfig, bool]:
+    """(config, resume) of a command line. Raises ConfigError; argparse itself exits with 2."""
+    given = vars(_parser(backend).parse_args(arguments))
+    resume = given.pop("resume", False)
+    preset = given.pop("preset", "reference")
+    return TrainConfig(**(DOCUMENTED[backend] | PRESETS[preset] | given | {"preset": preset})), resume

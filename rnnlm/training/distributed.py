@@ -1,0 +1,252 @@
+"""The processes of one run: one, or those that torchrun starts, on this machine and on others.
+
+    torchrun --nproc-per-node 2 main.py --preset best ...
+
+Each process has a rank; rank 0 logs, evaluates and saves. A run of N processes with B streams each learns as one
+process with N * B streams does: rank r takes the streams r * B .. (r + 1) * B, and gradients are summed over all.
+
+torch.distributed is imported only where torchrun has set WORLD_SIZE: `python main.py` never loads torch. Numbers that
+lie on the processor go through gloo, those of a CUDA model through nccl.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from rnnlm.errors import Failure
+from rnnlm.training.config import ConfigError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Array = npt.NDArray[Any]
+
+_NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets them
+_LOST = re.compile(r"connect|peer|timed? ?out|socket|broken pipe", re.IGNORECASE)  # of gloo's messages
+
+
+# How long a process waits for the others. One that dies closes its connections, which is noticed at once; one that is
+# the first of its machine to read a corpus of many GB, or that evaluates on a long validation split, takes its time.
+PATIENCE = timedelta(days=1)
+
+
+class PeerLost(Failure):
+    """Another process of the run ended, or cannot be reached."""
+
+
+class PeerFailed(PeerLost):
+    """Rank 0 could not do what all wait for; it says why itself."""
+
+
+class Group:
+    """The processes of a run. This class is the run of one process, where every exchange is with itself."""
+
+    rank, size = 0, 1
+    local_rank, local_size = 0, 1  # among the processes of this machine
+
+    def threads(self, wanted: int | None) -> int:
+        """How many threads this process uses: those wanted, else its share of the machine's processors.
+
+        More than a few for each processor bring nothing, and OpenMP ends the process where it cannot make them.
+        """
+        most = max(16, 4 * processors())
+        if wanted and wanted > most and self.rank == 0:
+            log.warning("--threads %d: %d, for this machine has %d processors", wanted, most, processors())
+        return min(wanted, most) if wanted else max(1, processors() // self.local_size)
+
+    def sum(self, array: Array) -> None:
+        """Replace `array` by its sum over all processes: the same bits everywhere."""
+
+    def totals(self, *values: float) -> tuple[float, ...]:
+        """The sum over all processes of each of a few numbers."""
+        return values
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives on rank 0, on every rank; it runs nowhere else. Raises PeerFailed on the others."""
+        return make()
+
+    def array_from_first(self, array: Array | None) -> Array:
+        """The array of rank 0, on every rank; the others give None."""
+        assert array is not None
+        return array
+
+    def gather(self, array: Array) -> Array:
+        """On rank 0 the arrays of all ranks one after the other, along the first axis; elsewhere the rank's own."""
+        return array
+
+    @contextlib.contextmanager
+    def machine_first(self) -> Iterator[None]:
+        """One process of each machine goes first, then its others: they find what it has cached."""
+        yield
+
+    def may_report(self) -> bool:
+        """Whether this process, which fails now, is the first to: of one failure, one message."""
+        return True
+
+    def leave(self) -> None:
+        """The end of the run."""
+
+
+class TorchGroup(Group):
+    """The processes that torchrun started. A call raises PeerLost where another process is gone."""
+
+    def __init__(self, cuda: bool) -> None:
+        missing = [name for name in _NEEDED if not os.environ.get(name)]
+        if missing:
+            raise ConfigError(
+                f"WORLD_SIZE is set, but not {', '.join(missing)}: start with torchrun --nproc-per-node N, or unset "
+                "WORLD_SIZE for a run of one process"
+            )
+        try:
+            import torch.distributed as dist
+        except ImportError as error:
+            raise ConfigError(f"a run of several processes needs torch ({error}): pip install torch") from error
+        self.dist = dist
+        with self._talking():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.local_rank, self.local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+
+    @contextlib.contextmanager
+    def _talking(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # gloo, nccl and the store raise it, and types derived from it
+            self.raise_lost(error)
+            raise
+
+    def raise_lost(self, error: RuntimeError) -> None:
+        """Raise PeerLost if this error of torch's means that, with its long message in a few words."""
+        if isinstance(error, self.dist.DistError) or _LOST.search(str(error)):
+            if self.size > 1:
+                what = f"another of the {self.size} processes ended, or cannot be reached"
+            else:  # they have not met yet: a process alone has no other to lose
+                place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+                what = f"the processes of the run cannot meet at {place}"
+            raise PeerLost(f"{what} ({_first_line(error)})") from error
+
+    def sum(self, array: Array) -> None:
+        import torch
+
+        with self._talking():
+            self.dist.all_reduce(torch.from_numpy(array))
+
+    def totals(self, *values: float) -> tuple[float, ...]:
+        array = np.array(values, dtype=np.float64)
+        self.sum(array)
+        return tuple(array.tolist())
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        if self.rank == 0:
+            try:
+                result = make()
+            except BaseException:
+                with contextlib.suppress(PeerLost):
+                    self._share((False, None))
+                raise
+            self._share((True, result))
+            return result
+        done, result = self._share(None)
+        if not done:
+            raise PeerFailed("process 0 failed")
+        return result
+
+    def _share(self, value: Any) -> Any:
+        """The value of rank 0, pickled."""
+        import torch
+
+        box = [value]
+        with self._talking():
+            self.dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def array_from_first(self, array: Array | None) -> Array:
+        import torch
+
+        shape, dtype = self._share(None if array is None else (array.shape, array.dtype))
+        mine = np.empty(shape, dtype) if array is None else array
+        with self._talking():
+            self.dist.broadcast(torch.from_numpy(mine), src=0)
+        return mine
+
+    def gather(self, array: Array) -> Array:
+        import torch
+
+        whole = np.empty((self.size, *array.shape), array.dtype)
+        with self._talking():
+            # Not gather, which not every back end has.
+            self.dist.all_gather(list(torch.from_numpy(whole)), torch.from_numpy(np.ascontiguousarray(array)))
+        return whole.reshape(-1, *array.shape[1:]) if self.rank == 0 else array
+
+    @contextlib.contextmanager
+    def machine_first(self) -> Iterator[None]:
+        if self.local_rank == 0:
+            yield
+            self._barrier()
+        else:
+            self._barrier()
+            yield
+
+    def _barrier(self) -> None:
+        self.totals(0.0)  # unlike torch's barrier, on the processor whatever the back end
+
+    def may_report(self) -> bool:
+        try:  # torchrun's own process keeps the store, so it outlives any rank
+            return self.dist.distributed_c10d._get_default_store().add("rnn/failed", 1) == 1
+        except RuntimeError:
+            return True
+
+    def leave(self) -> None:
+        self.dist.destroy_process_group()
+
+
+def _first_line(error: BaseException) -> str:
+    """`[/where/in/gloo.cc:553] Connection closed by peer. This is ...` without its place and its advice."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error).strip()).split("\n")[0].partition(". ")[0][:200]
+
+
+def processors() -> int:
+    """The processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def torchrun() -> bool:
+    """Whether torchrun, or something like it, started this process."""
+    return "WORLD_SIZE" in os.environ
+
+
+def rank() -> int:
+    """This process's number, before the others are met."""
+    value = os.environ.get("RANK", "")
+    return int(value) if torchrun() and value.isdigit() else 0
+
+
+def local_rank() -> int:
+    """This process's number among those of its machine, before the others are met."""
+    value = os.environ.get("LOCAL_RANK", "")
+    return int(value) if torchrun() and value.isdigit() else 0
+
+
+def join(*, cuda: bool) -> Group:
+    """Meet the other processes, where there are any. cuda: the model lies on a GPU.
+
+    Raises ConfigError (WORLD_SIZE set by something that is not torchrun, no torch), PeerLost.
+    """
+    return TorchGroup(cuda) if torchrun() else Group()
+
+
+def again() -> str:
+    """The command that goes on with this run, without its arguments."""
+    if not torchrun():
+        return "python"
+    local, size = os.environ["LOCAL_WORLD_SIZE"], os.environ["WORLD_SIZE"]
+    return f"torchrun --nproc-per-node {local}" + ("" if local == size else " (and the other options of that torchrun)")

@@ -1,0 +1,219 @@
+"""Anything at all, given to what takes things from outside: weights files, texts, bodies, forms.
+
+Fast here; `make fuzz-python` runs the same for 10,000 examples each, `make fuzz-weights` for 100,000 files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fuzz_weights
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from serving import ADMIN, needs_library, save_tiny, serving
+from starlette.testclient import TestClient
+
+from rnnlm import checkpoint
+from rnnlm.data.text import EOS, TOKENIZERS, UNK, TokenStream, Vocabulary, tokenize
+
+pytestmark = needs_library
+
+shared = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(fuzz_weights.ODD_NUMBERS)
+)
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
+
+
+# ---- Weights files --------------------------------------------------------------------------------------------------
+
+
+def test_mutated_weights_files_are_refused_or_serve(tmp_path: Path) -> None:
+    verdicts = [
+        (kind, fuzz_weights.judge(tmp_path / "mutated.safetensors", raw, "c"))
+        for kind, raw in fuzz_weights.files(1500, seed=1)
+    ]
+    kinds = {kind for kind, _ in verdicts}
+    assert len(kinds) == 1 + len(fuzz_weights.MUTATIONS)
+    assert all((kind, "refused") in verdicts for kind in kinds)
+    assert ("odd_floats", "accepted") in verdicts  # a zero more does no harm: not all is refused
+
+
+def test_the_sound_file_is_accepted(tmp_path: Path) -> None:
+    assert fuzz_weights.judge(tmp_path / "sound.safetensors", fuzz_weights.sound_file(), "c") == "accepted"
+
+
+TENSOR = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "U8", "F64", "I32", "I64"]) | SCALARS,
+        "shape": st.lists(st.integers(0, 4) | SCALARS, max_size=5) | JSON,
+        "data_offsets": st.lists(st.integers(0, 60) | SCALARS, min_size=2, max_size=2) | JSON,
+    }
+)
+NAMES = st.sampled_from(["embeddings", *checkpoint.PARAMETERS, "vocabulary", "__metadata__"])
+HEADERS = st.dictionaries(NAMES | st.text(), TENSOR | JSON) | JSON
+
+
+@shared
+@given(header=HEADERS, data=st.binary(max_size=200), length=st.none() | st.integers(0, 2**64 - 1))
+def test_any_header_is_refused(tmp_path: Path, header: Any, data: bytes, length: int | None) -> None:
+    text = json.dumps(header).encode()
+    path = tmp_path / "any.safetensors"
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
+    for load in (checkpoint.load, checkpoint.load_state):
+        with pytest.raises(checkpoint.CheckpointError) as caught:
+            load(path)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@shared
+@given(raw=st.binary(max_size=2000))
+def test_any_bytes_are_refused(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "any.safetensors"
+    path.write_bytes(raw)
+    for copy in (False, True):
+        with pytest.raises(checkpoint.CheckpointError):
+            checkpoint.load(path, copy=copy)
+
+
+# ---- Texts ----------------------------------------------------------------------------------------------------------
+
+# Text with what the rules are about, and text of any kind.
+TEXTS = st.text() | st.text(st.sampled_from("abZ .,!?'`-\n\r\t\u2014\u2019\u00e9\u0130\u2028\x00\x1c<>0")).map(str)
+
+
+@shared
+@given(text=TEXTS, tokenizer=st.sampled_from(TOKENIZERS))
+def test_any_text_gives_words_of_letters_and_ends_of_sentences(text: str, tokenizer: str) -> None:
+    tokens = list(tokenize(text, tokenizer))
+    assert all(token == EOS or (token.isascii() and token.isalpha()) for token in tokens)
+    assert not tokens or tokens[-1] == EOS
+    assert len(tokens) <= 2 * len(text) + 1
+
+
+@shared
+@given(pieces=st.lists(TEXTS, max_size=6), tokenizer=st.sampled_from(TOKENIZERS))
+def test_a_text_that_comes_in_pieces_is_the_same_text(pieces: list[str], tokenizer: str) -> None:
+    stream = TokenStream(tokenizer)
+    tokens = [token for piece in pieces for token in stream.feed(piece + " ")] + stream.close()
+    assert tokens == list(tokenize("".join(piece + " " for piece in pieces), tokenizer))
+
+
+@shared
+@given(text=TEXTS, words=st.sets(st.text("abZ", min_size=1, max_size=2)), unk=st.booleans())
+def test_any_prompt_becomes_ids_of_the_vocabulary(text: str, words: set[str], unk: bool) -> None:
+    vocabulary = Vocabulary([EOS, *([UNK] if unk else []), *sorted(words)])
+    ids, unknown = vocabulary.encode_prompt(text)
+    assert all(0 <= i < len(vocabulary) for i in ids)
+    assert not words & set(unknown) and len(unknown) == len(set(unknown))
+    vocabulary.decode(ids)
+
+
+# ---- Bodies ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    folder = tmp_path_factory.mktemp("weights")
+    save_tiny(folder)
+    with serving(folder, max_tokens=8, max_request_tokens=40, max_body_bytes=4096, max_upload_bytes=10_000) as client:
+        yield client
+
+
+ROUTES = ("/generate/c", "/score", "/v1/completions", "/generate/torch")
+FIELDS = {
+    "prompt": st.text() | st.lists(st.text(), max_size=9) | st.just("waa wab"),
+    "text": st.text() | st.just("waa wab wac"),
+    "model": st.sampled_from(["c/demo", "demo", "c/../demo", "torch/demo"]) | st.text(),
+    "max_tokens": st.integers(-1, 10),
+    "temperature": st.floats(),
+    "top_k": st.integers(-1, 50),
+    "seed": st.integers(),
+    "n": st.integers(0, 9),
+    "stop": st.text() | st.lists(st.text(), max_size=9) | st.just("waa"),
+    "top_logprobs": st.integers(-1, 21),
+    "logprobs": st.integers(-1, 21),
+    "echo": st.booleans(),
+    "ignore_eos": st.booleans(),
+    "stream": st.booleans(),
+    "weights": st.sampled_from(["demo", "../demo", "demo.safetensors", "other"]) | st.text(),
+}
+# Bodies that are nearly right: some of the fields, one of them of another kind.
+BODIES = st.tuples(
+    st.fixed_dictionaries({}, optional=FIELDS),
+    st.dictionaries(st.sampled_from([*FIELDS, "other"]), SCALARS, max_size=1),
+    st.booleans(),
+).map(lambda parts: ({"prompt": "waa", "text": "waa wab", "model": "c/demo"} if parts[2] else {}) | parts[0] | parts[1])
+
+
+def check(response: Any, *, path: str) -> None:
+    assert response.status_code in (200, 400, 404, 413, 422, 501), response.text
+    if response.status_code != 200:
+        body = response.json()
+        said = body["error"]["message"] if path.startswith("/v1") else body["detail"]
+        assert said and "Traceback" not in said and "/tmp" not in said
+
+
+def only_its_fields(path: str, body: Any) -> Any:
+    """Mostly fields of the route: else nothing but unknown fields would be found."""
+    known = {
+        "/score": {"text", "weights", "top_logprobs", "other"},
+        "/v1/completions": {*FIELDS} - {"text", "weights", "top_logprobs"},
+    }.get(path, {*FIELDS, "other"} - {"text", "model", "logprobs", "echo"})
+    return {key: value for key, value in body.items() if key in known}
+
+
+@shared
+@given(path=st.sampled_from(ROUTES), body=BODIES)
+def test_bodies_that_are_nearly_right(client: TestClient, path: str, body: Any) -> None:
+    text = json.dumps(only_its_fields(path, body))  # NaN and infinity too, which are no JSON
+    check(client.post(path, content=text, headers={"content-type": "application/json"}), path=path)
+
+
+@shared
+@given(path=st.sampled_from(ROUTES), body=JSON | st.binary(max_size=5000))
+def test_bodies_of_any_kind(client: TestClient, path: str, body: Any) -> None:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = client.post(path, content=raw, headers={"content-type": "application/json"})
+    assert response.status_code != 200
+    check(response, path=path)
+
+
+PARTS = st.tuples(
+    st.sampled_from(['form-data; name="file"; filename="x"', 'form-data; name="name"', "form-data", ""]) | st.text(),
+    st.binary(max_size=100),
+)
+
+
+@shared
+@given(parts=st.lists(PARTS, max_size=4), end=st.sampled_from(["--B--\r\n", "--B--", "", "--"]), at=st.integers(0, 400))
+def test_forms_of_any_kind(client: TestClient, parts: list[tuple[str, bytes]], end: str, at: int) -> None:
+    raw = b"".join(
+        b"--B\r\ncontent-disposition: " + head.encode("utf-8", "replace") + b"\r\n\r\n" + data + b"\r\n"
+        for head, data in parts
+    )
+    raw += end.encode()
+    raw = raw[:at] + b"\r\n\0"[: at % 4] + raw[at:]
+    headers = {**ADMIN, "content-type": "multipart/form-data; boundary=B"}
+    check(client.post("/weights", content=raw, headers=headers), path="/weights")
+    names = [summary["name"] for summary in client.get("/weights").json()["weights"]]
+    assert names == ["demo"]
+
+
+DEMO = ("demo", "demo.safetensors")
+
+
+@shared
+@given(name=st.text(st.characters(codec="utf-8"), max_size=100).filter(lambda name: name not in DEMO))
+def test_names_of_any_kind(client: TestClient, name: str) -> None:
+    """But that of the weights which are there: they would be removed, and missed from then on."""
+    from urllib.parse import quote
+
+    response = client.delete(f"/weights/{quote(name, safe='')}", headers=ADMIN)
+    assert response.status_code in (404, 405, 422) or name in ("", ".")
+    assert client.get("/ready").status_code == 200

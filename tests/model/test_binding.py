@@ -1,0 +1,354 @@
+"""The binding: finding the library, and every refusal as its own exception with nothing written."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import INSTRUCTION_SETS, ROOT, force_kernels, make_weights
+
+from rnnlm import binding
+from rnnlm.binding import Decoder, Model, Workspace, sampling_rows
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`code` in a fresh interpreter at the project's root."""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+    )
+
+
+def test_a_missing_library_names_the_path_and_the_remedy(tmp_path: Path) -> None:
+    path = str(tmp_path / "nowhere.so")
+    result = run_python("from rnnlm import binding; binding.library()", RNNLIB_PATH=path)
+    assert "RNNLibraryError" in result.stderr and path in result.stderr and "make lib" in result.stderr
+
+
+def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.so"
+    path.write_text("not a library")
+    assert "RNNLibraryError" in run_python("from rnnlm import binding; binding.library()", RNNLIB_PATH=str(path)).stderr
+
+
+@pytest.mark.parametrize(
+    ("platform", "name"), [("win32", "rnnlib.dll"), ("darwin", "rnnlib.dylib"), ("linux", "rnnlib.so")]
+)
+def test_each_system_has_its_library(monkeypatch: pytest.MonkeyPatch, platform: str, name: str) -> None:
+    monkeypatch.delenv("RNNLIB_PATH", raising=False)
+    monkeypatch.setattr("sys.platform", platform)
+    assert binding.library_path() == ROOT / "lib" / name
+
+
+def test_another_abi_is_refused() -> None:
+    result = run_python("from rnnlm import binding; binding.ABI_VERSION = 99; binding.library()")
+    assert "RNNLibraryError" in result.stderr and "99" in result.stderr
+
+
+def test_importing_needs_no_library_and_no_torch(tmp_path: Path) -> None:
+    code = "import sys, rnn; sys.exit(any(m in sys.modules for m in ('torch', 'gensim', 'datasets', 'matplotlib')))"
+    assert run_python(code, RNNLIB_PATH=str(tmp_path / "none.so")).returncode == 0
+
+
+def test_torch_only_needs_no_library(tmp_path: Path) -> None:
+    code = "import sys, torch_rnn; sys.exit('rnnlm.binding' in sys.modules or 'gensim' in sys.modules)"
+    assert run_python(code, RNNLIB_PATH=str(tmp_path / "none.so")).returncode == 0
+
+
+def test_every_function_of_the_header_is_bound() -> None:
+    header = (ROOT / "csrc" / "rnnlib.h").read_text()
+    declared = re.findall(r"^RNN_API [\w *]*?\*?(rnn_\w+)\(", header, re.MULTILINE)
+    assert declared == list(binding._SIGNATURES)
+
+
+def test_the_library_exports_its_functions_alone() -> None:
+    nm = subprocess.run(
+        ["nm", "-D", "--defined-only", str(binding.library_path())], capture_output=True, text=True, check=True
+    )
+    exported = {line.split()[-1] for line in nm.stdout.splitlines()} - {"_init", "_fini"}
+    assert exported == set(binding._SIGNATURES)
+
+
+@pytest.mark.parametrize("v,e,h", [(0, 5, 5), (5, 0, 5), (5, 5, 0), (-1, 5, 5), (2**31 - 1, 5, 5), (5, 2**20, 5)])
+def test_sizes_out_of_range(v: int, e: int, h: int) -> None:
+    with pytest.raises(binding.RNNInputError, match="size"):
+        binding.param_count(v, e, h)
+    with pytest.raises(binding.RNNInputError):
+        Workspace(v, e, h, max_steps=1, max_batch=1, threads=1)
+
+
+@pytest.mark.parametrize(
+    "option", [{"max_steps": 0}, {"max_batch": 0}, {"max_steps": 2**30, "max_batch": 2**30}, {"threads": 0}]
+)
+def test_workspace_options_out_of_range(option: dict[str, int]) -> None:
+    with pytest.raises(binding.RNNInputError):
+        Workspace(5, 4, 3, **({"max_steps": 2, "max_batch": 2, "threads": 1} | option))
+
+
+class Chunk:
+    """A valid call of loss_grad at V=7, E=5, H=3, T=4, B=2, of which a test spoils one part."""
+
+    def __init__(self) -> None:
+        weights = make_weights(7, 5, 3)
+        self.params, self.embeddings = weights.flat_parameters(), weights.embeddings.copy()
+        self.x, self.y = np.random.default_rng(0).integers(0, 7, (2, 4, 2), dtype=np.int32)
+        self.state = np.full((2, 3), 0.25, dtype=np.float32)
+        self.grads = np.full_like(self.params, 7.0)
+
+    def run(self) -> float:
+        work = Workspace(7, 5, 3, max_steps=4, max_batch=2, threads=1)
+        return work.loss_grad(self.params, self.embeddings, self.x, self.y, self.state, self.grads)
+
+    def untouched(self) -> bool:
+        return bool((self.state == 0.25).all() and (self.grads == 7.0).all())
+
+
+@pytest.mark.parametrize("name,value", [("x", 7), ("x", -1), ("y", 7), ("y", -(2**31))])
+def test_token_ids_out_of_range(name: str, value: int) -> None:
+    chunk = Chunk()
+    getattr(chunk, name)[3, 1] = value
+    with pytest.raises(binding.RNNInputError, match="token"):
+        chunk.run()
+    assert chunk.untouched()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("index", [0, 20, -1])
+def test_parameters_that_are_not_finite(bad: float, index: int) -> None:
+    chunk = Chunk()
+    chunk.params[index] = bad
+    chunk.embeddings[:, 0] = 1.0
+    with pytest.raises(binding.RNNNonFiniteError):
+        chunk.run()
+    assert chunk.untouched()
+
+
+@pytest.mark.parametrize("name", ["params", "embeddings", "x", "y", "state", "grads"])
+def test_wrong_shapes_and_types(name: str) -> None:
+    chunk = Chunk()
+    array = getattr(chunk, name)
+    setattr(chunk, name, array[:-1].copy())
+    with pytest.raises(binding.RNNInputError, match="shape"):
+        chunk.run()
+    setattr(chunk, name, array.astype(np.float64))
+    with pytest.raises(ctypes.ArgumentError):
+        chunk.run()
+
+
+def test_a_chunk_larger_than_the_workspace() -> None:
+    chunk = Chunk()
+    work = Workspace(7, 5, 3, max_steps=2, max_batch=2, threads=1)
+    with pytest.raises(binding.RNNInputError):
+        work.loss_grad(chunk.params, chunk.embeddings, chunk.x, chunk.y, chunk.state, chunk.grads)
+    assert chunk.untouched()
+
+
+def test_gradient_norm() -> None:
+    values = np.random.default_rng(0).standard_normal(100_003).astype(np.float32)
+    want = np.linalg.norm(values.astype(np.float64))
+    norms = {binding.grad_norm(values, threads) for threads in (1, 2, 3)}
+    assert len(norms) == 1 and norms.pop() == pytest.approx(want, rel=1e-12)
+    values[77] = np.inf
+    with pytest.raises(binding.RNNNonFiniteError):
+        binding.grad_norm(values)
+
+
+def decoder(vocab: int = 11, hidden: int = 5, max_streams: int = 3) -> Decoder:
+    return Decoder(Model(make_weights(vocab, 4, hidden)), max_streams=max_streams)
+
+
+def decode(target: Decoder, n: int, **spoiled: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One step of n streams; returns (tokens, log-probabilities, states)."""
+    vocab, hidden = target.model.vocab, target.model.hidden
+    rng = np.random.default_rng(3)
+    tokens = rng.integers(0, vocab, n, dtype=np.int32)
+    sampling = sampling_rows(n)
+    sampling["u"] = rng.random(n)
+    states = rng.uniform(-1, 1, (n, hidden)).astype(np.float32)
+    for name, value in spoiled.items():
+        if name == "token":
+            tokens[-1] = value
+        else:
+            sampling[name][-1] = value
+    following, logprobs = np.full(n, -5, dtype=np.int32), np.full(n, 7.0, dtype=np.float32)
+    before = states.copy()
+    try:
+        target.decode(tokens, sampling, states, following, logprobs)
+    except binding.RNNError:
+        assert (following == -5).all() and (logprobs == 7.0).all() and (states == before).all()
+        raise
+    return following, logprobs, states
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        {"token": 11},
+        {"token": -1},
+        {"u": 1.0},
+        {"u": -0.1},
+        {"u": np.nan},
+        {"temperature": -1.0},
+        {"temperature": np.nan},
+        {"temperature": np.inf},
+        {"top_k": -1},
+        {"banned": 11},
+        {"banned": -2},
+    ],
+)
+def test_a_step_refuses_what_is_out_of_range(spoiled: dict[str, float]) -> None:
+    with pytest.raises(binding.RNNInputError):
+        decode(decoder(), 2, **spoiled)
+
+
+def test_more_streams_than_the_decoder_has_room_for() -> None:
+    with pytest.raises(binding.RNNInputError):
+        decode(decoder(max_streams=3), 4)
+
+
+def test_a_stream_does_not_depend_on_its_company() -> None:
+    target = decoder(vocab=1031, hidden=33, max_streams=20)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 1031, 20, dtype=np.int32)
+    sampling = sampling_rows(20)
+    sampling["u"], sampling["top_k"], sampling["banned"] = rng.random(20), np.arange(20) % 7, np.arange(20) - 1
+    sampling["temperature"] = np.resize([1.0, 0.5, 0.0], 20)
+    states = rng.uniform(-1, 1, (20, 33)).astype(np.float32)
+
+    def step(rows: slice) -> list[np.ndarray]:
+        n = len(tokens[rows])
+        mine, following = states[rows].copy(), np.empty(n, dtype=np.int32)
+        logprobs, logits = np.empty(n, dtype=np.float32), np.empty((n, 1031), dtype=np.float32)
+        target.decode(tokens[rows], sampling[rows], mine, following, logprobs, logits)
+        return [following, logprobs, mine, logits]
+
+    together = step(slice(0, 20))
+    for i in range(20):
+        for whole, alone in zip(together, step(slice(i, i + 1)), strict=True):
+            assert np.array_equal(whole[i], alone[0])
+
+
+@pytest.mark.parametrize("name", ["embeddings", "Wxh", "Whh", "bh", "Why", "by"])
+def test_a_model_with_weights_that_are_not_finite(name: str) -> None:
+    weights = make_weights(11, 4, 5)
+    getattr(weights, name).flat[3] = np.nan
+    with pytest.raises(binding.RNNNonFiniteError):
+        Model(weights)
+
+
+def test_an_unknown_precision() -> None:
+    with pytest.raises(binding.RNNInputError, match="float32"):
+        Model(make_weights(5, 4, 3), precision="float8")
+
+
+def test_scoring_needs_two_tokens() -> None:
+    with pytest.raises(binding.RNNInputError):
+        decoder().score(np.zeros(1, dtype=np.int32))
+
+
+def three_streams() -> tuple[list[list[int]], np.ndarray, np.ndarray]:
+    """(prompts, uniforms, sampling) of three unlike streams of 12 tokens, at V=23."""
+    sampling = sampling_rows(3)
+    sampling["temperature"], sampling["top_k"], sampling["banned"] = [1.0, 0.0, 0.7], [0, 0, 4], [-1, 3, 2]
+    return [[1, 2, 3], [4], [5, 6]], np.random.default_rng(0).random((3, 12)), sampling
+
+
+def test_generate_is_the_loop_of_steps() -> None:
+    target, stop = decoder(vocab=23, hidden=7, max_streams=3), 9
+    prompts, uniforms, sampling = three_streams()
+    generations = target.generate(prompts, uniforms, sampling, stop=stop)
+    for i, (tokens, logprobs) in enumerate(generations):
+        state = np.zeros((1, 7), dtype=np.float32)
+        target.prefill(prompts[i][:-1], state[0])
+        token, following, logprob = prompts[i][-1], np.empty(1, dtype=np.int32), np.empty(1, dtype=np.float32)
+        for t in range(tokens.size):
+            own = sampling[i : i + 1].copy()
+            own["u"] = uniforms[i, t]
+            target.decode(np.array([token], dtype=np.int32), own, state, following, logprob)
+            token = int(following[0])
+            assert (tokens[t], logprobs[t]) == (token, logprob[0])
+            assert token != stop or t == tokens.size - 1
+        assert tokens.size == 12 or token == stop
+    assert any(tokens.size < 12 for tokens, _ in generations)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_many_streams_in_one_call_are_each_alone(threads: int) -> None:
+    """Neither their company nor the number of threads changes a bit, also beyond one group of 16."""
+    rng = np.random.default_rng(1)
+    model = Model(make_weights(1031, 4, 33))
+    sampling = sampling_rows(20)
+    sampling["temperature"], sampling["top_k"] = np.resize([1.0, 0.5, 0.0], 20), np.arange(20) % 7
+    sampling["banned"] = np.arange(20) - 1
+    prompts = [rng.integers(0, 1031, 1 + i % 4).tolist() for i in range(20)]
+    uniforms = rng.random((20, 15))
+    together = Decoder(model, max_streams=20, threads=threads).generate(prompts, uniforms, sampling)
+    one = Decoder(model)
+    for i, (tokens, logprobs) in enumerate(together):
+        [(alone, alone_logprobs)] = one.generate(prompts[i : i + 1], uniforms[i : i + 1], sampling[i : i + 1])
+        assert tokens.size == 15 and np.array_equal(tokens, alone) and np.array_equal(logprobs, alone_logprobs)
+
+
+def test_a_generation_can_be_cancelled() -> None:
+    target = decoder(vocab=1000, hidden=33, max_streams=2)
+    uniforms = np.random.default_rng(0).random((2, 300_000))
+    cancel = np.ones(1, dtype=np.int32)
+    assert [t.size for t, _ in target.generate([[1], [2]], uniforms, sampling_rows(2), cancel=cancel)] == [0, 0]
+    cancel[0] = 0
+    timer = threading.Timer(0.2, cancel.fill, [1])
+    timer.start()
+    cut = target.generate([[1], [2]], uniforms, sampling_rows(2), cancel=cancel)
+    timer.join()
+    made = cut[0][0].size
+    assert 0 < made < 300_000 and cut[1][0].size == made
+    whole = target.generate([[1], [2]], uniforms[:, :made].copy(), sampling_rows(2))
+    for (tokens, _), (want, _) in zip(cut, whole, strict=True):
+        assert np.array_equal(tokens, want)
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        {"prompts": []},
+        {"prompts": [[1], [], [2]]},
+        {"prompts": [[1], [23], [2]]},
+        {"prompts": [[1], [2]]},
+        {"uniforms": np.full((3, 4), 1.0)},
+        {"uniforms": np.zeros(3)},
+        {"uniforms": np.zeros((3, 0))},
+        {"sampling": sampling_rows(2)},
+        {"sampling": sampling_rows(3, temperature=-1.0)},
+        {"stop": 23},
+        {"stop": -2},
+        {"cancel": np.zeros(2, dtype=np.int32)},
+    ],
+)
+def test_generate_refuses_what_is_out_of_range(spoiled: dict[str, Any]) -> None:
+    prompts, uniforms, sampling = three_streams()
+    arguments = {"prompts": prompts, "uniforms": uniforms, "sampling": sampling} | spoiled
+    with pytest.raises(binding.RNNInputError):
+        decoder(vocab=23, hidden=7, max_streams=3).generate(**arguments)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_kernels_can_be_forced(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    force_kernels(isa, monkeypatch)
+    assert binding.kernel() == isa
+    result = run_python("from rnnlm import binding; print(binding.kernel())", RNN_ISA=isa)
+    assert result.stdout == f"{isa}\n"
+
+
+def test_kernels_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RNN_ISA", raising=False)
+    best = binding.kernel()
+    monkeypatch.setenv("RNN_ISA", "avx1024")
+    assert binding.kernel() == best
+    result = run_python("from rnnlm import binding; binding.library()", RNN_ISA="avx1024")
+    assert "RNNLibraryError" in result.stderr and "RNN_ISA=avx1024" in result.stderr and "avx2" in result.stderr

@@ -1,0 +1,26 @@
+"""The version is written once, and the changelog knows it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+from conftest import ROOT
+from packaging.version import Version
+
+from rnnlm.version import VERSION
+
+
+def test_the_changelog_has_every_released_version() -> None:
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    version = Version(VERSION)
+    assert str(version) == VERSION
+    if version.is_devrelease:
+        assert headings[0] == "Unreleased"
+    else:
+        assert any(re.fullmatch(rf"{re.escape(VERSION)} - \d{{4}}-\d\d-\d\d", heading) for heading in headings)
+
+
+def test_make_reads_the_same_version() -> None:
+    said = subprocess.run(["make", "-pn", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert f"\nVERSION := {VERSION}\n" in said

@@ -1,0 +1,511 @@
+"""Continuous batching: joining, leaving, cancelling, limits, and that company changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+from conftest import make_checkpoint
+from serving import GUARD_SECONDS, needs_library
+
+from rnnlm.checkpoint import Checkpoint
+from rnnlm.data.text import UNK, Vocabulary
+from rnnlm.language_model import Sampling
+from service.engines import Engine, Feed, Step
+from service.errors import Busy, ClientGone, Internal, ShuttingDown, TimeLimit
+from service.metrics import Metrics
+from service.scheduler import Scheduler
+from service.sequences import PREFILL_TOKENS, Run, TokenSequence
+from service.wording import Phrase
+
+EOS = 0
+
+
+class CountingEngine(Engine):
+    """Writes 1, 2, 3, ...; with `gate`, each step waits until the test lets it."""
+
+    def __init__(self, gate: threading.Semaphore | None = None) -> None:
+        self.gate = gate
+        self.batches: list[int] = []
+        self.prefilled: list[int] = []
+        self.fails = False
+        self.logprob = -1.0
+
+    def begin(self) -> int:
+        return 0
+
+    def prefill(self, tokens: Sequence[int], state: int) -> int:
+        self.prefilled.append(len(tokens))
+        return state
+
+    def step(self, feeds: Sequence[Feed], states: Sequence[int]) -> tuple[list[Step], Sequence[int]]:
+        if self.gate:
+            assert self.gate.acquire(timeout=GUARD_SECONDS)
+        if self.fails:
+            raise RuntimeError("broken")
+        self.batches.append(len(feeds))
+        return [Step(state + 1, self.logprob, ()) for state in states], [state + 1 for state in states]
+
+
+def sequence(engine: Engine, *, prompt: Sequence[int] = (EOS,), max_tokens: int = 5, **options: Any) -> TokenSequence:
+    return TokenSequence(
+        engine, prompt, max_tokens=max_tokens, sampling=Sampling(), **{"seed": 1, "eos": EOS, **options}
+    )
+
+
+def run_of(*sequences: TokenSequence, seconds: float = GUARD_SECONDS, every_token: bool = True) -> Run:
+    return Run(sequences, created_at=time.monotonic(), seconds=seconds, every_token=every_token)
+
+
+def with_scheduler(
+    test: Callable[[Scheduler, Metrics], Coroutine[Any, Any, None]], max_sequences: int = 4, max_waiting: int = 4
+) -> None:
+    metrics = Metrics()
+    scheduler = Scheduler(
+        name="test", max_sequences=max_sequences, max_waiting=max_waiting, metrics=metrics.backend("test")
+    )
+    scheduler.start()
+
+    async def body() -> None:
+        try:
+            async with asyncio.timeout(GUARD_SECONDS):
+                await test(scheduler, metrics)
+        finally:
+            await asyncio.to_thread(scheduler.close)
+
+    asyncio.run(body())
+
+
+def tokens(sequence: TokenSequence) -> list[int]:
+    return [step.token for step in sequence.steps[: sequence.visible]]
+
+
+def test_a_run_is_carried_out() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        run = run_of(sequence(CountingEngine()), every_token=False)
+        scheduler.submit(run)
+        await run.wait()
+        assert tokens(run.sequences[0]) == [1, 2, 3, 4, 5]
+        assert run.sequences[0].finish_reason == "length"
+
+    with_scheduler(test)
+
+
+def test_sequences_join_between_tokens_and_leave_when_done() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        gate = threading.Semaphore(0)
+        engine = CountingEngine(gate)
+        first, second = run_of(sequence(engine, max_tokens=6)), run_of(sequence(engine, max_tokens=2))
+        scheduler.submit(first)
+        gate.release()
+        async for _ in first.changes():
+            if len(first.sequences[0].steps) == 1:
+                break
+        scheduler.submit(second)
+        gate.release(20)
+        await second.wait()
+        await first.wait()
+        assert engine.batches[0] == 1 and engine.batches[-1] == 1
+        assert engine.batches.count(2) == 2
+        assert tokens(first.sequences[0]) == [1, 2, 3, 4, 5, 6]
+        assert tokens(second.sequences[0]) == [1, 2]
+
+    with_scheduler(test)
+
+
+@pytest.mark.parametrize("every_token", [True, False])
+def test_a_cancelled_run_makes_at_most_two_more_tokens(every_token: bool) -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        gate = threading.Semaphore(3)
+        run = run_of(sequence(CountingEngine(gate), max_tokens=1000), every_token=every_token)
+        scheduler.submit(run)
+        while len(run.sequences[0].steps) < 3:
+            await asyncio.sleep(0.001)
+        run.cancel()
+        gate.release(500)
+        with pytest.raises(ClientGone):
+            await run.wait()
+        after = run_of(sequence(CountingEngine()))  # once this is done, the thread has been round
+        scheduler.submit(after)
+        await after.wait()
+        assert 3 <= len(run.sequences[0].steps) <= 5
+        assert metrics.cancelled.labels("test")._value.get() == 1
+        assert metrics.running.labels("test")._value.get() <= 1
+
+    with_scheduler(test)
+
+
+def test_a_slow_reader_holds_nobody_back() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        engine = CountingEngine()
+        unread, other = run_of(sequence(engine, max_tokens=300)), run_of(sequence(engine, max_tokens=300))
+        scheduler.submit(unread)
+        scheduler.submit(other)
+        await other.wait()
+        while not unread.done:
+            await asyncio.sleep(0.001)
+        assert len(unread.sequences[0].steps) == 300  # kept, and no more than that
+
+    with_scheduler(test)
+
+
+def test_the_queue_is_bounded_and_says_when_to_come_again() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        gate = threading.Semaphore(0)
+        runs = [run_of(sequence(CountingEngine(gate)), sequence(CountingEngine(gate))) for _ in range(2)]
+        for run in runs:
+            scheduler.submit(run)
+        with pytest.raises(Busy) as refusal:
+            scheduler.submit(run_of(sequence(CountingEngine())))
+        assert int(refusal.value.headers["retry-after"]) >= 1
+        gate.release(100)
+        for run in runs:
+            await run.wait()
+        again = run_of(sequence(CountingEngine()))
+        await asyncio.sleep(0.01)
+        scheduler.submit(again)
+        await again.wait()
+
+    with_scheduler(test, max_sequences=2, max_waiting=2)
+
+
+def test_who_has_gone_away_takes_no_place_in_the_queue() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        gate = threading.Semaphore(0)  # no token is made until it opens, so nothing is tidied up between two
+        running, waiting = (run_of(sequence(CountingEngine(gate))) for _ in range(2))
+        scheduler.submit(running)
+        scheduler.submit(waiting)
+        waiting.cancel()
+        scheduler.submit(run_of(sequence(CountingEngine())))
+        gate.release(100)
+        await running.wait()
+
+    with_scheduler(test, max_sequences=1, max_waiting=1)
+
+
+def test_a_run_is_taken_whole_or_not_at_all() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        with pytest.raises(Busy):
+            scheduler.submit(run_of(*(sequence(CountingEngine()) for _ in range(5))))
+        run = run_of(*(sequence(CountingEngine()) for _ in range(4)))
+        scheduler.submit(run)
+        await run.wait()
+
+    with_scheduler(test, max_sequences=2, max_waiting=2)
+
+
+def test_the_time_limit_ends_what_runs_and_what_waits() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        gate = threading.Semaphore(0)
+        running = run_of(sequence(CountingEngine(gate)), seconds=0.05)
+        waiting = run_of(sequence(CountingEngine(gate)), seconds=0.05)
+        scheduler.submit(running)
+        scheduler.submit(waiting)
+        await asyncio.sleep(0.1)
+        gate.release(2)
+        for run in (running, waiting):
+            with pytest.raises(TimeLimit, match=r"0\.05 seconds"):
+                await run.wait()
+        assert waiting.sequences[0].started_at is None
+
+    with_scheduler(test, max_sequences=1)
+
+
+def test_a_cut_tells_everybody_and_takes_no_more() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        gate = threading.Semaphore(0)
+        run = run_of(sequence(CountingEngine(gate)))
+        scheduler.submit(run)
+        scheduler.cut()
+        with pytest.raises(ShuttingDown):
+            await run.wait()
+        with pytest.raises(ShuttingDown):
+            scheduler.submit(run_of(sequence(CountingEngine())))
+        gate.release(10)
+
+    with_scheduler(test)
+
+
+def test_what_is_done_is_not_taken_back() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        run = run_of(sequence(CountingEngine()))
+        scheduler.submit(run)
+        while not run.done:
+            await asyncio.sleep(0.001)
+        scheduler.cut()
+        run.error = ShuttingDown()
+        run.cancel()
+        await run.wait()
+        assert tokens(run.sequences[0]) == [1, 2, 3, 4, 5]
+
+    with_scheduler(test)
+
+
+class PoisonedEngine(CountingEngine):
+    """Fails for whoever has come to state 2: the whole step, or only its row."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def step(self, feeds: Sequence[Feed], states: Sequence[int]) -> tuple[list[Step], Sequence[int]]:
+        if self.how == "raises" and 2 in states:
+            raise RuntimeError("broken")
+        steps, following = super().step(feeds, states)
+        return [s._replace(logprob=float("nan")) if s.token == 3 else s for s in steps], following
+
+
+@pytest.mark.parametrize("how", ["raises", "overflows"])
+def test_a_step_that_fails_ends_its_own_sequence_only(how: str) -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        engine = PoisonedEngine(how)
+        poisoned, short = run_of(sequence(engine)), run_of(sequence(engine, max_tokens=2))
+        scheduler.submit(poisoned)
+        scheduler.submit(short)
+        with pytest.raises(Internal):
+            await poisoned.wait()
+        await short.wait()
+        assert tokens(short.sequences[0]) == [1, 2]
+
+    with_scheduler(test)
+
+
+def test_neighbours_of_a_failure_go_on() -> None:
+    class Sick(CountingEngine):
+        def step(self, feeds: Sequence[Feed], states: Sequence[int]) -> tuple[list[Step], Sequence[int]]:
+            if any(feed.u < 0.3 for feed in feeds):  # of seed 3 the first uniform, of seed 1 none
+                raise RuntimeError("broken")
+            return super().step(feeds, states)
+
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        engine = Sick()
+        well, sick = run_of(sequence(engine, seed=1, max_tokens=1)), run_of(sequence(engine, seed=3, max_tokens=1))
+        assert well.sequences[0].feed()[0].u >= 0.3 > sick.sequences[0].feed()[0].u
+        scheduler.submit(well)
+        scheduler.submit(sick)
+        with pytest.raises(Internal):
+            await sick.wait()
+        await well.wait()
+        assert metrics.cancelled.labels("test")._value.get() == 0  # nobody went away
+
+    with_scheduler(test)
+
+
+def test_only_a_client_that_goes_away_counts_as_cancelled() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        gate = threading.Semaphore(1)
+        run = run_of(sequence(CountingEngine(gate)))
+        scheduler.submit(run)
+        while not run.sequences[0].steps:
+            await asyncio.sleep(0.001)
+        run.error = Internal()
+        run.cancel()  # as its request does whenever it ends
+        gate.release(5)
+        after = run_of(sequence(CountingEngine()))
+        scheduler.submit(after)
+        await after.wait()
+        assert metrics.cancelled.labels("test")._value.get() == 0
+
+    with_scheduler(test)
+
+
+def test_closing_from_another_thread_wakes_who_waits() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        asyncio.get_running_loop().set_debug(True)  # call_soon from another thread then raises
+        gate = threading.Semaphore(0)
+        run = run_of(sequence(CountingEngine(gate)))
+        scheduler.submit(run)
+        waiting = asyncio.create_task(run.wait())
+        await asyncio.sleep(0.01)
+        closing = asyncio.create_task(asyncio.to_thread(scheduler.close))
+        with pytest.raises(ShuttingDown):
+            await waiting
+        gate.release(10)
+        await closing
+
+    with_scheduler(test)
+
+
+@pytest.mark.parametrize(("count", "most", "least"), [(1, 20, 20), (4, 12, 8)])
+def test_one_stream_is_told_of_each_token_and_many_of_several_at_once(
+    monkeypatch: pytest.MonkeyPatch, count: int, most: int, least: int
+) -> None:
+    monkeypatch.setattr("service.scheduler.SECONDS_PER_EVENT", 1000.0)
+
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        told: list[Run] = []
+        wake = scheduler._wake
+        monkeypatch.setattr(scheduler, "_wake", lambda runs: (told.extend(runs), wake(runs)))
+        gate = threading.Semaphore(0)
+        engine = CountingEngine(gate)
+        runs = [run_of(sequence(engine, max_tokens=20)) for _ in range(count)]
+        for run in runs:
+            scheduler.submit(run)
+        gate.release(100)
+        for run in runs:
+            await run.wait()
+            assert len(tokens(run.sequences[0])) == 20
+        assert least <= len(told) <= most  # of many: the first, the last, and what came before the others had joined
+
+    with_scheduler(test)
+
+
+def test_a_long_prompt_goes_in_by_parts() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        engine = CountingEngine()
+        run = run_of(sequence(engine, prompt=[1] * (2 * PREFILL_TOKENS + 10)))
+        scheduler.submit(run)
+        await run.wait()
+        assert engine.prefilled == [PREFILL_TOKENS, PREFILL_TOKENS, 9]  # the last token is fed by the first step
+
+    with_scheduler(test)
+
+
+def test_a_stop_phrase_is_cut_off_and_its_start_held_back() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        gate = threading.Semaphore(0)
+        run = run_of(sequence(CountingEngine(gate), max_tokens=9, stop=(Phrase.of((3, 4, 5)),)))
+        scheduler.submit(run)
+        seen = []
+        async for _ in run.changes():
+            seen.append(run.sequences[0].visible)
+            gate.release()
+        assert max(seen) == 2 and run.sequences[0].visible == 2
+        assert run.sequences[0].finish_reason == "stop" and run.sequences[0].new_tokens == 5
+
+    with_scheduler(test)
+
+
+def test_silence_is_told() -> None:
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        gate = threading.Semaphore(0)
+        run = run_of(sequence(CountingEngine(gate)))
+        scheduler.submit(run)
+        told = []
+        async for changed in run.changes(silence=0.01):
+            told.append(changed)
+            if told[-3:] == [False] * 3:
+                gate.release(10)
+        assert told[:4] == [True, False, False, False] and told[-1]
+
+    with_scheduler(test)
+
+
+# ---- The engines ----------------------------------------------------------------------------------------------------
+
+
+def source_with_unk() -> Checkpoint:
+    source = make_checkpoint(vocab=60, embed=9, hidden=12)
+    by = source.weights.by.copy()
+    by[4] = 3.0  # so probable that it would be drawn
+    words = (*source.vocabulary[:4], UNK, *source.vocabulary[5:])
+    return dataclasses.replace(source, weights=dataclasses.replace(source.weights, by=by), vocabulary=words)
+
+
+def c_engine() -> Engine:
+    import rnn
+    from service.engines import CEngine
+
+    return CEngine(rnn.RNN(source_with_unk()), 32)
+
+
+def torch_engine() -> Engine:
+    import torch_rnn
+    from service.engines import TorchEngine
+
+    source = source_with_unk()
+    return TorchEngine(torch_rnn.RNN.mapped(source.weights, Vocabulary(source.vocabulary)))
+
+
+def carry_out(runs: Callable[[], list[list[TokenSequence]]]) -> list[list[Step]]:
+    """The steps of every sequence, of runs that are submitted together."""
+    steps: list[list[Step]] = []
+
+    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
+        made = [run_of(*sequences) for sequences in runs()]
+        for run in made:
+            scheduler.submit(run)
+        for run in made:
+            await run.wait()
+            steps.extend(sequence.steps for sequence in run.sequences)
+
+    with_scheduler(test, max_sequences=32, max_waiting=64)
+    return steps
+
+
+@needs_library
+@pytest.mark.parametrize("make", [c_engine, torch_engine])
+def test_company_changes_nothing(make: Callable[[], Engine]) -> None:
+    engine = make()
+
+    def one(seed: int, **options: Any) -> TokenSequence:
+        return sequence(engine, prompt=[0, seed % 50, 7], max_tokens=10 + seed % 7, seed=seed, eos=None, **options)
+
+    alone = [carry_out(lambda seed=seed: [[one(seed)]])[0] for seed in range(12)]  # type: ignore[misc]
+    together = carry_out(lambda: [[one(seed) for seed in range(6)], *([one(seed)] for seed in range(6, 12))])
+    assert together == alone
+    with_logits = carry_out(lambda: [[one(0, top=3)], *([one(seed)] for seed in range(1, 12))])
+    assert [[step.token for step in steps] for steps in with_logits] == [[s.token for s in steps] for steps in alone]
+
+
+@needs_library
+def test_the_engines_agree() -> None:
+    def both(make: Callable[[], Engine]) -> list[list[Step]]:
+        engine = make()
+        options: dict[str, Any] = {"max_tokens": 12, "eos": None, "top": 4}
+        return carry_out(
+            lambda: [
+                [sequence(engine, prompt=[0, 3, 5], seed=5, **options)],
+                [sequence(engine, prompt=[0, 3, 5, 9, 1], seed=6, scored=True, **options)],
+            ]
+        )
+
+    for ours, theirs in zip(both(c_engine), both(torch_engine), strict=True):
+        assert any(token == 4 for step in ours for token, _ in step.top)  # <UNK> is told of,
+        assert not any(step.token == 4 for step in ours)  # and never drawn
+        assert [step.token for step in ours] == [step.token for step in theirs]
+        assert [step.logprob for step in ours] == pytest.approx([step.logprob for step in theirs], abs=1e-4)
+        for a, b in zip(ours, theirs, strict=True):
+            assert [token for token, _ in a.top] == [token for token, _ in b.top]
+            assert [value for _, value in a.top] == pytest.approx([value for _, value in b.top], abs=1e-4)
+
+
+@needs_library
+@pytest.mark.parametrize("make", [c_engine, torch_engine])
+def test_scored_prompts_agree_with_the_model(make: Callable[[], Engine]) -> None:
+    engine = make()
+    prompt = [0, 3, 5, 9, 1, 0, 22]
+    (steps,) = carry_out(lambda: [[sequence(engine, prompt=prompt, max_tokens=0, scored=True, top=2)]])
+    import numpy as np
+
+    expected = engine.model.log_probabilities(np.array(prompt, dtype=np.int32))
+    assert [step.token for step in steps] == prompt[1:]
+    assert [step.logprob for step in steps] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert all(len(step.top) == 2 and step.top[0][1] >= step.logprob - 1e-5 for step in steps)
+
+
+@needs_library
+def test_more_alternatives_than_words() -> None:
+    import rnn
+    from service.engines import CEngine
+
+    engine = CEngine(rnn.RNN(make_checkpoint(vocab=5)), 4)
+    (steps,) = carry_out(lambda: [[sequence(engine, max_tokens=2, eos=None, top=20)]])
+    assert all(sorted(token for token, _ in step.top) == [0, 1, 2, 3, 4] for step in steps)
+    assert all([value for _, value in step.top] == sorted((v for _, v in step.top), reverse=True) for step in steps)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-30])
+def test_the_smallest_temperatures_take_the_most_probable_word(temperature: float) -> None:
+    import torch
+
+    import torch_rnn
+
+    logits = torch.tensor([-3.0, 2.0, 9.0, 1.0], dtype=torch.float64)
+    for u in (0.0, 0.5, 0.999):
+        assert torch_rnn.draw(logits, Sampling(temperature), u, banned=2) == 1

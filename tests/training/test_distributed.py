@@ -1,0 +1,250 @@
+"""Several processes are one run: the same numbers as one process, one voice, and a state to go on from."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from running import BACKENDS, options, refused, run, same_weights
+
+import torch_rnn
+from rnnlm import checkpoint
+from rnnlm.training import distributed
+from rnnlm.training.config import ConfigError, TrainConfig
+from rnnlm.training.distributed import PeerLost
+
+STEPS = 20
+EXACT = {"max_tokens": 8 * 16 * STEPS + 1, "epochs": 1, "bptt": 16}  # 20 steps of 8 streams
+
+
+def torchrun(backend: str, *arguments: str, processes: int = 2) -> list[str]:
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
+        *(str(ROOT / BACKENDS[backend]), *arguments),
+    ]
+
+
+def run_all(backend: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(torchrun(backend, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def ours(stderr: str, backend: str) -> list[str]:
+    """What the program itself said at its end, without torchrun's report."""
+    return [line for line in stderr.splitlines() if line.startswith(f"{BACKENDS[backend]}: ")]
+
+
+def difference(first: Path, second: Path) -> float:
+    a, b = checkpoint.load(first).weights.parameters(), checkpoint.load(second).weights.parameters()
+    return max(float(np.abs(a[name] - b[name]).max()) for name in a)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.5, "clip": 0.1},
+        {"optimizer": "sgd", "learning_rate": 0.002, "reduction": "sum", "clip": 0},
+        {"optimizer": "adamw", "weight_decay": 0.01},
+        {"dropout": 0.3, "input_dropout": 0.1, "sampled_softmax": 5},
+    ],
+    ids=["mean, clipped", "sum", "adamw", "dropout, sampled"],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_processes_are_one_of_twice_the_batch(
+    backend: str, changed: dict[str, object], text: Path, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    result = run(backend, *options(text, one, batch_size=8, **EXACT | changed))
+    assert result.returncode == 0, result.stderr
+    result = run_all(backend, *options(text, two, batch_size=4, **EXACT | changed), "--tensorboard")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("epoch 1/1") == 1 and result.stdout.count("validation perplexity") == 1
+    rows = [checkpoint.load(path).history[1] for path in (one, two)]
+    assert rows[0]["step"] == rows[1]["step"] == STEPS and rows[0]["tokens"] == rows[1]["tokens"] == 8 * 16 * STEPS
+    for name in ("train_loss", "validation_loss", "gradient_norm"):
+        assert rows[0][name] == pytest.approx(rows[1][name], abs=1e-5), name
+    assert difference(one, two) < 1e-5
+    assert checkpoint.load(two).config["processes"] == 2
+    assert len(list(two.with_suffix(".tensorboard").iterdir())) == 1  # process 0's alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend,rank", [("c", 0), ("torch", 1)])
+def test_a_killed_process_ends_the_run_with_one_message_and_resume_goes_on(
+    backend: str, rank: int, text: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    long = {"epochs": 12, "patience": 0, "batch_size": 4}
+    assert run_all(backend, *options(text, whole, **long)).returncode == 0
+    arguments = torchrun(backend, *options(text, killed, **long))
+    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if re.search("epoch 3/", line):
+                os.kill(worker(process.pid, rank), signal.SIGKILL)
+                break
+        rest = process.stderr.read()
+    assert process.returncode != 0
+    (message,) = ours(rest, backend)
+    for words in ("another of the 2 processes", "killed.resume", "torchrun --nproc-per-node 2", "--resume"):
+        assert words in message
+    result = run_all(backend, *options(text, killed, **long), "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "epoch 1/" not in result.stderr and "epoch 12/" in result.stderr
+    assert same_weights(whole, killed)
+    # And with more epochs on one process, which takes the streams of both.
+    result = run(backend, *options(text, killed, **long | {"batch_size": 8, "epochs": 13}), "--resume")
+    assert result.returncode == 0, result.stderr
+    assert checkpoint.load_state(killed.with_suffix(".resume"))[1]["progress"]["epoch"] == 13
+    refused(run(backend, *options(text, killed, **long), "--resume"), 2, "batch_size", "8", "4")
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_at_the_same_step(text: Path, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    long = {"epochs": 12, "patience": 0, "batch_size": 4}
+    assert run_all("c", *options(text, whole, **long)).returncode == 0
+    arguments = torchrun("c", *options(text, stopped, **long))
+    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if "epoch 2/" in line:
+                os.killpg(process.pid, signal.SIGINT)  # as a terminal does: torchrun and all that it started
+                break
+        rest = process.stderr.read()
+    assert process.returncode != 0
+    (message,) = ours(rest, "c")
+    assert "stopped after step" in message and "stopped.resume" in message
+    result = run_all("c", *options(text, stopped, **long), "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "epoch 1/" not in result.stderr and "epoch 12/" in result.stderr
+    assert same_weights(whole, stopped)
+
+
+@pytest.mark.slow
+def test_mistakes_are_said_once(text: Path, tmp_path: Path) -> None:
+    for changed, words in (
+        ({"learning_rate": 0}, "--learning-rate"),
+        ({"corpus": "no-such-corpus"}, "no-such-corpus"),
+        ({"batch_size": 3000}, "in each of 2 processes"),
+        ({"optimizer": "sgd", "clip": 0, "schedule": "constant", "learning_rate": 1e38}, "not finite"),
+    ):
+        result = run_all("c", *options(text, tmp_path / "model", **changed))
+        assert result.returncode != 0
+        (message,) = ours(result.stderr, "c")
+        assert words in message
+
+
+def worker(launcher: int, rank: int) -> int:
+    """The process id of a rank that `launcher` started."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                environment = (entry / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if parent == launcher and f"RANK={rank}".encode() in environment:
+                return int(entry.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.fixture
+def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in distributed._NEEDED:
+        monkeypatch.delenv(name, raising=False)
+    yield
+
+
+def test_a_stray_world_size_is_refused(no_torchrun: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match=r"not RANK, .* torchrun"):
+        distributed.join(cuda=False)
+
+
+def test_a_place_to_meet_that_cannot_be_had(no_torchrun: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        at = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in ({name: "1" for name in distributed._NEEDED} | at).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(PeerLost, match=f"processes of the run cannot meet at 127.0.0.1:{port} \\("):
+            distributed.join(cuda=False)
+
+
+def test_what_one_machine_lacks_is_said_by_its_process(text: Path, tmp_path: Path) -> None:
+    """Before the processes have met; what is wrong with the options all of them find, and process 0 says it."""
+    second = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    arguments = options(text, tmp_path / "model")
+    refused(run("c", *arguments, RNNLIB_PATH=str(tmp_path / "none.so"), **second), 1, "none.so", "make lib")
+    result = run("c", *options(text, tmp_path / "model", learning_rate=0), **second)
+    assert result.returncode == 2 and not result.stderr
+
+
+def test_one_process_never_imports_torch(text: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys, main; code = main.cli.main(main.Trainer, main.RNN, sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    arguments = options(text, tmp_path / "model", epochs=1)
+    result = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_one_process_is_its_own_group(no_torchrun: None) -> None:
+    group = distributed.join(cuda=False)
+    array = np.arange(3.0)
+    group.sum(array)
+    assert array.tolist() == [0.0, 1.0, 2.0] and group.gather(array) is array and group.totals(1, 2) == (1, 2)
+    assert group.from_first(lambda: 7) == 7 and group.may_report()
+
+
+def test_threads_are_shared_by_the_processes_of_a_machine_and_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    group = distributed.Group()
+    assert group.threads(None) == distributed.processors() and group.threads(3) == 3
+    assert group.threads(1000) == max(16, 4 * distributed.processors()) and "1000" in caplog.text
+    caplog.clear()
+    group.rank = 1  # of several processes the first has said so
+    assert group.threads(1000) == max(16, 4 * distributed.processors()) and not caplog.text
+    group.local_size = 10_000
+    assert group.threads(None) == 1
+
+
+def test_a_process_without_a_gpu_of_its_own_says_so_before_it_meets_the_others(
+    no_torchrun: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert torch_rnn.Trainer.check(TrainConfig(device="cuda")) == "cuda"  # one process takes the first GPU
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="process 1 of this machine has no GPU of its own"):
+        torch_rnn.Trainer.check(TrainConfig(device="cuda"))
+
+
+def test_a_process_waits_longer_than_torchs_half_hour(no_torchrun: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the first to read a large corpus."""
+    import torch.distributed
+
+    met: list[dict[str, object]] = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **options: met.append(options))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    for name in distributed._NEEDED:
+        monkeypatch.setenv(name, "1")
+    distributed.join(cuda=False)
+    assert [options["timeout"] for options in met] == [distributed.PATIENCE] and distributed.PATIENCE.days >= 1
+
+
+def test_gloos_messages_are_shortened() -> None:
+    error = RuntimeError("[/a/b/pair.cc:553] Connection closed by peer [127.0.0.1]:20865. This is typically")
+    assert distributed._first_line(error) == "Connection closed by peer [127.0.0.1]:20865"
