@@ -269,7 +269,7 @@ def test_demo_is_the_news_corpus_of_the_gensim_wheel() -> None:
 
 def test_demo_imports_neither_gensim_nor_datasets() -> None:
     code = (
-        "import sys; from data import corpus; corpus.load_corpus('demo'); "
+        "import sys; from rnnlm.data import corpus; corpus.load_corpus('demo'); "
         "print([m for m in ('gensim', 'datasets') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -142,7 +142,7 @@ def test_a_process_that_dies_while_saving_leaves_the_old_file(path: Path) -> Non
     """As after SIGKILL or a power cut: nothing is cleaned up, and still no listing shows half a file."""
     before = path.read_bytes()
     script = (
-        "import os, sys, checkpoint\n"
+        "import os, sys; from rnnlm import checkpoint\n"
         "good = checkpoint.load(sys.argv[1])\n"
         "os.fsync = lambda handle: os._exit(9)\n"
         "checkpoint.save(sys.argv[1], good)\n"

@@ -587,7 +587,7 @@ def test_options_that_there_are_not_are_told_in_one_line(backend: str) -> None:
 def test_out_of_memory_names_the_options_that_help(backend: str, text: Path, tmp_path: Path) -> None:
     import resource
 
-    program = "import sys, {0}; from training import cli; sys.exit(cli.main({0}.Trainer, {0}.RNN, sys.argv[1:]))"
+    program = "import sys, {0}; from rnnlm.training import cli; sys.exit(cli.main({0}.Trainer, {0}.RNN, sys.argv[1:]))"
     arguments = options(text, tmp_path / "model", hidden_size=16384, embeddings="train")
     result = subprocess.run(
         [sys.executable, "-c", program.format(BACKENDS[backend].removesuffix(".py")), *arguments],
