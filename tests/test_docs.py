@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, SOURCES
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAKEFILES = [ROOT / "Makefile", ROOT / "tests" / "hard.mk", ROOT / "deploy" / "ship.mk"]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
 
 # What a command of the documents makes, or stands for something of the reader's.
@@ -27,9 +28,13 @@ def blocks(text: str) -> str:
     return "\n".join([*fenced, *inline]).replace("\\\n", " ")
 
 
+def makefiles() -> str:
+    return "".join(path.read_text() for path in MAKEFILES)
+
+
 @pages
 def test_make_targets_exist(page: str) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefiles(), re.MULTILINE))
     named = set()
     for line in blocks(TEXTS[page]).splitlines():
         command = re.match(r"(?:\$ )?make ((?:[a-zA-Z_]+=\S+ |[a-z-]+ ?)+)", line + " ")
@@ -114,7 +119,7 @@ def test_tests_that_are_named_exist(page: str) -> None:
 
 
 def test_every_target_with_a_description_is_listed_by_make_help() -> None:
-    described = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    described = set(re.findall(r"^([a-z-]+):.*## ", makefiles(), re.MULTILINE))
     listed = subprocess.run(["make", "--silent", "help"], cwd=ROOT, capture_output=True, text=True).stdout
     assert described and described == set(re.findall(r"^  make ([a-z-]+) ", listed, re.MULTILINE))
 

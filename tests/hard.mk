@@ -1,0 +1,108 @@
+# What tries to break the program, and takes minutes: sanitizers, fuzzing, faults, other systems. Part of the Makefile.
+# docs/reliability.md has the figures.
+
+.PHONY: test-san test-threads run-threads test-valgrind run-valgrind fuzz run-fuzz fuzz-weights fuzz-python faults soak \
+        audit test-windows test-arm test-macos fixed-run
+
+## Hard tests
+
+# The sanitizer's runtime must be loaded before Python, and libstdc++ with it, whose exceptions it intercepts. Leaks are
+# not checked: Python's own allocations would be reported.
+SAN_ENV := $(if $(filter 1,$(SAN)),ASAN_OPTIONS=detect_leaks=0 RNNLIB_PATH="$(CURDIR)/$(LIBRARY)" \
+             LD_PRELOAD="$(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libstdc++.so)")
+
+test-san: ## the fast tests under gcc's address and undefined-behaviour sanitizers
+	$(MAKE) test SAN=1 CC=gcc
+
+THREADS_TEST := $(BUILD)/test_threads
+
+$(THREADS_TEST): tests/c/test_threads.c tests/c/testing.c
+
+# ThreadSanitizer cannot follow gcc's OpenMP. It follows clang's, through archer; where that is missing, the library is
+# built without OpenMP, and only the test's own threads are checked.
+TSAN_OMP = $(if $(wildcard $(shell clang -print-file-name=include/omp.h)),1,0)
+
+test-threads: ## the C tests under ThreadSanitizer: one model, many threads, models replaced under load
+	$(MAKE) run-threads CC=clang SAN=thread OMP=$(TSAN_OMP)
+
+TSAN := OMP_NUM_THREADS=3 OMP_WAIT_POLICY=passive TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1"
+
+run-threads: $(THREADS_TEST) $(C_TEST)
+	$(TSAN) $(THREADS_TEST)
+	$(TSAN) $(C_TEST)
+
+VALGRIND := valgrind --quiet --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite,possible
+
+test-valgrind: ## the C tests under valgrind's memcheck, which knows AVX2 but not AVX-512
+	$(MAKE) run-valgrind OMP=0
+
+run-valgrind: $(THREADS_TEST) $(C_TEST)
+	for isa in avx2 reference; do RNN_ISA=$$isa $(VALGRIND) $(C_TEST) || exit 1; done
+	RNN_ISA=avx2 $(VALGRIND) $(THREADS_TEST)
+
+FUZZ_RUNS ?= 10000000
+FUZZ_ISAS ?= $(ISAS) reference
+
+fuzz: ## libFuzzer on the C library: FUZZ_RUNS inputs (10 million), spread evenly over the instruction sets
+	$(MAKE) run-fuzz CC=clang OMP=0 SAN=fuzz
+
+FUZZER := $(BUILD)/fuzz_rnnlib
+FUZZ   := -runs=$$(($(FUZZ_RUNS) / $(words $(FUZZ_ISAS)))) -max_len=300 -len_control=0 -timeout=20 -rss_limit_mb=2048 \
+          -verbosity=0 -print_final_stats=1 -artifact_prefix=$(BUILD)/
+run-fuzz: export ASAN_OPTIONS = allocator_may_return_null=1:max_allocation_size_mb=64
+run-fuzz: $(FUZZER)
+	@for isa in $(FUZZ_ISAS); do \
+	    mkdir -p $(BUILD)/corpus-$$isa; log=$(BUILD)/fuzz-$$isa.log; echo "RNN_ISA=$$isa"; \
+	    RNN_ISA=$$isa $< $(FUZZ) $(BUILD)/corpus-$$isa >$$log 2>&1 || { tail -n 60 $$log; exit 1; }; \
+	    grep -E '^stat::(number|average|peak)' $$log; \
+	done
+
+$(FUZZER): tests/c/fuzz_rnnlib.c $(OBJECTS) Makefile
+	$(CC) $(CFLAGS) -fsanitize=fuzzer -Icsrc -o $@ $< $(OBJECTS) -lm
+
+FUZZ_FILES ?= 100000
+
+fuzz-weights: $(VENV)/.dev lib ## FUZZ_FILES mutated weights files (100,000): each is refused or can be served
+	$(PY) tests/hard/fuzz_weights.py --files $(FUZZ_FILES)
+
+fuzz-python: $(VENV)/.dev lib ## 10,000 examples each of arbitrary weights headers, texts, bodies and forms
+	$(PYTEST) tests/hard/test_fuzz.py --hypothesis-profile=long
+
+MOMENTS ?= 50
+
+faults: $(VENV)/.dev lib ## kill -9, full disks, no memory, changed files, hanging clients, at MOMENTS moments each (50)
+	$(PYTEST) tests/hard/test_faults_files.py tests/hard/test_faults_processes.py -m "slow or not slow" \
+	    --moments $(MOMENTS) --durations=0
+
+SOAK_MINUTES ?= 20
+
+soak: $(VENV)/.dev lib ## mixed load for SOAK_MINUTES (20), new weights every 5 s: no 5xx; memory and open files stay flat
+	$(PY) tests/hard/soak.py --minutes $(SOAK_MINUTES)
+
+audit: $(VENV)/.dev ## known vulnerabilities in installed packages (pip-audit), dangerous habits in the sources (bandit)
+	$(PY) tests/hard/audit.py
+
+## Other systems
+
+test-windows: $(VENV)/.dev ## cross-compile the library and its C tests for Windows, and run them under wine
+	$(PYTEST) -m slow tests/model/test_platforms.py -k windows
+
+test-arm: $(VENV)/.dev ## the same for arm64, with gcc and clang, under qemu
+	$(PYTEST) -m slow tests/model/test_platforms.py -k arm
+
+test-macos: $(VENV)/.dev ## compile and link the library for macOS, arm64 and x86-64, with zig's clang; runs nothing
+	$(PIP_INSTALL) tests/requirements-cross.txt
+	$(PYTEST) -m slow tests/model/test_platforms.py -k macos
+
+# The numbers of one fixed training run, by which two systems are compared (tests/model/test_platforms.py). The program
+# uses the library as anybody's would, so it gets a copy of it in its own folder.
+FIXED_RUN := $(BUILD)/fixed_run$(EXE)
+comma := ,
+
+fixed-run: $(FIXED_RUN)
+	@$(RUN) $<
+
+$(FIXED_RUN): tests/c/fixed_run.c $(LIBRARY) Makefile
+	cp $(LIBRARY) $(BUILD)/rnnlib.$(EXT)
+	cd $(BUILD) && $(CC) $(CFLAGS) -URNN_BUILD $(LDFLAGS) -I$(CURDIR)/csrc -o $(@F) $(CURDIR)/$< rnnlib.$(EXT) \
+	    $(if $(EXE),,-Wl$(comma)-rpath$(comma)'$$ORIGIN')
