@@ -1,89 +1,62 @@
-"""The weights file and the resume file: written atomically, checked before use, mapped instead of read.
+"""The weights file and the resume file: safetensors files (see container.py), written atomically, checked before use.
 
-Both are safetensors files: 8 bytes with the length of a JSON header (little-endian), the header, then the
-tensors, one after the other. Whatever a file from outside holds, `load` and `load_state` return something
-valid or raise CheckpointError: nothing in it is executed (no pickle), and no size is taken on trust.
-
-    UserError
-     +-- CheckpointError     the file is missing, damaged or not ours                     exit code 2
-     |    +-- OtherVersion   another version of this program wrote it
-     +-- VocabularyError     words that no weights file can hold (also a ValueError)      exit code 2
-     +-- Failure
-          +-- SaveError      it cannot be written: a full disk, an unwritable folder      exit code 1
-    ValueError               the caller built what no file could hold: a bug
-
-The format is written here rather than by the `safetensors` package because its `serialize_file` takes a name,
-so that the file cannot be synced before it is renamed, and its `serialize` builds the whole file in memory a
-second time. tests/test_checkpoint.py reads our files with that package, and its files with ours.
+UserError
+ +-- CheckpointError     the file is missing, damaged or of another kind              exit code 2
+ |    +-- OtherVersion   another version of this program wrote it
+ +-- VocabularyError     words that no weights file can hold (also a ValueError)      exit code 2
+ +-- Failure
+      +-- SaveError      it cannot be written: a full disk, a read-only folder        exit code 1
+ValueError               the caller built what no file could hold: a bug
 """
 
-import contextlib
 import json
-import logging
 import math
 import mmap
 import os
-import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
+from rnnlm import container
+from rnnlm.arrays import F32, MAX_EMBED, MAX_HIDDEN, MAX_VOCAB
+from rnnlm.container import CheckpointError, Kind, MappedFile, OtherVersion
 from rnnlm.data.text import EOS, TOKENIZERS
-from rnnlm.errors import UserError, reason, show_path
-from rnnlm.files import SaveError, atomic_write, digest
+from rnnlm.errors import UserError, show_path
+from rnnlm.files import SaveError, digest
 from rnnlm.strict_json import Invalid, decode_json, encode_json, show
 
-log = logging.getLogger(__name__)
-
-F32 = npt.NDArray[np.float32]
+__all__ = [
+    "BACKENDS",
+    "PARAMETERS",
+    "Checkpoint",
+    "CheckpointError",
+    "OtherVersion",
+    "VocabularyError",
+    "Weights",
+    "check_finite",
+    "check_vocabulary",
+    "drop_pages",
+    "load",
+    "load_state",
+    "parameter_shapes",
+    "save",
+    "save_state",
+]
 
 PARAMETERS = ("Wxh", "Whh", "bh", "Why", "by")  # the order of the C library's flat parameter buffer
 BACKENDS = ("c", "torch")
 
-MAX_VOCAB = 1 << 24  # RNN_MAX_VOCAB,
-MAX_EMBED = 1 << 14  # RNN_MAX_EMBED,
-MAX_HIDDEN = 1 << 14  # RNN_MAX_HIDDEN in csrc/rnnlib.h
-MAX_HEADER_BYTES = 4 << 20  # some 15,000 epochs of history; as Python objects it may grow 25-fold, to 100 MB
-MAX_TENSORS = 256
-MAX_NDIM = 4
-MAX_VOCABULARY_BYTES = 8 << 20  # WikiText-103 has 2 MB of distinct words; as Python objects 25-fold
+MAX_VOCABULARY_BYTES = 8 << 20  # WikiText-103 has 2 MB of distinct words; as Python objects up to 25 times that
 MAX_WORD_LENGTH = 1024  # characters
 
-_WEIGHTS_FORMAT = "rnn-weights"
-_STATE_FORMAT = "rnn-resume"
-_REMEDIES = {
-    _WEIGHTS_FORMAT: "train a model (python main.py), or name another",
-    _STATE_FORMAT: "train without --resume",
-}
-_VERSIONS = {_WEIGHTS_FORMAT: "1", _STATE_FORMAT: "3"}
-_DTYPES = {
-    "F32": np.dtype("<f4"),
-    "F64": np.dtype("<f8"),
-    "I32": np.dtype("<i4"),
-    "I64": np.dtype("<i8"),
-    "U8": np.dtype("u1"),
-}
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_ALIGNMENT = 64  # the header is padded so that the first tensor starts on a cache line
-
-
-class CheckpointError(UserError):
-    """The file is missing, damaged or not ours. The message names it, what is wrong, and the limit."""
-
-
-class OtherVersion(CheckpointError):
-    """The file is whole, but another version of this program wrote it."""
-
-
-class _OtherVersion(Invalid):
-    """A version that is not ours."""
+_WEIGHTS = Kind("rnn-weights", "1", "train a model (python main.py), or name another")
+_STATE = Kind("rnn-resume", "3", "train without --resume")
 
 
 class VocabularyError(Invalid, UserError):
-    """Words that no weights file can hold."""
+    """The words cannot be kept in a weights file."""
 
 
 # ---- What a weights file holds -----------------------------------------------------------------------------
@@ -175,6 +148,7 @@ class Checkpoint:
     vocabulary: V distinct words in id order, among them <EOS>.   tokenizer: one of text.TOKENIZERS.
     backend: what trained it, one of BACKENDS; either can run it.   config: the training configuration.
     history: one entry per epoch. Both are plain JSON values: finite numbers, string keys.
+    mapping: the file that `weights` are views of, if they are.
     Raises ValueError when a part does not fit the others.
     """
 
@@ -184,6 +158,7 @@ class Checkpoint:
     backend: str
     config: dict[str, Any]
     history: list[dict[str, Any]]
+    mapping: MappedFile | None = None
 
     def __post_init__(self) -> None:
         check_vocabulary(self.vocabulary)
@@ -254,37 +229,34 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     words = np.frombuffer("\n".join(checkpoint.vocabulary).encode(), np.uint8)
     # The words come last: they may take an odd number of bytes, and a float32 behind them would need copying.
     tensors = {"embeddings": weights.embeddings, **weights.parameters(), "vocabulary": words}
-    _write(path, _WEIGHTS_FORMAT, metadata, tensors)
+    container.write(path, _WEIGHTS, metadata, tensors)
 
 
-def load(
-    path: str | os.PathLike[str], *, copy: bool = False, on_map: Callable[[int, np.memmap], None] | None = None
-) -> Checkpoint:
-    """Check a weights file and map it: its tensors are read-only views, read when used, shared by processes.
+def load(path: str | os.PathLike[str], *, copy: bool = False) -> Checkpoint:
+    """Check a weights file and map it: the tensors are read-only views, read when used and shared by processes.
 
-    Only the header and the vocabulary are read. That the numbers are finite takes reading them: check_finite.
-    copy: read the tensors into memory instead, writable, and let go of the file: for a trainer, which will
-    save under the same name.   on_map: told of the open file and of its mapping, before anything in that is read.
+    Only the header and the vocabulary are read now, and not through the mapping. Whether the numbers are finite shows
+    only when all are read: see check_finite.
+    copy: read the tensors into memory instead, writable, and close the file: for a trainer, which will save under the
+    same name.
     Raises CheckpointError.
     """
-    with _naming(path):
-        metadata, tensors = _read(path, _WEIGHTS_FORMAT, copy, on_map)
-        expected = {field.name for field in fields(Weights)} | {"vocabulary"}
-        if tensors.keys() != expected:
-            missing, unknown = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
+    with container.opened(path, _WEIGHTS) as file:
+        names = {field.name for field in fields(Weights)}
+        expected = names | {"vocabulary"}
+        if file.entries.keys() != expected:
+            missing, unknown = sorted(expected - file.entries.keys()), sorted(file.entries.keys() - expected)
             raise Invalid(f"its tensors are not ours: {show(missing)} missing, {show(unknown)} unknown")
-        # Another writer may have put the vocabulary first, and no float32 is then where a processor wants it.
-        arrays = {
-            name: view if view.flags.aligned else view.copy() for name, view in tensors.items() if name != "vocabulary"
-        }
-        weights = Weights(**arrays)
+        mapping = None if copy else file.map()
+        weights = Weights(**{name: file.view(name, mapping) if mapping else file.read(name) for name in names})
         return Checkpoint(
             weights=weights,
-            vocabulary=_split_vocabulary(tensors["vocabulary"], weights.vocab_size),
-            tokenizer=_metadata(metadata, "tokenizer"),
-            backend=_metadata(metadata, "backend"),
-            config=decode_json("config", _metadata(metadata, "config")),
-            history=decode_json("history", _metadata(metadata, "history")),
+            vocabulary=_read_vocabulary(file, weights.vocab_size),
+            tokenizer=file.metadata("tokenizer"),
+            backend=file.metadata("backend"),
+            config=decode_json("config", file.metadata("config")),
+            history=decode_json("history", file.metadata("history")),
+            mapping=mapping,
         )
 
 
@@ -330,12 +302,14 @@ def drop_pages(array: np.ndarray) -> None:
         base.madvise(mmap.MADV_DONTNEED, first, size)
 
 
-def _split_vocabulary(data: np.ndarray, vocab_size: int) -> tuple[str, ...]:
-    """The words of the uint8 tensor `vocabulary`; sizes are checked before anything is made of it."""
-    if data.dtype != np.uint8 or data.ndim != 1:
-        raise Invalid(f"vocabulary must be one row of uint8, not {data.dtype} {list(data.shape)}")
-    if data.size > MAX_VOCABULARY_BYTES:
-        raise Invalid(f"the vocabulary takes {data.size:,} bytes, more than {MAX_VOCABULARY_BYTES:,}")
+def _read_vocabulary(file: container.SafetensorsFile, vocab_size: int) -> tuple[str, ...]:
+    """Read the words. Their number and size are checked before anything is made of them."""
+    entry = file.entries["vocabulary"]
+    if entry.dtype != np.uint8 or len(entry.shape) != 1:
+        raise Invalid(f"vocabulary must be one row of uint8, not {entry.dtype} {list(entry.shape)}")
+    if entry.shape[0] > MAX_VOCABULARY_BYTES:
+        raise Invalid(f"the vocabulary takes {entry.shape[0]:,} bytes, more than {MAX_VOCABULARY_BYTES:,}")
+    data = file.read("vocabulary")
     count = int(np.count_nonzero(data == ord("\n"))) + 1
     if count != vocab_size:
         raise Invalid(f"the vocabulary has {count:,} words, but there are embeddings for {vocab_size:,}")
@@ -362,192 +336,23 @@ def save_state(
     Raises SaveError; ValueError for an array or a value that the file cannot hold.
     """
     text = encode_json("state", dict(metadata))
-    _write(path, _STATE_FORMAT, {"state": text, "sha256": _state_digest(text, arrays)}, arrays, keep)
+    container.write(path, _STATE, {"state": text, "sha256": _state_digest(text, arrays)}, arrays, keep)
 
 
 def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays (new, writable, in memory) and the values of a resume file. Raises CheckpointError, OtherVersion.
-
-    As long as one of the arrays is kept, the memory of all is.
-    """
-    with _naming(path):
-        metadata, tensors = _read(path, _STATE_FORMAT, copy=True)
-        text = _metadata(metadata, "state")
+    """Read the arrays (new and writable) and the values of a resume file. Raises CheckpointError, OtherVersion."""
+    with container.opened(path, _STATE) as file:
+        text = file.metadata("state")
         state = decode_json("state", text)
         if not isinstance(state, dict):
             raise Invalid("state must be a JSON object")
-        # Parts of one block of memory, which all of them keep; no second copy but where a processor needs it.
-        arrays = {name: view if view.flags.aligned else view.copy() for name, view in tensors.items()}
-        if _state_digest(text, arrays) != _metadata(metadata, "sha256"):
+        arrays = {name: file.read(name) for name in file.entries}
+        if _state_digest(text, arrays) != file.metadata("sha256"):
             raise Invalid("is damaged: it does not hold what was saved")
         return arrays, state
 
 
 def _state_digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
     """Of all that a resume file holds: the JSON text, and each array's name, type, shape and numbers."""
-    heads = [[name, _CODES.get(array.dtype), array.shape] for name, array in arrays.items()]
+    heads = [[name, container.DTYPE_CODES.get(array.dtype), array.shape] for name, array in arrays.items()]
     return digest(json.dumps([text, heads]).encode(), *arrays.values())
-
-
-# ---- Reading the container ---------------------------------------------------------------------------------
-
-
-def _read(
-    path: str | os.PathLike[str],
-    kind: str,
-    copy: bool,
-    on_map: Callable[[int, np.memmap], None] | None = None,
-) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """The metadata of a safetensors file of ours, and views of its tensors: read-only on one mapping, or of a copy."""
-    try:
-        mode = os.stat(path).st_mode  # before open(): opening a named pipe would wait for a writer
-        if stat.S_ISDIR(mode):
-            raise Invalid("is a folder, not a file")
-        if not stat.S_ISREG(mode):
-            raise Invalid("is not a regular file")
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
-                raise Invalid(
-                    f"is not a safetensors file, or cut short: {size:,} bytes, which start with a header of "
-                    f"{length:,} (at most {MAX_HEADER_BYTES:,})"
-                )
-            metadata, entries = _parse_header(file.read(length), size - 8 - length)
-            if copy:  # without a mapping, which whoever cuts the file short would take from under it
-                data = np.empty(size - 8 - length, np.uint8)
-                if file.readinto(data) != data.size:
-                    raise Invalid("was cut short while it was read")
-            else:
-                mapping = np.memmap(file, np.uint8, "r", shape=(size,))
-                if on_map:
-                    on_map(file.fileno(), mapping)
-                data = mapping.view(np.ndarray)[8 + length :]
-    except Invalid:
-        raise
-    except FileNotFoundError as error:
-        raise Invalid(f"there is no such file: {_REMEDIES[kind]}") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path; a file that shrank since fstat
-        raise Invalid(f"cannot be read: {reason(error)}") from error
-    if metadata.get("format") != kind:
-        raise Invalid(f"its format is {show(metadata.get('format'))}, not {show(kind)}")
-    if metadata.get("version") != _VERSIONS[kind]:
-        raise _OtherVersion(
-            f"its version is {show(metadata.get('version'))}; this program reads {_VERSIONS[kind]!r}: {_REMEDIES[kind]}"
-        )
-    return metadata, {
-        name: data[entry.begin : entry.end].view(entry.dtype).reshape(entry.shape) for name, entry in entries.items()
-    }
-
-
-class _Entry(NamedTuple):
-    """Where a tensor is: bytes [begin, end) of what follows the header."""
-
-    begin: int
-    end: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-
-def _parse_header(raw: bytes, data_size: int) -> tuple[dict[str, str], dict[str, _Entry]]:
-    """Metadata and tensors of a header; these must fill `data_size` bytes without holes or overlaps."""
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Invalid(f"its header is not UTF-8 at byte {error.start:,}") from error
-    header = decode_json("the header", text)
-    if not isinstance(header, dict):
-        raise Invalid("its header is not a JSON object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise Invalid("its metadata must be an object of strings")
-    if len(header) > MAX_TENSORS:
-        raise Invalid(f"it has {len(header):,} tensors, more than {MAX_TENSORS}")
-    entries = {name: _parse_entry(name, entry) for name, entry in header.items()}
-    position = 0
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
-        if entry.begin != position:
-            raise Invalid(f"the tensor {show(name)} starts at byte {entry.begin:,}, expected {position:,}")
-        position = entry.end
-    if position != data_size:
-        raise Invalid(f"its tensors take {position:,} bytes, but the file has {data_size:,} for them")
-    return metadata, entries
-
-
-def _parse_entry(name: str, entry: object) -> _Entry:
-    """One tensor's line of the header, checked on its own: known type, and a size that multiplies out."""
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise Invalid(f"the tensor {show(name)} must have dtype, shape and data_offsets, nothing else")
-    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(code, str) or code not in _DTYPES:
-        raise Invalid(f"the tensor {show(name)} has the type {show(code)}, not {', '.join(_DTYPES)}")
-    if not _are_sizes(shape) or 0 in shape or len(shape) > MAX_NDIM:
-        raise Invalid(f"the tensor {show(name)} has the shape {show(shape)}, not up to {MAX_NDIM} sizes")
-    if not _are_sizes(offsets) or len(offsets) != 2:
-        raise Invalid(f"the tensor {show(name)} has the bytes {show(offsets)}, not [begin, end]")
-    begin, end = offsets
-    size = math.prod(shape) * _DTYPES[code].itemsize
-    if end - begin != size:
-        raise Invalid(f"the tensor {show(name)} takes {show(size)} bytes, but has {show(offsets)}")
-    return _Entry(begin, end, _DTYPES[code], tuple(shape))
-
-
-def _are_sizes(value: object) -> bool:
-    # type(), since True is an int to isinstance.
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-
-
-def _metadata(metadata: Mapping[str, str], key: str) -> str:
-    if key not in metadata:
-        raise Invalid(f"its metadata lacks {key!r}")
-    return metadata[key]
-
-
-# ---- Writing the container ---------------------------------------------------------------------------------
-
-
-def _write(
-    path: str | os.PathLike[str],
-    kind: str,
-    metadata: Mapping[str, str],
-    tensors: Mapping[str, np.ndarray],
-    keep: str | os.PathLike[str] | None = None,
-) -> None:
-    """Write a safetensors file, whole or not at all."""
-    if len(tensors) > MAX_TENSORS:
-        raise Invalid(f"{len(tensors):,} tensors, more than {MAX_TENSORS}")
-    header: dict[str, Any] = {"__metadata__": {"format": kind, "version": _VERSIONS[kind], **metadata}}
-    blocks: list[npt.NDArray[np.uint8]] = []
-    position = 0
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _CODES:
-            raise Invalid(f"{name} has the type {tensor.dtype}, not one of {', '.join(map(str, _CODES))}")
-        if tensor.size == 0 or tensor.ndim > MAX_NDIM:
-            raise Invalid(f"{name} has the shape {list(tensor.shape)}, not up to {MAX_NDIM} sizes above 0")
-        end = position + tensor.nbytes
-        header[name] = {
-            "dtype": _CODES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        blocks.append(np.asarray(tensor, order="C").reshape(-1).view(np.uint8))
-        position = end
-    raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    raw += b" " * (-(8 + len(raw)) % _ALIGNMENT)
-    if len(raw) > MAX_HEADER_BYTES:
-        raise SaveError(
-            f"{show_path(path)}: not saved, since its configuration and history take {len(raw):,} bytes "
-            f"(at most {MAX_HEADER_BYTES:,}): train for fewer epochs, or evaluate less often"
-        )
-    atomic_write(path, len(raw).to_bytes(8, "little"), raw, *blocks, keep=keep)
-
-
-@contextlib.contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn "what is wrong" into a CheckpointError that begins with the file's name."""
-    try:
-        yield
-    except Invalid as error:
-        kind = OtherVersion if isinstance(error, _OtherVersion) else CheckpointError
-        raise kind(f"{show_path(path)}: {error}") from error

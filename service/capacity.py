@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rnnlm.arrays import MAX_VOCAB
 from service.settings import Settings
 
 MB = 10**6
@@ -24,7 +25,6 @@ WORD_BYTES = 160  # a word's text, and its place in a dict
 LOGIT_ROWS = 16 + 2  # streams that the C decoder takes through Why together, and its sampler's rows
 TORCH_LOGIT_BYTES = 24  # a row of float64, its log-softmax and its copy
 PRECISION_BYTES = {"float32": 0, "bfloat16": 2, "int8": 1}  # of the C model's own copy of Why, for each weight
-MAX_VOCAB = 1 << 24  # RNN_MAX_VOCAB of csrc/rnnlib.h
 SHOWN = (50, 100, 200, 500, 1000)  # hidden sizes for which the largest vocabulary is told
 
 

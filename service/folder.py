@@ -133,14 +133,10 @@ class Version:
             "size": self.fingerprint.size,
             "modified": self.fingerprint.modified_ns / 1e9,
         }
-        source, passing = None, False
-        watches: list[Watch] = []
+        source, watch, passing = None, None, False
         try:
-            source = checkpoint.load(
-                self.path,
-                copy=copy or not _can_guard(),
-                on_map=lambda handle, mapping: watches.append(Watch(handle, mapping)),
-            )
+            source = checkpoint.load(self.path, copy=copy or not _can_guard())
+            watch = Watch(source.mapping) if source.mapping else None
             summary = Summary(
                 **known,
                 vocabulary=source.weights.vocab_size,
@@ -162,7 +158,7 @@ class Version:
             summary, passing = Summary(**known, problem="there is no memory left for it"), True
             log.warning("%s: out of memory", self.path)
         self._summary = None if passing else summary  # what passes is tried again
-        return Loaded(summary, source, lambda: all(watch.intact() for watch in watches))
+        return Loaded(summary, source, lambda: watch is None or watch.intact())
 
 
 class Folder:

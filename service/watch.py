@@ -8,27 +8,17 @@ with an error, and the next ones load the file anew.
 
 from __future__ import annotations
 
-import os
-import weakref
-
-import numpy as np
-
 from rnnlm import binding
+from rnnlm.container import MappedFile
 
 
 class Watch:
-    """Of one mapping of a weights file. Raises RNNLibraryError, RNNError."""
+    """Of one mapping of a weights file, none of which was read yet. Raises RNNLibraryError, RNNError."""
 
-    def __init__(self, handle: int, mapping: np.memmap) -> None:
-        self._lost = binding.guard(mapping)
-        self._file = os.dup(handle)  # this version of the file, whatever its name comes to stand for
-        weakref.finalize(self, os.close, self._file)
-        self._mapped = self._look()
-
-    def _look(self) -> tuple[int, int]:
-        status = os.fstat(self._file)
-        return status.st_size, status.st_mtime_ns
+    def __init__(self, mapping: MappedFile) -> None:
+        self._mapping = mapping
+        self._lost = binding.guard(mapping.data)
 
     def intact(self) -> bool:
         """Whether all that was read of the mapping until now is what was mapped."""
-        return not self._lost() and self._look() == self._mapped
+        return not self._lost() and self._mapping.is_unchanged()

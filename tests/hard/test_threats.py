@@ -25,6 +25,7 @@ from starlette.testclient import TestClient
 
 from rnnlm import checkpoint
 from rnnlm.checkpoint import Checkpoint
+from rnnlm.container import MAX_HEADER_BYTES
 from rnnlm.data.text import EOS
 
 pytestmark = needs_library
@@ -148,7 +149,7 @@ HEADER_BOMBS = {
     ),
     "a shape of many sizes": join({"t": {"dtype": "U8", "shape": [1] * 500_000, "data_offsets": [0, 1]}}, b"x"),
     "a number of many digits": join(b'{"t":' + b"9" * (1 << 20) + b"}", b""),
-    "more than the limit": join(b" " * (checkpoint.MAX_HEADER_BYTES + 1), b""),
+    "more than the limit": join(b" " * (MAX_HEADER_BYTES + 1), b""),
 }
 
 

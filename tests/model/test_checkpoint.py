@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-from conftest import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rnnlm import checkpoint, files
 from rnnlm.checkpoint import Checkpoint, CheckpointError, VocabularyError, Weights
+from rnnlm.container import MAX_HEADER_BYTES
 from rnnlm.errors import UserError
 from rnnlm.files import SaveError
 
@@ -405,10 +405,10 @@ def test_a_wrong_header_length_is_refused(path: Path, length: int) -> None:
 def test_the_header_has_a_limit(path: Path) -> None:
     header, data = split(path.read_bytes())
     raw = json.dumps(header).encode()
-    path.write_bytes(join(raw + b" " * (checkpoint.MAX_HEADER_BYTES - len(raw)), data))
+    path.write_bytes(join(raw + b" " * (MAX_HEADER_BYTES - len(raw)), data))
     assert_equal(checkpoint.load(path), make_checkpoint())
-    path.write_bytes(join(raw + b" " * (checkpoint.MAX_HEADER_BYTES + 1 - len(raw)), data))
-    assert f"{checkpoint.MAX_HEADER_BYTES:,}" in refused(path)
+    path.write_bytes(join(raw + b" " * (MAX_HEADER_BYTES + 1 - len(raw)), data))
+    assert f"{MAX_HEADER_BYTES:,}" in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -804,13 +804,6 @@ def test_what_is_not_json_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         checkpoint.save(path, make_checkpoint(config=config))
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
-
-
-def test_the_limits_are_those_of_the_c_library() -> None:
-    header = (ROOT / "csrc" / "rnnlib.h").read_text()
-    for name in ("VOCAB", "EMBED", "HIDDEN"):
-        found = re.search(rf"#define RNN_MAX_{name} \(1 << (\d+)\)", header)
-        assert found and getattr(checkpoint, f"MAX_{name}") == 1 << int(found[1]), name
 
 
 # ---- Finite ----------------------------------------------------------------------------------------------------
