@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_checkpoint
-from test_checkpoint import POSIX, resident
+from weights_files import POSIX, resident
 
 from rnnlm import checkpoint
 

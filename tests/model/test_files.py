@@ -14,20 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import weights_files
 from conftest import ROOT
-from test_checkpoint import POSIX, assert_equal, make_checkpoint, make_weights
+from weights_files import POSIX, assert_equal, make_checkpoint, make_weights
 
 from rnnlm import checkpoint, files
 from rnnlm.errors import Failure
 from rnnlm.files import SaveError
 
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A good weights file, alone in its folder."""
-    path = tmp_path / "weights" / "good.safetensors"
-    checkpoint.save(path, make_checkpoint())
-    return path
+path = weights_files.path  # a fixture
 
 
 class Full(io.FileIO):

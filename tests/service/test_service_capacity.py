@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, no_sanitizer
 from serving import ADMIN, needs_library, save_tiny, serving
-from test_checkpoint import resident
 from test_service_api import refused
+from weights_files import resident
 
 from service import capacity
 from service.capacity import Capacity
