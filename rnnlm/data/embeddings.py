@@ -1,7 +1,7 @@
 """Word vectors for a vocabulary: read from a file, fetched by gensim's downloader, or trained on the corpus.
 
 The rows that a vocabulary needs are cached under $RNN_CACHE_DIR (or ~/.cache/rnn-words), so that the second start
-takes a second. gensim is imported only to download, to train, and to open its own files.
+takes a second. gensim is imported only to download, to train, and to compose fastText's vectors.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from rnnlm.data.corpus import Corpus
 from rnnlm.data.encoding import cache_folder
 from rnnlm.data.network import why_unreachable
 from rnnlm.data.text import EOS, UNK
-from rnnlm.data.vector_files import F32, EmbeddingsError, Mask, quiet_gensim, read_vectors
+from rnnlm.data.vector_files import F32, EmbeddingsError, Mask, read_vectors
 from rnnlm.files import digest
 
 log = logging.getLogger(__name__)
@@ -190,6 +190,18 @@ def _download(name: str, base: Path) -> Path:
             f"downloading {name!r} failed: {type(error).__name__}: {error}; try again, or run with --embeddings train"
         ) from error
     raise EmbeddingsError(f"gensim's downloader does not know {name!r}; it knows {', '.join(sorted(known))}")
+
+
+@contextlib.contextmanager
+def quiet_gensim() -> Iterator[None]:
+    """Keep only gensim's fatal messages: it logs each step that it takes, and the network's failures as tracebacks."""
+    logger = logging.getLogger("gensim")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 # ---------------------------------------------------------------- trained on the corpus

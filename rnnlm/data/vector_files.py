@@ -1,26 +1,24 @@
 """Word vectors in files: read once from front to back, keeping only the rows that are asked for.
 
-Three formats, told apart by what they hold, the first two gzipped or not:
+The format is recognised by a file's first bytes; the first two may be gzipped:
 
-    word2vec binary   "COUNT SIZE\\n"; then per word: the word, a space, SIZE little-endian float32, maybe "\\n"
-    word2vec text     "COUNT SIZE\\n"; then per word a line: the word and SIZE numbers, parted by spaces
-    gensim's own      what `KeyedVectors.save` or `Word2Vec.save` wrote; mapped, not read
+    word2vec binary   "COUNT SIZE\\n"; then for each word: the word, a space, SIZE little-endian float32, maybe "\\n"
+    word2vec text     "COUNT SIZE\\n"; then for each word a line: the word and SIZE numbers, separated by spaces
+    gensim's own      what `KeyedVectors.save` or `Word2Vec.save` wrote: see gensim_files.py
 
-Gensim would read all of the first two: 3.6 GB for three million words, of which a vocabulary needs some 30,000.
-Its own format is a Python pickle, and a pickle can run any code: open only files that you trust.
+gensim would read all of the first two: 3.6 GB for three million words, of which a vocabulary needs some 30,000.
 """
 
-import contextlib
 import gzip
-import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from rnnlm.data.gensim_files import VectorsRefused, read_gensim
 from rnnlm.errors import UserError
 
 F32 = npt.NDArray[np.float32]
@@ -37,23 +35,25 @@ class EmbeddingsError(UserError):
 
 
 def read_vectors(path: Path, words: Sequence[str]) -> tuple[F32, Mask]:
-    """The vectors of `words`: (len(words), E) float32, zeros where the file has none; and which it has, bool.
+    """Read the vectors of `words`: (len(words), E) float32, zeros where the file has none; and (len(words),) bool.
 
-    Of a word that stands twice in the file the first vector counts, as in gensim. Takes some 30 MB of memory beside
-    what it returns.
+    If a word occurs twice in the file, its first vector is used, as in gensim. Needs some 30 MB of memory in addition
+    to the result.
     Raises EmbeddingsError, naming the file and the place, if the file cannot be read, is cut short or damaged, is in
-    another format, or gives one of `words` a number that is not finite.
+    another format, names code, or has a number that is not finite in the vector of one of `words`.
     """
     try:
         with open(path, "rb") as file:
             magic = file.read(2)
         if magic.startswith(_PICKLE):
-            vectors, found = _read_gensim(path, words)
+            vectors, found = read_gensim(path, words)
         else:
             with gzip.open(path) if magic == _GZIP else open(path, "rb") as file:
                 vectors, found = _Word2VecFile(path, file).read(words)
     except OSError as error:
         raise EmbeddingsError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except VectorsRefused as error:
+        raise EmbeddingsError(f"{str(path)!r} {error}") from error
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         word = words[int(np.argmin(finite))]
@@ -96,8 +96,8 @@ class _Word2VecFile:
         fields = line.split()
         if len(fields) != 2 or not all(field.isdigit() for field in fields):
             raise EmbeddingsError(
-                f"{str(self.path)!r} does not begin with word2vec's line COUNT SIZE; it may be in another format, or "
-                "a GloVe file, which lacks that line: write it before the rest"
+                f"{str(self.path)!r} does not begin with word2vec's line COUNT SIZE; it is in another format, or it is "
+                "a GloVe file, which lacks that line: add it as the first line"
             )
         self.count, self.size = map(int, fields)
         if not (1 <= self.count <= _MAX_COUNT and 1 <= self.size <= _MAX_SIZE):
@@ -108,7 +108,7 @@ class _Word2VecFile:
         self.position = len(line) + 1
 
     def is_text(self) -> bool:
-        """Whether the first row reads as text: `SIZE` binary numbers that do would be a strange accident."""
+        """Return whether the first row reads as text, which `SIZE` binary numbers hardly ever do."""
         self.fill_to(self.max_line_bytes)
         line, _, _ = self.buffer[self.position :].partition(b"\n")
         try:
@@ -121,7 +121,7 @@ class _Word2VecFile:
         return _MAX_WORD_BYTES + self.size * _MAX_NUMBER_BYTES
 
     def fill(self) -> bool:
-        """Drop what was used from the buffer and read on; False at the end of the file."""
+        """Drop the used part of the buffer and read on; return False at the end of the file."""
         try:
             chunk = self.file.read(_CHUNK_BYTES)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -138,7 +138,7 @@ class _Word2VecFile:
             pass
 
     def next_record(self) -> tuple[bytes, bytes]:
-        """The next row of the binary format: word, numbers."""
+        """Return the next row of the binary format: word, numbers."""
         row_bytes = 4 * self.size
         while True:
             start = self.position
@@ -156,7 +156,7 @@ class _Word2VecFile:
         return np.frombuffer(numbers, dtype="<f4")
 
     def next_line(self) -> tuple[bytes, bytes]:
-        """The next row of the text format: word, numbers."""
+        """Return the next row of the text format: word, numbers."""
         end = self.buffer.find(b"\n", self.position)
         while end < 0 and len(self.buffer) - self.position < self.max_line_bytes and self.fill():
             end = self.buffer.find(b"\n")
@@ -180,34 +180,3 @@ class _Word2VecFile:
     def damaged(self, what: str) -> EmbeddingsError:
         place = f"in row {self.row:,} of {self.count:,}, at byte {self.base + self.position:,}"
         return EmbeddingsError(f"{str(self.path)!r} {what} {place}; fetch it again, or run with --embeddings train")
-
-
-def _read_gensim(path: Path, words: Sequence[str]) -> tuple[F32, Mask]:
-    from gensim.models import KeyedVectors
-
-    try:
-        with quiet_gensim():
-            loaded = KeyedVectors.load(str(path), mmap="r")
-        keyed = getattr(loaded, "wv", loaded)  # of a whole model, its vectors
-        ids, table = keyed.key_to_index, keyed.vectors
-        rows = [ids.get(word, -1) for word in words]
-        found = np.array(rows) >= 0
-        vectors = np.zeros((len(words), table.shape[1]), dtype=np.float32)
-        vectors[found] = table[[row for row in rows if row >= 0]]
-    except Exception as error:  # unpickling raises whatever the file makes it raise
-        raise EmbeddingsError(
-            f"{str(path)!r} is not a KeyedVectors file that gensim can load: {type(error).__name__}: {error}"
-        ) from error
-    return vectors, found
-
-
-@contextlib.contextmanager
-def quiet_gensim() -> Iterator[None]:
-    """gensim logs each step that it takes, and the network's failures as tracebacks: keep only what is fatal."""
-    logger = logging.getLogger("gensim")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -130,7 +130,7 @@ def test_text_files_in_chunks(file, monkeypatch: pytest.MonkeyPatch, chunk: int,
     assert vectors.tolist() == [[4, 5, 6], [0.5, np.float32(-1e-3), 3], [0, 0, 0]]
 
 
-def test_of_a_word_that_stands_twice_the_first_counts(file) -> None:
+def test_the_first_vector_of_a_repeated_word_is_used(file) -> None:
     vectors, found = read_vectors(file(binary([(b"a", [1, 2]), (b"b", [3, 4]), (b"a", [5, 6])])), ["a"])
     assert (vectors.tolist(), found.tolist()) == ([[1, 2]], [True])
 
@@ -222,14 +222,14 @@ def test_a_gzip_file_that_is_cut_or_damaged(file) -> None:
 
 
 def test_a_pickle_that_holds_no_vectors(file) -> None:
-    refused(file(pickle.dumps({"the": [1, 2]})), "is not a KeyedVectors file that gensim can load")
-    refused(file(b"\x80\x04garbage"), "is not a KeyedVectors file that gensim can load")
+    refused(file(pickle.dumps({"the": [1, 2]})), "holds no KeyedVectors, but a dict")
+    refused(file(b"\x80\x04garbage"), "is damaged: UnpicklingError")
 
 
 def test_a_gensim_file_without_its_arrays(tmp_path: Path) -> None:
     keyed(WORDS).save(str(tmp_path / "v.kv"), sep_limit=0)
     (tmp_path / "v.kv.vectors.npy").unlink()
-    refused(tmp_path / "v.kv", "is not a KeyedVectors file that gensim can load: FileNotFoundError")
+    refused(tmp_path / "v.kv", "needs 'v.kv.vectors.npy' beside it: No such file or directory")
 
 
 def test_no_such_file_and_no_file_at_all(tmp_path: Path) -> None:
@@ -244,5 +244,5 @@ def test_a_keyed_vectors_file_with_fewer_rows_than_words(tmp_path: Path) -> None
     keyed.add_vectors(["a", "b"], np.ones((2, 3), dtype=np.float32))
     keyed.vectors = keyed.vectors[:1]
     keyed.save(str(tmp_path / "short.kv"))
-    with pytest.raises(EmbeddingsError, match=r"short\.kv' is not a KeyedVectors file"):
+    with pytest.raises(EmbeddingsError, match=r"short\.kv' is damaged: it has 1 vectors, and a word in row 1"):
         read_vectors(tmp_path / "short.kv", ["a", "b"])

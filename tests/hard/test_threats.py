@@ -80,9 +80,13 @@ def test_pickles_are_never_run(client: TestClient, folder: Path, tmp_path: Path)
         with pytest.raises(checkpoint.CheckpointError):
             checkpoint.load(folder / "planted.safetensors")
     assert not marker.exists()
-    served = [path for path in SOURCES if path.name not in ("vector_files.py", "embeddings.py", "corpus.py")]
-    loose = re.compile(r"pickle\.loads?\(|allow_pickle=True|weights_only=False|torch\.load\(|(?<![.\w])(eval|exec)\(")
-    assert not [path.name for path in served if loose.search(path.read_text())]
+    loose = re.compile(
+        r"^\s*(import|from) pickle\b|allow_pickle=True|weights_only=False|torch\.load\(|\w+Vectors\.load\("
+        r"|(?<![.\w])(eval|exec)\(",
+        re.MULTILINE,
+    )
+    # gensim_files.py has an unpickler that calls nothing: tests/data/test_gensim_files.py
+    assert [path.name for path in SOURCES if loose.search(path.read_text())] == ["gensim_files.py"]
 
 
 @pytest.mark.parametrize(
