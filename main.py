@@ -20,7 +20,7 @@ from rnn import RNN
 from rnnlm import binding
 from rnnlm.binding import F32, I32, AdamWOptions, RNNNonFiniteError, Workspace
 from rnnlm.checkpoint import Weights
-from rnnlm.regularization import NO_NOISE, StepNoise
+from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.training import cli
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import Group
@@ -54,7 +54,9 @@ class Trainer:
         self.work: Workspace | None = None  # made for the first chunk; the last of an epoch may be shorter
         self.evaluation = Workspace(*self.dims, max_steps=EVALUATION_STEPS, max_batch=1, threads=self.threads)
 
-    def train_step(self, x: I32, y: I32, learning_rate: float, noise: StepNoise = NO_NOISE) -> tuple[float, float]:
+    def train_step(
+        self, x: I32, y: I32, learning_rate: float, regularization: Regularization = NO_REGULARIZATION
+    ) -> tuple[float, float]:
         config = self.config
         if self.work is None or x.shape[0] > self.work.max_steps:  # resumed at a short chunk, say
             candidates = config.sampled_softmax + x.size * self.group.size
@@ -62,12 +64,14 @@ class Trainer:
                 *self.dims,
                 max_steps=x.shape[0],
                 max_batch=x.shape[1],
-                max_candidates=min(self.dims[0], candidates) if noise.candidates else 0,
+                max_candidates=min(self.dims[0], candidates) if regularization.candidates else 0,
                 threads=self.threads,
             )
         scale = 1.0 / (x.size * self.group.size) if config.reduction == "mean" else 1.0
         try:
-            loss = self.work.train_grad(self.params, self.embeddings, x, y, self.hidden, self.grads, scale, noise)
+            loss = self.work.train_grad(
+                self.params, self.embeddings, x, y, self.hidden, self.grads, scale, regularization
+            )
         except RNNNonFiniteError:
             if self.group.size == 1:
                 raise

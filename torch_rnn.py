@@ -36,7 +36,7 @@ from rnnlm import checkpoint
 from rnnlm.checkpoint import Weights
 from rnnlm.data.text import Vocabulary
 from rnnlm.language_model import LanguageModel, Sampling, StepStream
-from rnnlm.regularization import NO_NOISE, StepNoise
+from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.training import distributed
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import Group, TorchGroup
@@ -132,18 +132,18 @@ class RNN(nn.Module, LanguageModel):
         return Weights(**given | copies)
 
     def forward(
-        self, x: torch.Tensor, hidden: torch.Tensor, noise: StepNoise = NO_NOISE
+        self, x: torch.Tensor, hidden: torch.Tensor, regularization: Regularization = NO_REGULARIZATION
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (T, B, V) and the last hidden state (1, B, H) for ids x (T, B) and hidden (1, B, H).
 
-        noise: dropout, and the candidates of a sampled softmax; the logits are then theirs, (T, B, C).
+        regularization: dropout, and the candidates of a sampled softmax; the logits are then theirs, (T, B, C).
         """
-        states, hidden = self.rnn(self._drop(self.embedding(x), noise.input_mask), hidden)
-        states = self._drop(states, noise.output_mask)
-        if noise.candidates is None:
+        states, hidden = self.rnn(self._drop(self.embedding(x), regularization.input_mask), hidden)
+        states = self._drop(states, regularization.output_mask)
+        if regularization.candidates is None:
             return self.output(states), hidden
-        ids = torch.tensor(noise.candidates.ids, dtype=torch.long, device=self.device)
-        correction = torch.tensor(noise.candidates.correction, device=self.device)
+        ids = torch.tensor(regularization.candidates.ids, dtype=torch.long, device=self.device)
+        correction = torch.tensor(regularization.candidates.correction, device=self.device)
         return nn.functional.linear(states, self.output.weight[ids], self.output.bias[ids] + correction), hidden
 
     def _drop(self, values: torch.Tensor, mask: F32 | None) -> torch.Tensor:
@@ -235,13 +235,15 @@ class Trainer:
         self.parameters = parameters
         self.hidden = self.model.zero_state(config.batch_size)
 
-    def train_step(self, x: I32, y: I32, learning_rate: float, noise: StepNoise = NO_NOISE) -> tuple[float, float]:
+    def train_step(
+        self, x: I32, y: I32, learning_rate: float, regularization: Regularization = NO_REGULARIZATION
+    ) -> tuple[float, float]:
         with _plain_errors(self.group):
-            return self._train_step(x, y, learning_rate, noise)
+            return self._train_step(x, y, learning_rate, regularization)
 
-    def _train_step(self, x: I32, y: I32, learning_rate: float, noise: StepNoise) -> tuple[float, float]:
-        logits, hidden = self.step_model(self._ids(x), self.hidden, noise)
-        targets = self._ids(noise.candidates.targets if noise.candidates else y)
+    def _train_step(self, x: I32, y: I32, learning_rate: float, regularization: Regularization) -> tuple[float, float]:
+        logits, hidden = self.step_model(self._ids(x), self.hidden, regularization)
+        targets = self._ids(regularization.candidates.targets if regularization.candidates else y)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=self.config.reduction)
         self.optimizer.zero_grad()
         # DistributedDataParallel gives the mean over the processes, also of sums.

@@ -46,18 +46,18 @@ def work(backend: str, threads: int, rounds: int, sampled: int) -> None:
         batch_size=width, reduction="mean", optimizer="adamw", clip=1.0, threads=threads, sampled_softmax=sampled
     )
     trainer = Trainer(weights, config, group)
-    from rnnlm.regularization import CandidateSampler, Noise
+    from rnnlm.regularization import CandidateSampler, Regularizer
 
     counts = np.maximum(1, 2_000_000 // np.arange(1, VOCAB + 1))
     sampler = CandidateSampler(counts, sampled) if sampled else None
-    noise = Noise(seed=0, input_size=EMBED, hidden_size=HIDDEN, sampler=sampler)
+    regularizer = Regularizer(seed=0, input_size=EMBED, hidden_size=HIDDEN, sampler=sampler)
     ids = rng.integers(0, VOCAB, (STEPS + 1, STREAMS), dtype=np.int32)
     mine = slice(group.rank * width, (group.rank + 1) * width)
     x, y = np.ascontiguousarray(ids[:-1, mine]), np.ascontiguousarray(ids[1:, mine])
     steps, sums, cpu = [], [], []
     gradient = np.zeros(weights.flat_parameters().size, dtype=np.float32)
     for round_ in range(rounds + 2):
-        drawn = noise.of_step(round_, ids[1:]).of_streams(mine)
+        drawn = regularizer.draw(round_, ids[1:]).of_rows(mine)
         started, used = time.perf_counter(), time.process_time()
         trainer.train_step(x, y, 1e-3, drawn)
         between = time.perf_counter()

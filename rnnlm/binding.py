@@ -29,7 +29,7 @@ from numpy.ctypeslib import ndpointer
 from rnnlm import openmp
 from rnnlm.checkpoint import Weights
 from rnnlm.errors import Failure
-from rnnlm.regularization import StepNoise
+from rnnlm.regularization import Regularization
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -344,14 +344,17 @@ class Workspace:
         state: F32,
         grads: F32,
         scale: float,
-        noise: StepNoise,
+        regularization: Regularization,
     ) -> float:
-        """As `loss_grad`, with dropout and sampled softmax as `noise` has them. The loss is that of the noisy chunk."""
-        candidates = noise.candidates
+        """As `loss_grad`, with dropout and sampled softmax; the loss is that of the regularized chunk."""
+        candidates = regularization.candidates
         targets = y if candidates is None else candidates.targets
         self._require(params, embeddings, x, targets, state)
         _require_shape("grads", grads, (self.param_count,))
-        arrays = {"input_mask": (noise.input_mask, self.embed), "output_mask": (noise.output_mask, self.hidden)}
+        arrays = {
+            "input_mask": (regularization.input_mask, self.embed),
+            "output_mask": (regularization.output_mask, self.hidden),
+        }
         options = TrainOptions()
         for name, (mask, width) in arrays.items():
             if mask is not None:

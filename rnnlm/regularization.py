@@ -1,7 +1,7 @@
 """The random part of a training step: dropout masks, and the candidates of a sampled softmax.
 
-All of it is drawn from the seed and the number of the step alone: so both back ends see the same noise, and a run that
-was stopped and goes on sees what it would have seen.
+Everything is drawn from two numbers, the seed and the step. So both back ends get the same masks and candidates, and a
+resumed run gets those that it would have had without the stop.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ I32 = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The words that a sampled softmax takes for all there are.
+    """The words that a sampled softmax ranks instead of the whole vocabulary.
 
-    ids: (C,) ascending token ids.  correction: (C,), added to their logits.  targets: (T, B), the place of each target
-    among the ids.
+    ids: (C,) ascending token ids.  correction: (C,), added to their logits.  targets: (T, B), the position of each
+    target in `ids`.
     """
 
     ids: I32
@@ -29,50 +29,55 @@ class Candidates:
 
 
 @dataclass(frozen=True, eq=False)
-class StepNoise:
-    """What one step adds to the plain gradient. input_mask: (B, E); output_mask: (B, H); None: nothing."""
+class Regularization:
+    """Holds what one step adds to the plain gradient.
+
+    input_mask: (B, E), dropout of the word vectors.  output_mask: (B, H), dropout of the hidden state on its way to the
+    output layer.  candidates: the sampled softmax.  None: not used.
+    """
 
     input_mask: F32 | None = None
     output_mask: F32 | None = None
     candidates: Candidates | None = None
 
-    def of_streams(self, columns: slice) -> StepNoise:
-        """The part of some streams only: those of one process of several."""
-        masks = (None if mask is None else mask[columns] for mask in (self.input_mask, self.output_mask))
-        drawn = self.candidates
-        if drawn is not None:
-            drawn = replace(drawn, targets=np.ascontiguousarray(drawn.targets[:, columns]))
-        return StepNoise(*masks, drawn)
+    def of_rows(self, rows: slice) -> Regularization:
+        """Return the part that concerns some of the batch rows: those of one process of several."""
+        masks = (None if mask is None else mask[rows] for mask in (self.input_mask, self.output_mask))
+        candidates = self.candidates
+        if candidates is not None:
+            candidates = replace(candidates, targets=np.ascontiguousarray(candidates.targets[:, rows]))
+        return Regularization(*masks, candidates)
 
 
-NO_NOISE = StepNoise()
+NO_REGULARIZATION = Regularization()
 
 
 class CandidateSampler:
     """Draws the candidates of a chunk: its own targets, and `size` words of the vocabulary.
 
-    The loss is a softmax over candidates, with -log of the probability that a word is among them added to its logit
-    (Bengio & Senecal 2003; Jean et al. 2015, "On Using Very Large Target Vocabulary"). It ranks the target among the
-    candidates: it has the optimum of the full softmax, and near that its gradient but for noise; away from it the two
-    gradients differ. The targets of the whole chunk are shared by its rows (Yi et al. 2019, "Sampling-Bias-Corrected
-    Neural Modeling"), and are corrected for as if the words of a text came independently of each other, which they do
-    not. A word that is surely drawn has no correction: with `size` = V this is the full softmax.
+    The loss is a softmax over the candidates, where -log of the probability that a word is a candidate is added to its
+    logit (Bengio & Senecal 2003; Jean et al. 2015, "On Using Very Large Target Vocabulary"). Its optimum is that of the
+    full softmax. Near the optimum its expected gradient is that of the full softmax too; elsewhere the two differ.
+
+    All rows of a chunk share the targets of the whole chunk (Yi et al. 2019, "Sampling-Bias-Corrected Neural
+    Modeling"). The correction treats the words of a text as independent draws, which is an approximation. A word that
+    is certain to be drawn gets no correction, so `size` = V gives the full softmax.
     """
 
-    # Of the counts. On WikiText-2 0.5 learns a little faster than the 0.75 with which word2vec draws its negatives:
+    # Words are drawn in proportion to count ** POWER. On WikiText-2 0.5 learns a little faster than word2vec's 0.75:
     # validation perplexity 516 against 527 after 400,000 tokens.
     POWER = 0.5
 
     def __init__(self, counts: npt.NDArray[np.int64], size: int) -> None:
-        """counts: (V,), how often each word is in the training text. size: in 1 .. V."""
+        """Prepare the draws. counts: (V,), how often each word occurs in the training text.  size: in 1 .. V."""
         self._share = counts / counts.sum()
         self._chance = _inclusion(np.maximum(counts, 1) ** self.POWER, size)
         self._cumulative = np.cumsum(self._chance)
         self._size = size
 
     def draw(self, y: I32, rng: np.random.Generator) -> Candidates:
-        """The candidates of a chunk with targets y (T, B)."""
-        # Systematic sampling (Madow 1949): one number draws `size` distinct words, each with its own chance.
+        """Draw the candidates of a chunk with targets y (T, B)."""
+        # Systematic sampling (Madow 1949): one random number draws `size` distinct words, each with its own chance.
         points = rng.random() + np.arange(self._size)
         drawn = np.searchsorted(self._cumulative, points, side="right")
         ids = np.unique(np.concatenate([drawn[drawn < self._share.size], y.ravel()]))
@@ -86,7 +91,7 @@ class CandidateSampler:
 
 
 def _inclusion(weight: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
-    """Chances in (0, 1] proportional to `weight` as far as they can be, that add up to `size`."""
+    """Return chances in (0, 1] that add up to `size`, in proportion to `weight` except where that exceeds 1."""
     chance = np.zeros_like(weight)
     certain = np.zeros(weight.shape, dtype=bool)
     while True:
@@ -99,8 +104,8 @@ def _inclusion(weight: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.flo
         chance[certain] = 1.0
 
 
-class Noise:
-    """The noise of a run, step by step."""
+class Regularizer:
+    """Draws the regularization of each step of a run."""
 
     def __init__(
         self,
@@ -116,10 +121,10 @@ class Noise:
         self._input = input_size, input_dropout
         self._output = hidden_size, dropout
 
-    def of_step(self, step: int, y: I32) -> StepNoise:
-        """The noise of step `step`, counted over the whole run, on a chunk with targets y (T, B)."""
+    def draw(self, step: int, y: I32) -> Regularization:
+        """Draw for step `step`, counted from 0 over the whole run, and a chunk with targets y (T, B)."""
         rng = np.random.default_rng([self._seed, step])
-        return StepNoise(
+        return Regularization(
             input_mask=_mask(rng, y.shape[1], *self._input),
             output_mask=_mask(rng, y.shape[1], *self._output),
             candidates=self._sampler.draw(y, rng) if self._sampler else None,
@@ -127,7 +132,7 @@ class Noise:
 
 
 def _mask(rng: np.random.Generator, batch: int, width: int, rate: float) -> F32 | None:
-    """(batch, width): 0 with probability `rate`, and 1 / (1 - rate) otherwise."""
+    """Draw a dropout mask (batch, width): 0 with probability `rate`, 1 / (1 - rate) otherwise. None if rate is 0."""
     if not rate:
         return None
     return (rng.random((batch, width), dtype=np.float32) >= rate) / np.float32(1.0 - rate)

@@ -7,7 +7,7 @@ import torch
 
 from rnnlm.binding import Workspace
 from rnnlm.checkpoint import Weights
-from rnnlm.regularization import NO_NOISE, StepNoise
+from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from torch_rnn import RNN
 
 Gradients = tuple[float, dict[str, np.ndarray], np.ndarray]  # summed loss, by name in our layout, last state (B, H)
@@ -21,11 +21,15 @@ def chunk(vocab: int, hidden: int, steps: int, batch: int, seed: int) -> tuple[n
 
 
 def by_torch(
-    weights: Weights, x: np.ndarray, y: np.ndarray, state: np.ndarray, noise: StepNoise = NO_NOISE
+    weights: Weights,
+    x: np.ndarray,
+    y: np.ndarray,
+    state: np.ndarray,
+    regularization: Regularization = NO_REGULARIZATION,
 ) -> Gradients:
     model = RNN(weights).double()
-    logits, hidden = model(torch.tensor(x, dtype=torch.long), torch.tensor(state).double().unsqueeze(0), noise)
-    targets = noise.candidates.targets if noise.candidates else y
+    logits, hidden = model(torch.tensor(x, dtype=torch.long), torch.tensor(state).double().unsqueeze(0), regularization)
+    targets = regularization.candidates.targets if regularization.candidates else y
     loss = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), torch.tensor(targets, dtype=torch.long).flatten(), reduction="sum"
     )
@@ -43,17 +47,17 @@ def by_c(
     x: np.ndarray,
     y: np.ndarray,
     state: np.ndarray,
-    noise: StepNoise | None = None,
+    regularization: Regularization | None = None,
     *,
     scale: float = 1.0,
     threads: int = 2,
 ) -> Gradients:
-    """noise: None for `loss_grad`, which takes none; otherwise by `train_grad`."""
+    """regularization: None for `loss_grad`, which takes none; otherwise by `train_grad`."""
     dims = weights.vocab_size, weights.embed_size, weights.hidden_size
-    most = min(dims[0], noise.candidates.ids.size) if noise and noise.candidates else 0
+    most = min(dims[0], regularization.candidates.ids.size) if regularization and regularization.candidates else 0
     work = Workspace(*dims, max_steps=x.shape[0], max_batch=x.shape[1], threads=threads, max_candidates=most)
     params, state = weights.flat_parameters(), state.copy()
     grads = np.full_like(params, np.nan)  # it is overwritten, not added to
     given = (params, weights.embeddings, x, y, state, grads, scale)
-    loss = work.loss_grad(*given) if noise is None else work.train_grad(*given, noise)
+    loss = work.loss_grad(*given) if regularization is None else work.train_grad(*given, regularization)
     return loss, Weights.from_flat(weights.embeddings, grads, dims[2]).parameters(), state

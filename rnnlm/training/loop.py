@@ -24,7 +24,7 @@ from rnnlm.data.corpus import Corpus
 from rnnlm.errors import Failure, UserError
 from rnnlm.files import digest
 from rnnlm.language_model import perplexity
-from rnnlm.regularization import NO_NOISE, CandidateSampler, Noise, StepNoise
+from rnnlm.regularization import NO_REGULARIZATION, CandidateSampler, Regularization, Regularizer
 from rnnlm.training import distributed, reporting
 from rnnlm.training.batches import Streams
 from rnnlm.training.config import ConfigError, TrainConfig
@@ -61,7 +61,9 @@ class Trainer(Protocol):
 
     def __init__(self, weights: Weights, config: TrainConfig, group: Group | None = None) -> None: ...
 
-    def train_step(self, x: I32, y: I32, learning_rate: float, noise: StepNoise = NO_NOISE) -> tuple[float, float]:
+    def train_step(
+        self, x: I32, y: I32, learning_rate: float, regularization: Regularization = NO_REGULARIZATION
+    ) -> tuple[float, float]:
         """Learn from one chunk: x, y (T, B), time-major. The hidden state is carried over.
 
         Returns the chunk's mean loss in nats per token, and the gradient's norm before clipping. Of several processes
@@ -136,17 +138,17 @@ class Run:
         self.steps_per_epoch = math.ceil(self.streams.steps / self.bptt)
         self.tokens_per_step = self.streams.width * group.size  # of time
         self.tokens_per_epoch = self.streams.steps * self.tokens_per_step
-        self.noise = self.make_noise(vectors.shape[1])
+        self.regularizer = self.make_regularizer(vectors.shape[1])
         self.progress = Progress()
         self.best: Weights | None = None  # those of the best evaluation; the file may lag behind, on a full disk
         self.saved_at: tuple[int, int] | None = None  # (epoch, step) of the last state that was saved
         self.saved = time.monotonic()  # when that was
 
-    def make_noise(self, input_size: int) -> Noise:
+    def make_regularizer(self, input_size: int) -> Regularizer:
         """The dropout and the sampling that the configuration asks for."""
         config, counts = self.config, self.corpus.train_counts()
         is_sampled = 0 < config.sampled_softmax < counts.size  # a sample of all words is the full softmax
-        return Noise(
+        return Regularizer(
             seed=config.seed,
             input_size=input_size,
             hidden_size=config.hidden_size,
@@ -158,11 +160,11 @@ class Run:
     # -- one epoch
 
     def step(self, step: int, start: int, rate: float) -> tuple[float, float, int]:
-        """Learn from the chunk at `start` with the noise of step `step`. (loss, gradient norm, tokens), as Trainer."""
+        """Learn from the chunk at `start`, as step `step`. (loss, gradient norm, tokens), as Trainer."""
         stop = start + self.bptt
         x, y = self.streams.chunk(start, stop)
-        noise = self.noise.of_step(step, self.streams.targets(start, stop)).of_streams(self.streams.columns)
-        return *self.trainer.train_step(x, y, rate, noise), x.size
+        regularization = self.regularizer.draw(step, self.streams.targets(start, stop)).of_rows(self.streams.columns)
+        return *self.trainer.train_step(x, y, rate, regularization), x.size
 
     def train_epoch(self, bar: reporting.Bar, stop: Callable[[], bool]) -> None:
         """Train to the end of the current epoch. Raises Diverged, Interrupted, PeerLost."""

@@ -9,7 +9,7 @@ from gradients import by_c, by_torch, chunk
 
 from rnnlm.binding import RNNError, RNNInputError, RNNNonFiniteError, Workspace
 from rnnlm.checkpoint import PARAMETERS
-from rnnlm.regularization import NO_NOISE, Candidates, CandidateSampler, Noise, StepNoise
+from rnnlm.regularization import NO_REGULARIZATION, Candidates, CandidateSampler, Regularization, Regularizer
 
 SIZES = [  # V, E, H, T, B, words sampled
     (13, 9, 6, 11, 1, 4),
@@ -19,11 +19,15 @@ SIZES = [  # V, E, H, T, B, words sampled
 ]
 
 
-def some_noise(vocab: int, embed: int, hidden: int, y: np.ndarray, sampled: int, seed: int = 0) -> StepNoise:
+def some_regularization(
+    vocab: int, embed: int, hidden: int, y: np.ndarray, sampled: int, seed: int = 0
+) -> Regularization:
     counts = np.random.default_rng(seed).integers(1, 1000, vocab)
     sampler = CandidateSampler(counts, sampled) if sampled else None
-    noise = Noise(seed=seed, input_size=embed, hidden_size=hidden, dropout=0.4, input_dropout=0.2, sampler=sampler)
-    return noise.of_step(3, y)
+    regularizer = Regularizer(
+        seed=seed, input_size=embed, hidden_size=hidden, dropout=0.4, input_dropout=0.2, sampler=sampler
+    )
+    return regularizer.draw(3, y)
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
@@ -35,9 +39,9 @@ def test_gradients_match_float64(
     force_kernels(isa, monkeypatch)
     weights = make_weights(v, e, h, seed=5)
     x, y, state = chunk(v, h, t, b, seed=6)
-    noise = some_noise(v, e, h, y, 0 if full else sampled)
-    want_loss, want, want_state = by_torch(weights, x, y, state, noise)
-    loss, grads, last = by_c(weights, x, y, state, noise)
+    regularization = some_regularization(v, e, h, y, 0 if full else sampled)
+    want_loss, want, want_state = by_torch(weights, x, y, state, regularization)
+    loss, grads, last = by_c(weights, x, y, state, regularization)
     assert loss == pytest.approx(want_loss, rel=1e-5)
     assert relative_error(last, want_state) < 1e-5
     for name in PARAMETERS:
@@ -47,29 +51,29 @@ def test_gradients_match_float64(
 def test_words_that_are_no_candidates_have_no_gradient() -> None:
     weights = make_weights(100, 5, 7, seed=1)
     x, y, state = chunk(100, 7, 4, 2, seed=2)
-    noise = some_noise(100, 5, 7, y, 10)
-    _, grads, _ = by_c(weights, x, y, state, noise)
-    others = np.setdiff1d(np.arange(100), noise.candidates.ids)
+    regularization = some_regularization(100, 5, 7, y, 10)
+    _, grads, _ = by_c(weights, x, y, state, regularization)
+    others = np.setdiff1d(np.arange(100), regularization.candidates.ids)
     assert others.size > 50
     assert not grads["Why"][:, others].any() and not grads["by"][others].any()
-    assert grads["by"][noise.candidates.ids].all()
+    assert grads["by"][regularization.candidates.ids].all()
 
 
 def test_a_sample_of_all_words_is_the_full_softmax() -> None:
     weights = make_weights(300, 5, 7, seed=1)
     x, y, state = chunk(300, 7, 6, 2, seed=2)
     sampler = CandidateSampler(np.arange(300), 300)
-    noise = StepNoise(candidates=sampler.draw(y, np.random.default_rng(0)))
-    assert (noise.candidates.ids == np.arange(300)).all() and not noise.candidates.correction.any()
-    loss, grads, _ = by_c(weights, x, y, state, noise)
-    want_loss, want, _ = by_c(weights, x, y, state, NO_NOISE)
+    regularization = Regularization(candidates=sampler.draw(y, np.random.default_rng(0)))
+    assert (regularization.candidates.ids == np.arange(300)).all() and not regularization.candidates.correction.any()
+    loss, grads, _ = by_c(weights, x, y, state, regularization)
+    want_loss, want, _ = by_c(weights, x, y, state, NO_REGULARIZATION)
     assert loss == want_loss
     for name in PARAMETERS:
         assert (grads[name] == want[name]).all(), name
 
 
 def test_the_mean_of_many_samples_is_the_full_gradient() -> None:
-    """The claim on which sampled softmax rests: the corrections leave noise, and next to no bias."""
+    """The claim on which sampled softmax rests: corrected gradients scatter, and have next to no bias."""
     weights = make_weights(400, 5, 16, seed=1)
     rng = np.random.default_rng(2)
     share = 1.0 / np.arange(1, 401)
@@ -81,8 +85,11 @@ def test_the_mean_of_many_samples_is_the_full_gradient() -> None:
     for _ in range(300):
         x, y = rng.choice(400, (2, 10, 8), p=share).astype(np.int32)
         state = np.zeros((8, 16), np.float32)
-        for sums, noise in ((total, StepNoise(candidates=sampler.draw(y, rng))), (full, NO_NOISE)):
-            _, grads, _ = by_c(weights, x, y, state, noise, threads=1)
+        for sums, regularization in (
+            (total, Regularization(candidates=sampler.draw(y, rng))),
+            (full, NO_REGULARIZATION),
+        ):
+            _, grads, _ = by_c(weights, x, y, state, regularization, threads=1)
             for name in PARAMETERS:
                 sums[name] = sums[name] + grads[name].astype(np.float64)
     for name in PARAMETERS:
@@ -108,11 +115,11 @@ def test_candidates_hold_the_targets_and_come_as_often_as_they_should() -> None:
     assert sampler._chance.sum() == pytest.approx(20)
 
 
-def test_noise_depends_on_seed_and_step_alone() -> None:
+def test_regularization_depends_on_seed_and_step_only() -> None:
     y = np.zeros((3, 2), dtype=np.int32)
 
-    def draw(seed: int, step: int) -> StepNoise:
-        return Noise(seed=seed, input_size=5, hidden_size=50, dropout=0.5, input_dropout=0.1).of_step(step, y)
+    def draw(seed: int, step: int) -> Regularization:
+        return Regularizer(seed=seed, input_size=5, hidden_size=50, dropout=0.5, input_dropout=0.1).draw(step, y)
 
     first, again = draw(1, 7), draw(1, 7)
     assert (first.output_mask == again.output_mask).all() and (first.input_mask == again.input_mask).all()
@@ -123,8 +130,8 @@ def test_noise_depends_on_seed_and_step_alone() -> None:
 
 
 def test_no_dropout_means_no_mask() -> None:
-    noise = Noise(seed=1, input_size=5, hidden_size=50).of_step(0, np.zeros((3, 2), dtype=np.int32))
-    assert noise.input_mask is None and noise.output_mask is None
+    regularization = Regularizer(seed=1, input_size=5, hidden_size=50).draw(0, np.zeros((3, 2), dtype=np.int32))
+    assert regularization.input_mask is None and regularization.output_mask is None
 
 
 class TestRefusals:
@@ -132,19 +139,21 @@ class TestRefusals:
 
     V, E, H = 20, 3, 4
 
-    def call(self, noise: StepNoise, max_candidates: int = 0, y: np.ndarray | None = None) -> None:
+    def call(self, regularization: Regularization, max_candidates: int = 0, y: np.ndarray | None = None) -> None:
         weights = make_weights(self.V, self.E, self.H, seed=1)
         x, targets, state = chunk(self.V, self.H, 2, 2, seed=1)
         work = Workspace(self.V, self.E, self.H, max_steps=2, max_batch=2, threads=1, max_candidates=max_candidates)
         params = weights.flat_parameters()
         grads, before = np.full_like(params, 7.0), state.copy()
         try:
-            work.train_grad(params, weights.embeddings, x, targets if y is None else y, state, grads, 1.0, noise)
+            work.train_grad(
+                params, weights.embeddings, x, targets if y is None else y, state, grads, 1.0, regularization
+            )
         finally:
             assert (grads == 7.0).all() and (state == before).all()
 
-    def candidates(self, ids: list[int], targets: int = 0, correction: float = 0.0) -> StepNoise:
-        return StepNoise(
+    def candidates(self, ids: list[int], targets: int = 0, correction: float = 0.0) -> Regularization:
+        return Regularization(
             candidates=Candidates(
                 ids=np.array(ids, dtype=np.int32),
                 correction=np.full(len(ids), correction, dtype=np.float32),
@@ -170,7 +179,7 @@ class TestRefusals:
         with pytest.raises(RNNInputError, match="option"):
             self.call(self.candidates([1, 2, 3]))
         with pytest.raises(RNNInputError, match="option"):
-            self.call(NO_NOISE, max_candidates=3)
+            self.call(NO_REGULARIZATION, max_candidates=3)
 
     @pytest.mark.parametrize("most", [-1, 21])
     def test_a_workspace_for_more_candidates_than_words(self, most: int) -> None:
@@ -185,7 +194,7 @@ class TestRefusals:
             mask = np.ones((2, width), dtype=np.float32)
             mask[1, 1] = bad
             with pytest.raises(RNNNonFiniteError):
-                self.call(StepNoise(**{name: mask}))
+                self.call(Regularization(**{name: mask}))
 
     def test_a_loss_alone_needs_a_workspace_for_all_words(self) -> None:
         work = Workspace(self.V, self.E, self.H, max_steps=2, max_batch=2, threads=1, max_candidates=5)
@@ -196,6 +205,6 @@ class TestRefusals:
 
     def test_a_mask_of_another_shape_or_type(self) -> None:
         with pytest.raises(RNNInputError, match="shape"):
-            self.call(StepNoise(output_mask=np.ones((2, 5), dtype=np.float32)))
+            self.call(Regularization(output_mask=np.ones((2, 5), dtype=np.float32)))
         with pytest.raises(RNNInputError, match="float64"):
-            self.call(StepNoise(output_mask=np.ones((2, 4))))
+            self.call(Regularization(output_mask=np.ones((2, 4))))

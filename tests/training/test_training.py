@@ -75,15 +75,15 @@ def test_both_back_ends_train_alike(text: Path, tmp_path: Path) -> None:
         assert a["validation_loss"] == pytest.approx(b["validation_loss"], abs=1e-4)
 
 
-NOISE = {"dropout": 0.3, "input_dropout": 0.1, "sampled_softmax": 5}
+REGULARIZED = {"dropout": 0.3, "input_dropout": 0.1, "sampled_softmax": 5}
 
 
-def test_both_back_ends_train_alike_under_the_same_noise(text: Path, tmp_path: Path) -> None:
+def test_both_back_ends_train_alike_under_the_same_regularization(text: Path, tmp_path: Path) -> None:
     """The perplexity is that of the full softmax, whatever was trained with."""
     from rnnlm.data.corpus import load_corpus
 
     for backend in BACKENDS:
-        assert run(backend, *options(text, tmp_path / f"{backend}.safetensors", **NOISE)).returncode == 0
+        assert run(backend, *options(text, tmp_path / f"{backend}.safetensors", **REGULARIZED)).returncode == 0
     assert run("c", *options(text, tmp_path / "plain.safetensors")).returncode == 0
     ours, theirs, plain = (checkpoint.load(tmp_path / f"{name}.safetensors").history for name in (*BACKENDS, "plain"))
     for a, b in zip(ours[1:], theirs[1:], strict=True):
@@ -105,9 +105,11 @@ def test_a_sample_as_large_as_the_vocabulary_is_the_full_softmax(text: Path, tmp
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_noisy_run_goes_on_with_the_noise_it_would_have_seen(backend: str, text: Path, tmp_path: Path) -> None:
+def test_a_regularized_run_goes_on_with_the_masks_and_candidates_it_would_have_seen(
+    backend: str, text: Path, tmp_path: Path
+) -> None:
     whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
-    chosen = NOISE | {"schedule": "constant"}  # the cosine's rates depend on how long the run is to be
+    chosen = REGULARIZED | {"schedule": "constant"}  # the cosine's rates depend on how long the run is to be
     assert run(backend, *options(text, whole, epochs=3, **chosen)).returncode == 0
     assert run(backend, *options(text, stopped, epochs=1, **chosen)).returncode == 0
     result = run(backend, *options(text, stopped, epochs=3, **chosen), "--resume")
@@ -268,7 +270,7 @@ def test_sampling_follows_the_tokens_that_are_trained_on(tmp_path: Path) -> None
     """With --max-tokens the shares of the whole split would correct for targets that never come."""
     one = small_run(main.Trainer, tmp_path, sampled_softmax=5)
     one.corpus = dataclasses.replace(one.corpus, train=one.corpus.whole_train[:30])
-    share = one.make_noise(4)._sampler._share
+    share = one.make_regularizer(4)._sampler._share
     assert share == pytest.approx(np.bincount(one.corpus.train, minlength=11) / 30)
 
 
