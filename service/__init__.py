@@ -3,12 +3,13 @@
 app                     puts it together (api.py, at the top, is what uvicorn runs)
 routes/                 what each address does
 lifecycle               start and stop
-middleware, exchange    what holds for every request; one request and its response
+middleware, exchange    what holds for every HTTP exchange; one exchange: its body, its reply, their limits
 core                    the parts of one service
-generation, uploads     a request's work, from its body to its reply; uploads try files out by trial.py
-sse                     server-sent events, and clients that go away
+generation, uploads     start a request; receive a weights file, which trial.py tries in a process of its own
+sse                     server-sent events, and clients that disconnect
 scheduler, registry     sequences that advance together, token by token; the models that are loaded
-sequences, folder       one request's sequences; the weights files, which watch.py guards where they are mapped
+request, sequences      one HTTP request in progress; the texts that it generates
+folder                  the weights files, guarded where they are mapped
 engines                 the two models behind one interface
 schemas, auth           bodies; tokens
 capacity                how large a model fits

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,7 +15,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service import errors
 from service.errors import BodyTooLarge, ClientGone, ServiceError, SlowRequest
-from service.limits import declares_more, within
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that went away; nobody receives it
 
@@ -153,3 +153,21 @@ def _part(body: bytes, last: bool = False) -> Message:
 
 def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"the body may have {limit:,} bytes at most")
+
+
+@contextlib.asynccontextmanager
+async def within(seconds: float, otherwise: ServiceError) -> AsyncIterator[None]:
+    """Raise `otherwise` once the time is up. A disk's own TimeoutError (ETIMEDOUT, of a mounted folder) stays one."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise otherwise from None
+
+
+def declares_more(headers: Headers, limit: int) -> bool:
+    """Whether a request says of its body that it has more bytes than the limit, so that nobody need wait for it."""
+    length = headers.get("content-length", "")
+    return length.isdecimal() and (len(length) > 18 or int(length) > limit)  # int() refuses thousands of digits

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rnnlm import checkpoint
+from rnnlm import binding, checkpoint
 from rnnlm.binding import RNNLibraryError, library
 from rnnlm.checkpoint import Checkpoint
+from rnnlm.container import MappedFile
 from rnnlm.errors import UserError
 from service.errors import FolderFailed, InvalidRequest, NoSpace, WeightsNotFound
-from service.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -133,10 +133,12 @@ class Version:
             "size": self.fingerprint.size,
             "modified": self.fingerprint.modified_ns / 1e9,
         }
-        source, watch, passing = None, None, False
+        source, passing = None, False
+        intact = _always
         try:
             source = checkpoint.load(self.path, copy=copy or not _can_guard())
-            watch = Watch(source.mapping) if source.mapping else None
+            if source.mapping:
+                intact = _watch(source.mapping)
             summary = Summary(
                 **known,
                 vocabulary=source.weights.vocab_size,
@@ -158,7 +160,24 @@ class Version:
             summary, passing = Summary(**known, problem="there is no memory left for it"), True
             log.warning("%s: out of memory", self.path)
         self._summary = None if passing else summary  # what passes is tried again
-        return Loaded(summary, source, lambda: watch is None or watch.intact())
+        return Loaded(summary, source, intact)
+
+
+def _always() -> bool:
+    return True  # a copy in memory stays as it is
+
+
+def _watch(mapping: MappedFile) -> Callable[[], bool]:
+    """Guard a mapping, and return a function that tells whether everything read from it until now is what was mapped.
+
+    Uploads and trainers replace a file by renaming, and what is mapped stays as it was. But anybody who may write to
+    the folder can also write into a file (`cp` over it) or truncate it, and the model's numbers change or disappear.
+    The library's guard lets the process survive that, and the function reports it, so that the requests concerned end
+    with an error before a word is sent, and the next ones load the file again.
+    Raises RNNLibraryError, RNNError.
+    """
+    lost = binding.guard(mapping.data)
+    return lambda: not lost() and mapping.is_unchanged()
 
 
 class Folder:

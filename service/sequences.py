@@ -1,20 +1,14 @@
-"""The work of one request: its sequences of tokens, and the wait for them.
-
-The event loop makes a `Run`, awaits it and may cancel it; the scheduler's thread writes to it. Lists only grow, flags
-are only set, so that neither side needs a lock to read what the other wrote.
-"""
+"""One sequence: a prompt and the tokens that are written after it, step by step."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rnnlm.language_model import Sampling
 from service.engines import Engine, Feed, Step
-from service.errors import ClientGone, ServiceError
 from service.wording import Phrase, StopMatcher
 
 PREFILL_TOKENS = 64  # of a prompt at a time, so that a long one does not hold the others' next token up for long
@@ -109,98 +103,3 @@ class TokenSequence:
     def _finish(self, reason: str, visible: int) -> None:
         self.visible = visible
         self.finish_reason = reason  # last: the reader takes `visible` for final once it sees this
-
-
-class Run:
-    """The sequences of one request. Made on the event loop that awaits it.
-
-    created_at: when the request came, on the clock of time.monotonic.   seconds: its time limit, from then on.
-    every_token: wake the reader for new tokens, not only at the end.
-    """
-
-    def __init__(
-        self, sequences: Sequence[TokenSequence], *, created_at: float, seconds: float, every_token: bool
-    ) -> None:
-        self.sequences = tuple(sequences)
-        self.created_at = created_at
-        self.seconds = seconds
-        self.every_token = every_token
-        self.error: ServiceError | None = None
-        self.cancelled = False
-        self.loop = asyncio.get_running_loop()
-        self._news = False
-        self._waiter: asyncio.Future[None] | None = None
-
-    @property
-    def done(self) -> bool:
-        return all(sequence.finish_reason for sequence in self.sequences)
-
-    def cancel(self) -> None:
-        """Stop the work before its next token. Without effect on a run that is over."""
-        if not (self.error or self.done):
-            self.cancelled = True
-            self.notify()
-
-    def notify(self) -> None:
-        """There may be more to read. On the event loop."""
-        self._news = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self) -> None:
-        """Until every sequence is finished. Raises the run's error; ClientGone when it was cancelled."""
-        async for _ in self.changes():
-            pass
-
-    async def changes(self, silence: float | None = None) -> AsyncIterator[bool]:
-        """Yields True when there may be more to read, the last time when all is there; False after `silence` seconds
-        without. Raises as `wait`."""
-        alarm = _Alarm(self.loop, silence, self._wake) if silence is not None else None
-        try:
-            while True:
-                self._news = False
-                done = self.done  # read before the reader reads: what it then finds is at least that
-                if self.cancelled and not done:
-                    raise ClientGone
-                if self.error and not done:
-                    raise self.error
-                yield True
-                if done:
-                    return
-                if alarm:
-                    alarm.put_off()
-                while not self._news:
-                    self._waiter = self.loop.create_future()
-                    await self._waiter
-                    if not self._news:
-                        yield False
-        finally:
-            if alarm:
-                alarm.stop()
-
-
-class _Alarm:
-    """Rings after so many seconds without being put off, again and again. To put it off, once a token, costs nothing:
-    the timer of the event loop is left alone, and looks at the clock when it goes."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, ring: Callable[[], None]) -> None:
-        self._loop = loop
-        self._seconds = seconds
-        self._ring = ring
-        self._due = loop.time() + seconds
-        self._timer = loop.call_at(self._due, self._check)
-
-    def put_off(self) -> None:
-        self._due = self._loop.time() + self._seconds
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def _check(self) -> None:
-        if self._loop.time() >= self._due:
-            self._ring()
-            self.put_off()
-        self._timer = self._loop.call_at(self._due, self._check)

@@ -1,5 +1,4 @@
-"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), and watching for a client that
-goes away."""
+"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -7,62 +6,59 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from starlette.responses import Response
+from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service.errors import ClientGone, ServiceError
-from service.sequences import Run
+from service.request import Request
 
-COMMENT = b": the work goes on\n\n"
+COMMENT = b": still working\n\n"
 DONE = b"data: [DONE]\n\n"
+HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 def event(data: str, name: str | None = None) -> bytes:
-    """One event. `data` is JSON: it has no line break of its own."""
+    """Format one event. `data` is JSON, so it contains no line break."""
     return (f"event: {name}\n" if name else "").encode() + b"data: " + data.encode() + b"\n\n"
 
 
 @contextlib.asynccontextmanager
-async def cancelling(run: Run, receive: Receive) -> AsyncIterator[None]:
-    """Cancel `run` when the client goes away, or when the block is left however it may be."""
+async def cancelling(request: Request, receive: Receive) -> AsyncIterator[None]:
+    """Cancel `request` when the client disconnects, and whenever the block ends."""
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        run.cancel()
+        request.cancel()
 
     watcher = asyncio.create_task(watch())
     try:
         yield
     finally:
-        run.cancel()
+        request.cancel()
         watcher.cancel()
 
 
-class EventStream(Response):
-    """Events as they come. An error before the first is a response of its own, a later one the last event.
+class EventStream(StreamingResponse):
+    """Sends events as they come. An error before the first is an ordinary response; a later error is the last event.
 
-    news: the events that were not sent yet, maybe none.   end: those that close the stream.   silence: after so many
-    seconds without an event, a comment is sent.   on_error: the event that tells of an error.
-    A client that does not read is waited for here; middleware.py ends that with the request's time.
+    news: returns the events that were not sent yet, maybe none.   end: returns those that close the stream.
+    silence: seconds without an event after which a comment is sent.   on_error: makes the event that reports an error.
+    This waits for a client that reads slowly; middleware.py ends the wait at the request's time limit.
     """
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
-        run: Run,
+        request: Request,
         *,
         news: Callable[[], bytes],
         end: Callable[[], bytes],
         silence: float,
         on_error: Callable[[ServiceError], bytes],
     ) -> None:
-        self.status_code = 200
-        self.background = None
-        # X-Accel-Buffering: nginx would otherwise collect the events. There is no body yet, and so no length.
-        self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
-        self._run = run
+        # X-Accel-Buffering: nginx would otherwise collect the events.
+        super().__init__((), headers=HEADERS, media_type="text/event-stream")
+        self._request = request
         self._news = news
         self._end = end
         self._silence = silence
@@ -72,10 +68,11 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         rest = b""
         try:
-            async with cancelling(self._run, receive), contextlib.aclosing(self._run.changes(self._silence)) as changes:
+            request, watching = self._request, cancelling(self._request, receive)
+            async with watching, contextlib.aclosing(request.changes(self._silence)) as changes:
                 async for changed in changes:
                     rest += self._news() if changed else COMMENT
-                    if rest and not self._run.done:
+                    if rest and not request.done:
                         await self._send(rest, send)
                         rest = b""
             rest += self._end()

@@ -43,8 +43,8 @@ from service.errors import (
     TrialInterrupted,
     WeightsExist,
 )
+from service.exchange import declares_more, within
 from service.folder import Folder, check_name
-from service.limits import declares_more, within
 from service.metrics import Metrics
 from service.settings import ROOT, Settings, variable
 

@@ -11,7 +11,8 @@ import time
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body
+from fastapi import Request as HttpRequest
 from starlette.responses import JSONResponse
 
 from service import errors, sse
@@ -19,7 +20,8 @@ from service.core import Service
 from service.engines import Step
 from service.errors import InvalidRequest, WeightsNotFound
 from service.folder import Summary
-from service.generation import Order, Work, as_tuple
+from service.generation import as_tuple
+from service.request import Request
 from service.routes.described import BODY, MODEL, openai_errors
 from service.schemas import CompletionRequest
 from service.wording import Wording
@@ -52,21 +54,22 @@ def router(service: Service) -> APIRouter:
         },
     )
     async def completions(
-        body: Annotated[service.bodies.completion, Body(openapi_examples=EXAMPLES)], request: Request
+        body: Annotated[service.bodies.completion, Body(openapi_examples=EXAMPLES)], http: HttpRequest
     ) -> Any:
         """Continue a prompt, as OpenAI's `completions.create` asks for it."""
-        work = await service.generator.start(_order(body, service.settings.max_tokens))
-        completion = _Completion(body, work)
+        request = _request(body, service.settings.max_tokens)
+        await service.generator.start(request)
+        completion = _Completion(body, request)
         if body.stream:
             return sse.EventStream(
-                work.run,
+                request,
                 news=completion.news,
                 end=completion.end,
                 silence=service.settings.comment_seconds,
-                on_error=lambda error: sse.event(json.dumps(errors.content(error, request.scope))),
+                on_error=lambda error: sse.event(json.dumps(errors.content(error, http.scope))),
             )
-        async with sse.cancelling(work.run, request.receive):
-            await work.run.wait()
+        async with sse.cancelling(request, http.receive):
+            await request.wait()
         return await asyncio.to_thread(lambda: JSONResponse(completion.reply()))  # thousands of tokens take long
 
     @routes.get("/models", responses=openai_errors(401, 503))
@@ -110,7 +113,7 @@ def _split(model: str) -> tuple[str, str]:
     return backend, name
 
 
-def _order(body: CompletionRequest, most: int) -> Order:
+def _request(body: CompletionRequest, most: int) -> Request:
     n = body.n or 1
     max_tokens = min(16, most) if body.max_tokens is None else body.max_tokens  # OpenAI's default
     if max_tokens == 0 and not body.echo:
@@ -118,10 +121,10 @@ def _order(body: CompletionRequest, most: int) -> Order:
     if body.best_of not in (None, n):
         raise InvalidRequest(f"best_of must be equal to n, {n}, or left out, got {body.best_of}")
     backend, name = _split(body.model)
-    return Order(
+    return Request(
         backend=backend,
         weights=name,
-        prompts=as_tuple(body.prompt),
+        texts=as_tuple(body.prompt),
         n=n,
         max_tokens=max_tokens,
         temperature=body.temperature,
@@ -142,10 +145,10 @@ class _Text:
     (punctuation, a word that the vocabulary lacks) goes with the token that follows, at the end with the last one.
     """
 
-    def __init__(self, work: Work, index: int, echo: bool) -> None:
-        sequence = work.run.sequences[index]
-        prompt = work.order.prompts[index // work.order.n] if echo else ""
-        self._vocabulary = work.entry.vocabulary
+    def __init__(self, request: Request, index: int, echo: bool) -> None:
+        sequence = request.sequences[index]
+        prompt = request.texts[index // request.n] if echo else ""
+        self._vocabulary = request.entry.vocabulary
         self._prompt = prompt
         self._prompt_steps = sequence.prompt_steps
         self._prompt_wording = Wording(self._vocabulary)
@@ -202,37 +205,43 @@ class _Text:
 class _Completion:
     """A completion object, whole or in chunks."""
 
-    def __init__(self, body: CompletionRequest, work: Work) -> None:
+    def __init__(self, body: CompletionRequest, request: Request) -> None:
         self._body = body
-        self._work = work
+        self._request = request
         self._frame = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": body.model,
-            "system_fingerprint": work.entry.sha256[:16],
+            "system_fingerprint": request.entry.sha256[:16],
         }
         self._opening = json.dumps(self._frame)[:-1]  # the same for each event
-        self._texts = [_Text(work, index, bool(body.echo)) for index in range(len(work.run.sequences))]
+        self._texts = [_Text(request, index, bool(body.echo)) for index in range(len(request.sequences))]
 
     def reply(self) -> dict[str, Any]:
         choices = []
-        for index, sequence in enumerate(self._work.run.sequences):
+        for index, sequence in enumerate(self._request.sequences):
             choices.append(self._choice(index, sequence.steps[: sequence.visible], sequence.finish_reason))
-        return {**self._frame, "choices": choices, "usage": self._work.usage().model_dump()}
+        return {**self._frame, "choices": choices, "usage": self._request.usage().model_dump()}
 
     def news(self) -> bytes:
         """The events of what was not told yet, one for each token."""
         return b"".join(
-            [self._event(self._choice(index, [step], None)) for index, steps in self._work.news() for step in steps]
+            [
+                self._event(self._choice(index, [step], None))
+                for index, steps in self._request.new_steps()
+                for step in steps
+            ]
         )
 
     def end(self) -> bytes:
         """The last events: why each choice ended, and the usage if that was asked for."""
-        sequences = enumerate(self._work.run.sequences)
+        sequences = enumerate(self._request.sequences)
         end = [self._event(self._choice(index, [], sequence.finish_reason)) for index, sequence in sequences]
         if self._body.stream_options and self._body.stream_options.include_usage:
-            end.append(sse.event(json.dumps({**self._frame, "choices": [], "usage": self._work.usage().model_dump()})))
+            end.append(
+                sse.event(json.dumps({**self._frame, "choices": [], "usage": self._request.usage().model_dump()}))
+            )
         return b"".join(end) + sse.DONE
 
     def _choice(self, index: int, steps: list[Step], reason: str | None) -> dict[str, Any]:

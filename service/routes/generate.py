@@ -5,14 +5,16 @@ import json
 import math
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body
+from fastapi import Request as HttpRequest
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from service import errors, schemas, sse
 from service.core import Service
 from service.engines import Step
-from service.generation import Order, Work, as_tuple
+from service.generation import as_tuple
+from service.request import Request
 from service.routes.described import BODY, MODEL, problems
 from service.wording import Wording
 
@@ -51,7 +53,7 @@ def router(service: Service) -> APIRouter:
     async def generate(
         backend: schemas.Backend,
         body: Annotated[service.bodies.generate, Body(openapi_examples=GENERATE_EXAMPLES)],
-        request: Request,
+        http: HttpRequest,
     ) -> Any:
         """Continue a prompt. `c` samples from the model's distribution, `torch` takes the most probable word, unless
         `temperature` says otherwise.
@@ -59,33 +61,32 @@ def router(service: Service) -> APIRouter:
         With `stream`, each event is a `TokenEvent`; then comes a `GenerateEnd`, then `[DONE]`. An error on the way is
         an event named `error` with a problem as its data.
         """
-        work = await service.generator.start(
-            Order(
-                backend=backend,
-                weights=body.weights,
-                prompts=as_tuple(body.prompt),
-                n=body.n,
-                max_tokens=body.max_tokens,
-                temperature=body.temperature,
-                top_k=body.top_k,
-                seed=body.seed,
-                stop=as_tuple(body.stop),
-                top=body.top_logprobs,
-                ignore_eos=body.ignore_eos,
-                stream=body.stream,
-            )
+        request = Request(
+            backend=backend,
+            weights=body.weights,
+            texts=as_tuple(body.prompt),
+            n=body.n,
+            max_tokens=body.max_tokens,
+            temperature=body.temperature,
+            top_k=body.top_k,
+            seed=body.seed,
+            stop=as_tuple(body.stop),
+            top=body.top_logprobs,
+            ignore_eos=body.ignore_eos,
+            stream=body.stream,
         )
+        await service.generator.start(request)
         if body.stream:
             return sse.EventStream(
-                work.run,
-                news=_Events(work).news,
-                end=lambda: sse.event(_end(work).model_dump_json()) + sse.DONE,
+                request,
+                news=_Events(request).news,
+                end=lambda: sse.event(_end(request).model_dump_json()) + sse.DONE,
                 silence=silence,
-                on_error=lambda error: sse.event(json.dumps(errors.content(error, request.scope)), name="error"),
+                on_error=lambda error: sse.event(json.dumps(errors.content(error, http.scope)), name="error"),
             )
-        async with sse.cancelling(work.run, request.receive):
-            await work.run.wait()
-        return await asyncio.to_thread(lambda: _json(_reply(work)))
+        async with sse.cancelling(request, http.receive):
+            await request.wait()
+        return await asyncio.to_thread(lambda: _json(_reply(request)))
 
     @routes.post(
         "/score",
@@ -94,22 +95,21 @@ def router(service: Service) -> APIRouter:
         responses=problems(401, *BODY, *MODEL),
     )
     async def score(
-        body: Annotated[service.bodies.score, Body(openapi_examples=SCORE_EXAMPLES)], request: Request
+        body: Annotated[service.bodies.score, Body(openapi_examples=SCORE_EXAMPLES)], http: HttpRequest
     ) -> Any:
         """The log-probability of each token of a text, given all before it, and the text's perplexity."""
-        work = await service.generator.start(
-            Order(
-                backend=body.backend,
-                weights=body.weights,
-                prompts=(body.text,),
-                max_tokens=0,
-                top=body.top_logprobs,
-                scored=True,
-            )
+        request = Request(
+            backend=body.backend,
+            weights=body.weights,
+            texts=(body.text,),
+            max_tokens=0,
+            top=body.top_logprobs,
+            scored=True,
         )
-        async with sse.cancelling(work.run, request.receive):
-            await work.run.wait()
-        return await asyncio.to_thread(lambda: _json(_score(work)))
+        await service.generator.start(request)
+        async with sse.cancelling(request, http.receive):
+            await request.wait()
+        return await asyncio.to_thread(lambda: _json(_score(request)))
 
     return routes
 
@@ -123,78 +123,80 @@ class _Events:
     """A stream's events, each a `TokenEvent`. Written by hand: a model object for each would take longer than a token
     in company."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._wordings = [Wording(work.entry.vocabulary) for _ in work.run.sequences]
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._wordings = [Wording(request.entry.vocabulary) for _ in request.sequences]
 
     def news(self) -> bytes:
-        return "".join([self._event(index, step) for index, steps in self._work.news() for step in steps]).encode()
+        return "".join(
+            [self._event(index, step) for index, steps in self._request.new_steps() for step in steps]
+        ).encode()
 
     def _event(self, index: int, step: Step) -> str:
         text = json.dumps(self._wordings[index].add(step.token))
         return f'data: {{"index":{index},"text":{text},"token":{self._token(step)}}}\n\n'
 
     def _token(self, step: Step) -> str:
-        words = self._work.entry.vocabulary.words
+        words = self._request.entry.vocabulary.words
 
         def word(token: int, logprob: float) -> str:
             return f'{{"id":{token},"word":{json.dumps(words[token])},"logprob":{logprob!r}'
 
         token = word(step.token, step.logprob)
-        if not self._work.order.top:
+        if not self._request.top:
             return token + "}"
         top = ",".join([word(token, logprob) + "}" for token, logprob in step.top])
         return f'{token},"top":[{top}]}}'
 
 
-def _choice_ends(work: Work) -> list[dict[str, Any]]:
+def _choice_ends(request: Request) -> list[dict[str, Any]]:
     return [
         {
             "index": index,
-            "prompt_index": index // work.order.n,
+            "prompt_index": index // request.n,
             "finish_reason": sequence.finish_reason,
             "seed": sequence.seed,
-            "unknown_words": list(work.prompts[index // work.order.n].unknown),
+            "unknown_words": list(request.prompts[index // request.n].unknown),
         }
-        for index, sequence in enumerate(work.run.sequences)
+        for index, sequence in enumerate(request.sequences)
     ]
 
 
-def _end(work: Work) -> schemas.GenerateEnd:
+def _end(request: Request) -> schemas.GenerateEnd:
     return schemas.GenerateEnd(
-        backend=work.order.backend,
-        weights=work.weights,
-        choices=[schemas.ChoiceEnd(**end) for end in _choice_ends(work)],
-        usage=work.usage(),
-        timings=work.timings(),
+        backend=request.backend,
+        weights=request.weights_used(),
+        choices=[schemas.ChoiceEnd(**end) for end in _choice_ends(request)],
+        usage=request.usage(),
+        timings=request.timings(),
     )
 
 
-def _reply(work: Work) -> schemas.GenerateResponse:
+def _reply(request: Request) -> schemas.GenerateResponse:
     choices = []
-    for end, sequence in zip(_choice_ends(work), work.run.sequences, strict=True):
+    for end, sequence in zip(_choice_ends(request), request.sequences, strict=True):
         steps = sequence.steps[: sequence.visible]
-        wording = Wording(work.entry.vocabulary)
+        wording = Wording(request.entry.vocabulary)
         text = "".join(wording.add(step.token) for step in steps)
-        choices.append(schemas.Choice(**end, text=text, tokens=[work.token(step) for step in steps]))
+        choices.append(schemas.Choice(**end, text=text, tokens=[request.token(step) for step in steps]))
     return schemas.GenerateResponse(
-        backend=work.order.backend,
-        weights=work.weights,
+        backend=request.backend,
+        weights=request.weights_used(),
         choices=choices,
-        usage=work.usage(),
-        timings=work.timings(),
+        usage=request.usage(),
+        timings=request.timings(),
     )
 
 
-def _score(work: Work) -> schemas.ScoreResponse:
-    steps = work.run.sequences[0].steps
+def _score(request: Request) -> schemas.ScoreResponse:
+    steps = request.sequences[0].steps
     loss = -sum(step.logprob for step in steps) / len(steps)
     return schemas.ScoreResponse(
-        backend=work.order.backend,
-        weights=work.weights,
-        tokens=[work.token(step) for step in steps],
+        backend=request.backend,
+        weights=request.weights_used(),
+        tokens=[request.token(step) for step in steps],
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),  # e^700 is the largest power that JSON and floats carry
-        unknown_words=list(work.prompts[0].unknown),
-        timings=work.timings(),
+        unknown_words=list(request.prompts[0].unknown),
+        timings=request.timings(),
     )

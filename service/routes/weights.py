@@ -11,8 +11,8 @@ from service import schemas
 from service.capacity import Capacity
 from service.core import Service
 from service.errors import TimeLimit
+from service.exchange import within
 from service.folder import Version
-from service.limits import within
 from service.routes.described import BODY, problems
 from service.uploads import Uploader
 

@@ -28,8 +28,8 @@ import rnn
 from rnnlm import checkpoint
 from service import schemas
 from service.folder import Summary, Version
-from service.generation import Work
 from service.registry import Entry
+from service.request import Request
 
 pytestmark = needs_library
 
@@ -895,8 +895,8 @@ def test_replies_are_built_outside_the_event_loop(
 
         monkeypatch.setattr(owner, name, watched)
 
-    watch(Work, "token")
-    watch(Work, "usage")
+    watch(Request, "token")
+    watch(Request, "usage")
     watch(schemas.GenerateResponse, "model_dump_json")
     watch(schemas.ScoreResponse, "model_dump_json")
     watch(JSONResponse, "render")

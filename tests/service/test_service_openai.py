@@ -128,13 +128,14 @@ def test_echo(client: openai.OpenAI, folder: Path) -> None:
 def test_the_tokens_of_an_echo_make_up_its_text(prompt: str, new: list[int], unknown: bool, scored: bool) -> None:
     vocabulary = Vocabulary((EOS, "a", "b", "ab", *([UNK] if unknown else [])))
     ids = vocabulary.encode_prompt(prompt)[0] if scored else []
-    work: Any = SimpleNamespace(
-        run=SimpleNamespace(sequences=[SimpleNamespace(prompt_steps=len(ids))]),
-        order=SimpleNamespace(prompts=(prompt,), n=1),
+    request: Any = SimpleNamespace(
+        sequences=[SimpleNamespace(prompt_steps=len(ids))],
+        texts=(prompt,),
+        n=1,
         entry=SimpleNamespace(vocabulary=vocabulary),
     )
     steps = [Step(token, -1.0, ((token, -1.0), (1 + token % 3, -2.0))) for token in [*ids, *new]]
-    text, logprobs = _Text(work, 0, True).add(steps)
+    text, logprobs = _Text(request, 0, True).add(steps)
     tokens = logprobs["tokens"]
     start = 0 if scored and ids else len(prompt)  # what is not scored has no tokens
     assert text.startswith(prompt) and "".join(tokens) == text[start:]

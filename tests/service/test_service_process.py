@@ -84,7 +84,7 @@ def test_tokens_come_as_they_are_made_and_comments_in_silence(start: StartServer
     head = read_until(first, b"data: ")  # long before its last token
     assert b"HTTP/1.1 200" in head and b"content-type: text/event-stream" in head
     second = server.send_json("/generate/c", {**BODY, "max_tokens": 2, "stream": True})
-    waiting = read_until(second, b": the work goes on")
+    waiting = read_until(second, b": still working")
     assert b"data:" not in waiting
     first.close()
     assert b"[DONE]" in read_until(second, b"[DONE]")
@@ -350,14 +350,15 @@ def test_serving_loads_nothing_heavy(folder: Path, backend: str, heavy: Sequence
     program = """
 import asyncio, json, sys
 import api
-from service.generation import Order
+from service.request import Request
 
 async def main():
     async with api.app.router.lifespan_context(api.app):
         generator = api.app.state.service.generator
-        work = await generator.start(Order(backend=sys.argv[1], weights=None, prompts=("waa",), max_tokens=3))
-        await work.run.wait()
-        assert work.run.sequences[0].steps
+        request = Request(backend=sys.argv[1], texts=("waa",), max_tokens=3)
+        await generator.start(request)
+        await request.wait()
+        assert request.sequences[0].steps
 
 asyncio.run(main())
 print(json.dumps([name for name in sys.argv[2:] if name in sys.modules]))

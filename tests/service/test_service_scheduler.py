@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -19,8 +18,9 @@ from rnnlm.language_model import Sampling
 from service.engines import Engine, Feed, Step
 from service.errors import Busy, ClientGone, Internal, ShuttingDown, TimeLimit
 from service.metrics import Metrics
+from service.request import Request
 from service.scheduler import Scheduler
-from service.sequences import PREFILL_TOKENS, Run, TokenSequence
+from service.sequences import PREFILL_TOKENS, TokenSequence
 from service.wording import Phrase
 
 EOS = 0
@@ -58,8 +58,10 @@ def sequence(engine: Engine, *, prompt: Sequence[int] = (EOS,), max_tokens: int 
     )
 
 
-def run_of(*sequences: TokenSequence, seconds: float = GUARD_SECONDS, every_token: bool = True) -> Run:
-    return Run(sequences, created_at=time.monotonic(), seconds=seconds, every_token=every_token)
+def request_of(*sequences: TokenSequence, seconds: float = GUARD_SECONDS, stream: bool = True) -> Request:
+    request = Request(backend="test", texts=(), max_tokens=0, stream=stream)
+    request.begin(sequences, seconds)
+    return request
 
 
 def with_scheduler(
@@ -85,13 +87,13 @@ def tokens(sequence: TokenSequence) -> list[int]:
     return [step.token for step in sequence.steps[: sequence.visible]]
 
 
-def test_a_run_is_carried_out() -> None:
+def test_a_request_is_carried_out() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
-        run = run_of(sequence(CountingEngine()), every_token=False)
-        scheduler.submit(run)
-        await run.wait()
-        assert tokens(run.sequences[0]) == [1, 2, 3, 4, 5]
-        assert run.sequences[0].finish_reason == "length"
+        request = request_of(sequence(CountingEngine()), stream=False)
+        scheduler.submit(request)
+        await request.wait()
+        assert tokens(request.sequences[0]) == [1, 2, 3, 4, 5]
+        assert request.sequences[0].finish_reason == "length"
 
     with_scheduler(test)
 
@@ -100,7 +102,7 @@ def test_sequences_join_between_tokens_and_leave_when_done() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         gate = threading.Semaphore(0)
         engine = CountingEngine(gate)
-        first, second = run_of(sequence(engine, max_tokens=6)), run_of(sequence(engine, max_tokens=2))
+        first, second = request_of(sequence(engine, max_tokens=6)), request_of(sequence(engine, max_tokens=2))
         scheduler.submit(first)
         gate.release()
         async for _ in first.changes():
@@ -118,22 +120,22 @@ def test_sequences_join_between_tokens_and_leave_when_done() -> None:
     with_scheduler(test)
 
 
-@pytest.mark.parametrize("every_token", [True, False])
-def test_a_cancelled_run_makes_at_most_two_more_tokens(every_token: bool) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_cancelled_request_makes_at_most_two_more_tokens(stream: bool) -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         gate = threading.Semaphore(3)
-        run = run_of(sequence(CountingEngine(gate), max_tokens=1000), every_token=every_token)
-        scheduler.submit(run)
-        while len(run.sequences[0].steps) < 3:
+        request = request_of(sequence(CountingEngine(gate), max_tokens=1000), stream=stream)
+        scheduler.submit(request)
+        while len(request.sequences[0].steps) < 3:
             await asyncio.sleep(0.001)
-        run.cancel()
+        request.cancel()
         gate.release(500)
         with pytest.raises(ClientGone):
-            await run.wait()
-        after = run_of(sequence(CountingEngine()))  # once this is done, the thread has been round
+            await request.wait()
+        after = request_of(sequence(CountingEngine()))  # once this is done, the thread has been round
         scheduler.submit(after)
         await after.wait()
-        assert 3 <= len(run.sequences[0].steps) <= 5
+        assert 3 <= len(request.sequences[0].steps) <= 5
         assert metrics.cancelled.labels("test")._value.get() == 1
         assert metrics.running.labels("test")._value.get() <= 1
 
@@ -143,7 +145,7 @@ def test_a_cancelled_run_makes_at_most_two_more_tokens(every_token: bool) -> Non
 def test_a_slow_reader_holds_nobody_back() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         engine = CountingEngine()
-        unread, other = run_of(sequence(engine, max_tokens=300)), run_of(sequence(engine, max_tokens=300))
+        unread, other = request_of(sequence(engine, max_tokens=300)), request_of(sequence(engine, max_tokens=300))
         scheduler.submit(unread)
         scheduler.submit(other)
         await other.wait()
@@ -157,16 +159,16 @@ def test_a_slow_reader_holds_nobody_back() -> None:
 def test_the_queue_is_bounded_and_says_when_to_come_again() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         gate = threading.Semaphore(0)
-        runs = [run_of(sequence(CountingEngine(gate)), sequence(CountingEngine(gate))) for _ in range(2)]
-        for run in runs:
-            scheduler.submit(run)
+        requests = [request_of(sequence(CountingEngine(gate)), sequence(CountingEngine(gate))) for _ in range(2)]
+        for request in requests:
+            scheduler.submit(request)
         with pytest.raises(Busy) as refusal:
-            scheduler.submit(run_of(sequence(CountingEngine())))
+            scheduler.submit(request_of(sequence(CountingEngine())))
         assert int(refusal.value.headers["retry-after"]) >= 1
         gate.release(100)
-        for run in runs:
-            await run.wait()
-        again = run_of(sequence(CountingEngine()))
+        for request in requests:
+            await request.wait()
+        again = request_of(sequence(CountingEngine()))
         await asyncio.sleep(0.01)
         scheduler.submit(again)
         await again.wait()
@@ -177,24 +179,24 @@ def test_the_queue_is_bounded_and_says_when_to_come_again() -> None:
 def test_who_has_gone_away_takes_no_place_in_the_queue() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         gate = threading.Semaphore(0)  # no token is made until it opens, so nothing is tidied up between two
-        running, waiting = (run_of(sequence(CountingEngine(gate))) for _ in range(2))
+        running, waiting = (request_of(sequence(CountingEngine(gate))) for _ in range(2))
         scheduler.submit(running)
         scheduler.submit(waiting)
         waiting.cancel()
-        scheduler.submit(run_of(sequence(CountingEngine())))
+        scheduler.submit(request_of(sequence(CountingEngine())))
         gate.release(100)
         await running.wait()
 
     with_scheduler(test, max_sequences=1, max_waiting=1)
 
 
-def test_a_run_is_taken_whole_or_not_at_all() -> None:
+def test_a_request_is_taken_whole_or_not_at_all() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         with pytest.raises(Busy):
-            scheduler.submit(run_of(*(sequence(CountingEngine()) for _ in range(5))))
-        run = run_of(*(sequence(CountingEngine()) for _ in range(4)))
-        scheduler.submit(run)
-        await run.wait()
+            scheduler.submit(request_of(*(sequence(CountingEngine()) for _ in range(5))))
+        request = request_of(*(sequence(CountingEngine()) for _ in range(4)))
+        scheduler.submit(request)
+        await request.wait()
 
     with_scheduler(test, max_sequences=2, max_waiting=2)
 
@@ -202,15 +204,15 @@ def test_a_run_is_taken_whole_or_not_at_all() -> None:
 def test_the_time_limit_ends_what_runs_and_what_waits() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         gate = threading.Semaphore(0)
-        running = run_of(sequence(CountingEngine(gate)), seconds=0.05)
-        waiting = run_of(sequence(CountingEngine(gate)), seconds=0.05)
+        running = request_of(sequence(CountingEngine(gate)), seconds=0.05)
+        waiting = request_of(sequence(CountingEngine(gate)), seconds=0.05)
         scheduler.submit(running)
         scheduler.submit(waiting)
         await asyncio.sleep(0.1)
         gate.release(2)
-        for run in (running, waiting):
+        for request in (running, waiting):
             with pytest.raises(TimeLimit, match=r"0\.05 seconds"):
-                await run.wait()
+                await request.wait()
         assert waiting.sequences[0].started_at is None
 
     with_scheduler(test, max_sequences=1)
@@ -219,13 +221,13 @@ def test_the_time_limit_ends_what_runs_and_what_waits() -> None:
 def test_a_cut_tells_everybody_and_takes_no_more() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         gate = threading.Semaphore(0)
-        run = run_of(sequence(CountingEngine(gate)))
-        scheduler.submit(run)
+        request = request_of(sequence(CountingEngine(gate)))
+        scheduler.submit(request)
         scheduler.cut()
         with pytest.raises(ShuttingDown):
-            await run.wait()
+            await request.wait()
         with pytest.raises(ShuttingDown):
-            scheduler.submit(run_of(sequence(CountingEngine())))
+            scheduler.submit(request_of(sequence(CountingEngine())))
         gate.release(10)
 
     with_scheduler(test)
@@ -233,15 +235,15 @@ def test_a_cut_tells_everybody_and_takes_no_more() -> None:
 
 def test_what_is_done_is_not_taken_back() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
-        run = run_of(sequence(CountingEngine()))
-        scheduler.submit(run)
-        while not run.done:
+        request = request_of(sequence(CountingEngine()))
+        scheduler.submit(request)
+        while not request.done:
             await asyncio.sleep(0.001)
         scheduler.cut()
-        run.error = ShuttingDown()
-        run.cancel()
-        await run.wait()
-        assert tokens(run.sequences[0]) == [1, 2, 3, 4, 5]
+        request.error = ShuttingDown()
+        request.cancel()
+        await request.wait()
+        assert tokens(request.sequences[0]) == [1, 2, 3, 4, 5]
 
     with_scheduler(test)
 
@@ -264,7 +266,7 @@ class PoisonedEngine(CountingEngine):
 def test_a_step_that_fails_ends_its_own_sequence_only(how: str) -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         engine = PoisonedEngine(how)
-        poisoned, short = run_of(sequence(engine)), run_of(sequence(engine, max_tokens=2))
+        poisoned, short = request_of(sequence(engine)), request_of(sequence(engine, max_tokens=2))
         scheduler.submit(poisoned)
         scheduler.submit(short)
         with pytest.raises(Internal):
@@ -284,7 +286,10 @@ def test_neighbours_of_a_failure_go_on() -> None:
 
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         engine = Sick()
-        well, sick = run_of(sequence(engine, seed=1, max_tokens=1)), run_of(sequence(engine, seed=3, max_tokens=1))
+        well, sick = (
+            request_of(sequence(engine, seed=1, max_tokens=1)),
+            request_of(sequence(engine, seed=3, max_tokens=1)),
+        )
         assert well.sequences[0].feed()[0].u >= 0.3 > sick.sequences[0].feed()[0].u
         scheduler.submit(well)
         scheduler.submit(sick)
@@ -299,14 +304,14 @@ def test_neighbours_of_a_failure_go_on() -> None:
 def test_only_a_client_that_goes_away_counts_as_cancelled() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         gate = threading.Semaphore(1)
-        run = run_of(sequence(CountingEngine(gate)))
-        scheduler.submit(run)
-        while not run.sequences[0].steps:
+        request = request_of(sequence(CountingEngine(gate)))
+        scheduler.submit(request)
+        while not request.sequences[0].steps:
             await asyncio.sleep(0.001)
-        run.error = Internal()
-        run.cancel()  # as its request does whenever it ends
+        request.error = Internal()
+        request.cancel()  # as its request does whenever it ends
         gate.release(5)
-        after = run_of(sequence(CountingEngine()))
+        after = request_of(sequence(CountingEngine()))
         scheduler.submit(after)
         await after.wait()
         assert metrics.cancelled.labels("test")._value.get() == 0
@@ -318,9 +323,9 @@ def test_closing_from_another_thread_wakes_who_waits() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         asyncio.get_running_loop().set_debug(True)  # call_soon from another thread then raises
         gate = threading.Semaphore(0)
-        run = run_of(sequence(CountingEngine(gate)))
-        scheduler.submit(run)
-        waiting = asyncio.create_task(run.wait())
+        request = request_of(sequence(CountingEngine(gate)))
+        scheduler.submit(request)
+        waiting = asyncio.create_task(request.wait())
         await asyncio.sleep(0.01)
         closing = asyncio.create_task(asyncio.to_thread(scheduler.close))
         with pytest.raises(ShuttingDown):
@@ -338,18 +343,18 @@ def test_one_stream_is_told_of_each_token_and_many_of_several_at_once(
     monkeypatch.setattr("service.scheduler.SECONDS_PER_EVENT", 1000.0)
 
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
-        told: list[Run] = []
+        told: list[Request] = []
         wake = scheduler._wake
-        monkeypatch.setattr(scheduler, "_wake", lambda runs: (told.extend(runs), wake(runs)))
+        monkeypatch.setattr(scheduler, "_wake", lambda requests: (told.extend(requests), wake(requests)))
         gate = threading.Semaphore(0)
         engine = CountingEngine(gate)
-        runs = [run_of(sequence(engine, max_tokens=20)) for _ in range(count)]
-        for run in runs:
-            scheduler.submit(run)
+        requests = [request_of(sequence(engine, max_tokens=20)) for _ in range(count)]
+        for request in requests:
+            scheduler.submit(request)
         gate.release(100)
-        for run in runs:
-            await run.wait()
-            assert len(tokens(run.sequences[0])) == 20
+        for request in requests:
+            await request.wait()
+            assert len(tokens(request.sequences[0])) == 20
         assert least <= len(told) <= most  # of many: the first, the last, and what came before the others had joined
 
     with_scheduler(test)
@@ -358,9 +363,9 @@ def test_one_stream_is_told_of_each_token_and_many_of_several_at_once(
 def test_a_long_prompt_goes_in_by_parts() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         engine = CountingEngine()
-        run = run_of(sequence(engine, prompt=[1] * (2 * PREFILL_TOKENS + 10)))
-        scheduler.submit(run)
-        await run.wait()
+        request = request_of(sequence(engine, prompt=[1] * (2 * PREFILL_TOKENS + 10)))
+        scheduler.submit(request)
+        await request.wait()
         assert engine.prefilled == [PREFILL_TOKENS, PREFILL_TOKENS, 9]  # the last token is fed by the first step
 
     with_scheduler(test)
@@ -369,14 +374,14 @@ def test_a_long_prompt_goes_in_by_parts() -> None:
 def test_a_stop_phrase_is_cut_off_and_its_start_held_back() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         gate = threading.Semaphore(0)
-        run = run_of(sequence(CountingEngine(gate), max_tokens=9, stop=(Phrase.of((3, 4, 5)),)))
-        scheduler.submit(run)
+        request = request_of(sequence(CountingEngine(gate), max_tokens=9, stop=(Phrase.of((3, 4, 5)),)))
+        scheduler.submit(request)
         seen = []
-        async for _ in run.changes():
-            seen.append(run.sequences[0].visible)
+        async for _ in request.changes():
+            seen.append(request.sequences[0].visible)
             gate.release()
-        assert max(seen) == 2 and run.sequences[0].visible == 2
-        assert run.sequences[0].finish_reason == "stop" and run.sequences[0].new_tokens == 5
+        assert max(seen) == 2 and request.sequences[0].visible == 2
+        assert request.sequences[0].finish_reason == "stop" and request.sequences[0].new_tokens == 5
 
     with_scheduler(test)
 
@@ -384,10 +389,10 @@ def test_a_stop_phrase_is_cut_off_and_its_start_held_back() -> None:
 def test_silence_is_told() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         gate = threading.Semaphore(0)
-        run = run_of(sequence(CountingEngine(gate)))
-        scheduler.submit(run)
+        request = request_of(sequence(CountingEngine(gate)))
+        scheduler.submit(request)
         told = []
-        async for changed in run.changes(silence=0.01):
+        async for changed in request.changes(silence=0.01):
             told.append(changed)
             if told[-3:] == [False] * 3:
                 gate.release(10)
@@ -422,17 +427,17 @@ def torch_engine() -> Engine:
     return TorchEngine(torch_rnn.RNN.mapped(source.weights, Vocabulary(source.vocabulary)))
 
 
-def carry_out(runs: Callable[[], list[list[TokenSequence]]]) -> list[list[Step]]:
-    """The steps of every sequence, of runs that are submitted together."""
+def carry_out(requests: Callable[[], list[list[TokenSequence]]]) -> list[list[Step]]:
+    """The steps of every sequence, of requests that are submitted together."""
     steps: list[list[Step]] = []
 
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
-        made = [run_of(*sequences) for sequences in runs()]
-        for run in made:
-            scheduler.submit(run)
-        for run in made:
-            await run.wait()
-            steps.extend(sequence.steps for sequence in run.sequences)
+        made = [request_of(*sequences) for sequences in requests()]
+        for request in made:
+            scheduler.submit(request)
+        for request in made:
+            await request.wait()
+            steps.extend(sequence.steps for sequence in request.sequences)
 
     with_scheduler(test, max_sequences=32, max_waiting=64)
     return steps

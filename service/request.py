@@ -1,0 +1,193 @@
+"""One HTTP request in progress: what it asks for, its sequences, and the wait for them.
+
+The event loop makes a `Request`, awaits it and may cancel it; the scheduler's thread writes to its sequences. Lists
+only grow and flags are only set, so neither side needs a lock to read what the other wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from service import schemas
+from service.engines import Step
+from service.errors import ClientGone, ServiceError
+from service.sequences import TokenSequence
+
+if TYPE_CHECKING:
+    from service.registry import Entry
+
+
+class Prompt(NamedTuple):
+    """An encoded prompt. unknown: its words that the vocabulary lacks."""
+
+    ids: list[int]
+    unknown: tuple[str, ...]
+
+
+@dataclass(eq=False, kw_only=True)
+class Request:
+    """A route makes it from a body, and `Generator.start` gives it sequences: number i is choice i % n of text i // n.
+
+    scored: report the log-probabilities of the prompt's own tokens, too.   stream: wake the reader for new tokens, not
+    only at the end.   created_at: on the clock of time.monotonic.   seconds: the time limit, from then on.
+    """
+
+    backend: str
+    weights: str | None = None
+    texts: tuple[str, ...]
+    n: int = 1
+    max_tokens: int
+    temperature: float | None = None
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    top: int = 0
+    ignore_eos: bool = False
+    scored: bool = False
+    stream: bool = False
+
+    entry: Entry = field(init=False)
+    prompts: Sequence[Prompt] = field(init=False, default=())
+    sequences: tuple[TokenSequence, ...] = field(init=False, default=())
+    seconds: float = field(init=False, default=0.0)
+    error: ServiceError | None = field(init=False, default=None)
+    cancelled: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.created_at = time.monotonic()
+        self.loop = asyncio.get_running_loop()
+        self._shown: list[int] = []  # steps of each sequence that `new_steps` has returned
+        self._notified = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def begin(self, sequences: Sequence[TokenSequence], seconds: float) -> None:
+        """Set the sequences, before the scheduler gets them."""
+        self.sequences = tuple(sequences)
+        self.seconds = seconds
+        self._shown = [0] * len(self.sequences)
+
+    # ---- Waiting ----------------------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        return all(sequence.finish_reason for sequence in self.sequences)
+
+    def cancel(self) -> None:
+        """Stop the work before its next token. Does nothing to a request that is finished."""
+        if not (self.error or self.done):
+            self.cancelled = True
+            self.notify()
+
+    def notify(self) -> None:
+        """Wake the reader: there may be more to read. Call this on the event loop."""
+        self._notified = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Wait for every sequence to finish. Raises the request's error, or ClientGone if it was cancelled."""
+        async for _ in self.changes():
+            pass
+
+    async def changes(self, silence: float | None = None) -> AsyncIterator[bool]:
+        """Yield True when there may be more to read, the last time when everything is there; yield False after
+        `silence` seconds without news. Raises as `wait` does."""
+        alarm = _Alarm(self.loop, silence, self._wake) if silence is not None else None
+        try:
+            while True:
+                self._notified = False
+                done = self.done  # read before the reader reads, so the reader finds at least this much
+                if self.cancelled and not done:
+                    raise ClientGone
+                if self.error and not done:
+                    raise self.error
+                yield True
+                if done:
+                    return
+                if alarm:
+                    alarm.put_off()
+                while not self._notified:
+                    self._waiter = self.loop.create_future()
+                    await self._waiter
+                    if not self._notified:
+                        yield False
+        finally:
+            if alarm:
+                alarm.stop()
+
+    # ---- Reading ----------------------------------------------------------------------------------------------------
+
+    def new_steps(self) -> list[tuple[int, list[Step]]]:
+        """Return (sequence, steps that can be shown and were not returned before)."""
+        found = []
+        for index, sequence in enumerate(self.sequences):
+            shown, visible = self._shown[index], sequence.visible
+            if visible > shown:
+                found.append((index, sequence.steps[shown:visible]))
+                self._shown[index] = visible
+        return found
+
+    def token(self, step: Step) -> schemas.Token:
+        words = self.entry.vocabulary.words
+        top = [schemas.Alternative(id=i, word=words[i], logprob=logprob) for i, logprob in step.top]
+        return schemas.Token(id=step.token, word=words[step.token], logprob=step.logprob, top=top if self.top else None)
+
+    def weights_used(self) -> schemas.WeightsUsed:
+        return schemas.WeightsUsed(name=self.entry.name, sha256=self.entry.sha256)
+
+    def usage(self) -> schemas.Usage:
+        prompt = sum(len(prompt.ids) for prompt in self.prompts)
+        completion = sum(sequence.new_tokens for sequence in self.sequences)
+        return schemas.Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+    def timings(self) -> schemas.Timings:
+        """Return the times of a finished request."""
+        created = self.created_at
+        started = min(sequence.started_at or created for sequence in self.sequences)
+        first = min(sequence.first_at or created for sequence in self.sequences)
+        last = max(sequence.last_at or created for sequence in self.sequences)
+        steps = sum(len(sequence.steps) for sequence in self.sequences)
+        return schemas.Timings(
+            queue_ms=_ms(started - created),
+            first_token_ms=_ms(first - created),
+            total_ms=_ms(last - created),
+            tokens_per_second=round(steps / max(last - started, 1e-9), 1),
+        )
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 3)
+
+
+class _Alarm:
+    """Rings each time that so many seconds have passed without `put_off`.
+
+    `put_off` is called once a token, so it must cost nothing: it leaves the event loop's timer as it is, and the timer
+    looks at the clock when it fires.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, ring: Callable[[], None]) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._ring = ring
+        self._due = loop.time() + seconds
+        self._timer = loop.call_at(self._due, self._check)
+
+    def put_off(self) -> None:
+        self._due = self._loop.time() + self._seconds
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        if self._loop.time() >= self._due:
+            self._ring()
+            self.put_off()
+        self._timer = self._loop.call_at(self._due, self._check)
