@@ -55,7 +55,7 @@ class Scheduler:
             present = sum(_is_active(*pair) for pair in (*self._running, *self._waiting))
             if present + len(request.sequences) > self._max_sequences + self._max_waiting:
                 raise Busy(
-                    f"the queue is full: {len(self._waiting)} of {self._max_waiting} sequences are waiting: try again later",
+                    f"{len(self._waiting)} sequences are waiting, the limit is {self._max_waiting}: try again later",
                     self._retry_after(),
                 )
             self._waiting.extend((request, sequence) for sequence in request.sequences)
