@@ -41,6 +41,7 @@ from rnnlm.binding import (
 from rnnlm.checkpoint import Checkpoint
 from rnnlm.data.text import Vocabulary
 from rnnlm.errors import ArgumentParser, UserError, output_lost
+from rnnlm.inspection import Matrices
 from rnnlm.language_model import LanguageModel, Sampling, StepStream, shown
 
 __all__ = ["RNN", "RNNError", "RNNInputError", "RNNLibraryError", "RNNMemoryError", "RNNNonFiniteError"]
@@ -77,6 +78,16 @@ class RNN(LanguageModel):
 
     def log_probabilities(self, ids: I32) -> F32:
         return Decoder(self.model, max_streams=16, threads=self.threads).score(ids)
+
+    def hidden_states(self, ids: Sequence[int], state: F32 | None = None) -> F32:
+        return Decoder(self.model, threads=self.threads).hidden_states(ids, state)
+
+    def logits(self, states: F32) -> F32:
+        return Decoder(self.model, threads=self.threads).logits(states)
+
+    def matrices(self) -> Matrices:
+        weights = self.model.weights
+        return Matrices(weights.embeddings, **weights.parameters())
 
 
 class _Stream(StepStream):

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # Ctrl-C while the rest is imported ends it at once,
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +35,7 @@ from torch import nn
 from rnnlm import checkpoint
 from rnnlm.checkpoint import Weights
 from rnnlm.data.text import Vocabulary
+from rnnlm.inspection import Matrices
 from rnnlm.language_model import LanguageModel, Sampling, StepStream
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.training import distributed
@@ -171,6 +172,20 @@ class RNN(nn.Module, LanguageModel):
             part = torch.tensor(ids[start : start + EVALUATION_STEPS + 1], dtype=torch.long, device=self.device)
             logits, hidden = self(part[:-1].unsqueeze(1), hidden)
             yield logits.flatten(0, 1), part[1:]
+
+    @torch.inference_mode()
+    def hidden_states(self, ids: Sequence[int], state: F32 | None = None) -> F32:
+        before = self.zero_state() if state is None else torch.tensor(state, device=self.device).view(1, 1, -1)
+        x = torch.tensor(ids, dtype=torch.long, device=self.device).unsqueeze(1)
+        return self.rnn(self.embedding(x), before)[0].squeeze(1).cpu().numpy()
+
+    def matrices(self) -> Matrices:
+        views = {name: tensor.T if transposed else tensor for name, (tensor, transposed) in self._matrices().items()}
+        return Matrices(**{name: view.detach().cpu().numpy() for name, view in views.items()})
+
+    @torch.inference_mode()
+    def logits(self, states: F32) -> F32:
+        return self.output(torch.tensor(states, device=self.device)).cpu().numpy()
 
 
 class _Stream(StepStream):

@@ -171,6 +171,26 @@ int32_t rnn_decode(rnn_decoder *decoder, int32_t n, const int32_t *tokens, const
     return RNN_OK;
 }
 
+int32_t rnn_logits(rnn_decoder *decoder, int32_t n, const float *states, float *logits) {
+    if (!decoder || !states || !logits) return RNN_E_NULL;
+    if (n < 1 || n > RNN_MAX_TOKENS) return RNN_E_DIM;
+    rnn_decoder *d = decoder;
+    const rnn_model *m = d->model;
+    float largest = m->kernels->max_abs((size_t)n * m->H, states);
+    if (!isfinite(largest)) return RNN_E_NONFINITE;
+    if (largest > 1.0f) return RNN_E_ARG; /* logits are known to be finite for what tanh gives */
+    for (size_t i0 = 0; i0 < (size_t)n; i0 += RNN_GROUP) {
+        size_t group = rnn_min(RNN_GROUP, (size_t)n - i0);
+        load_states(m, group, states + i0 * m->H, d->next);
+        RNN_OMP(parallel for num_threads(d->threads) schedule(static))
+        for (size_t b = 0; b < d->blocks; b++) project_block(d, group, d->next, b);
+        for (size_t i = 0; i < group; i++) {
+            memcpy(logits + (i0 + i) * m->V, d->logits + i * d->row, m->V * sizeof *logits);
+        }
+    }
+    return RNN_OK;
+}
+
 /* ---- Whole sequences --------------------------------------------------------------------------------------------------- */
 
 static int32_t check_generation(const rnn_decoder *d, size_t n, const int32_t *prompts, const int32_t *lengths,

@@ -220,6 +220,11 @@ RNN_API int32_t rnn_prefill(rnn_decoder *decoder, const int32_t *tokens, int32_t
 RNN_API int32_t rnn_decode(rnn_decoder *decoder, int32_t n, const int32_t *tokens, const rnn_sampling *sampling,
                            float *states, int32_t *next, float *logp, float *logits);
 
+/* rnn_logits -- the logits of n hidden states, n up to RNN_MAX_TOKENS.
+ *   in      states (n,H), as rnn_prefill and rnn_decode leave them: RNN_E_ARG when a value is beyond -1 and 1
+ *   out     logits (n,V) */
+RNN_API int32_t rnn_logits(rnn_decoder *decoder, int32_t n, const float *states, float *logits);
+
 /* rnn_generate -- n whole generations in one call: every prompt conditions its stream, then the streams advance
  * together, and leave when they are done.
  *   in      prompts: the n prompts one after the other;  prompt_lengths (n), each at least 1

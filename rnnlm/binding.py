@@ -168,6 +168,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib
         [c_void_p, c_int32, _I32, _SAMPLING, _F32_OUT, _I32_OUT, _or_null(_F32_OUT), _or_null(_F32_OUT)],
         c_int32,
     ),
+    "rnn_logits": ([c_void_p, c_int32, _F32, _F32_OUT], c_int32),
     "rnn_generate": (
         [
             *(c_void_p, c_int32, _I32, _I32, _F64, _SAMPLING, c_int32, c_int32, _or_null(_I32)),
@@ -425,7 +426,7 @@ class Model:
         if precision not in PRECISIONS:
             raise RNNInputError(-6, f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.vocab, self.embed, self.hidden = weights.vocab_size, weights.embed_size, weights.hidden_size
-        self._weights = weights  # the library keeps pointers into Why and by
+        self.weights = weights  # the library keeps pointers into Why and by
         self._handle = _handle(
             *("rnn_model_create", "rnn_model_destroy", self, byref(Dims(self.vocab, self.embed, self.hidden))),
             *(weights.embeddings, weights.Wxh, weights.Whh, weights.bh, weights.Why, weights.by),
@@ -486,6 +487,24 @@ class Decoder:
                 _require_shape(name, array, shape)
         status = library().rnn_decode(self._handle, n, tokens, sampling, states, following, logprobs, logits)
         _check(status, f"step of {n} streams (the decoder has room for {self.max_streams})")
+
+    def hidden_states(self, tokens: Sequence[int] | I32, state: F32 | None = None) -> F32:
+        """The hidden state after each of `tokens` (N,): (N, H). state: (H,), before the first; None: zeros."""
+        current = np.zeros(self.model.hidden, dtype=np.float32) if state is None else state.copy()
+        ids = np.asarray(tokens, dtype=np.int32)
+        states = np.empty((ids.size, self.model.hidden), dtype=np.float32)
+        for i in range(ids.size):
+            self.prefill(ids[i : i + 1], current)
+            states[i] = current
+        return states
+
+    def logits(self, states: F32) -> F32:
+        """The logits (n, V) of hidden states (n, H), which lie between -1 and 1."""
+        n = states.shape[0]
+        _require_shape("states", states, (n, self.model.hidden))
+        logits = np.empty((n, self.model.vocab), dtype=np.float32)
+        _check(library().rnn_logits(self._handle, n, states, logits), f"logits of {n} states")
+        return logits
 
     def generate(
         self,

@@ -1,22 +1,25 @@
 """What the two back ends share: prompts, generation and scoring over a step function.
 
-A back end derives from `LanguageModel` and gives it two things: `open_stream`, which yields a step function, and
-`log_probabilities`. Everything that a caller sees (how a prompt is read, what seed means, when a generation ends) lives
-here once, so that the same weights, prompt and seed mean the same tokens on both.
+A back end derives from `LanguageModel` and gives it `open_stream`, which yields a step function, `log_probabilities`,
+and for a look inside `hidden_states`, `logits` and `matrices`. Everything that a caller sees (how a prompt is read,
+what seed means, when a generation ends) lives here once, so that the same weights, prompt and seed mean the same tokens
+on both.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from rnnlm import inspection
 from rnnlm.data.text import Vocabulary
 from rnnlm.errors import UserError
+from rnnlm.inspection import Inspection, Matrices, Neighbours, Spectrum, Unit
 
 MAX_SEED = 2**63 - 1
 MAX_TOP_K = 2**31 - 1  # as rnn_sampling in csrc/rnnlib.h has it
@@ -121,6 +124,20 @@ class LanguageModel(ABC):
     def log_probabilities(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         """log p(ids[i + 1] | ids[0..i]) for i in 0..N-2: (N - 1,) float32. N >= 2."""
 
+    @abstractmethod
+    def hidden_states(
+        self, ids: Sequence[int], state: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The hidden state after each of ids (N,): (N, H) float32. state: (H,), before the first; None: zeros."""
+
+    @abstractmethod
+    def logits(self, states: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The logits of hidden states (n, H): (n, V) float32."""
+
+    @abstractmethod
+    def matrices(self) -> Matrices:
+        """The weights, without a copy."""
+
     def encode(self, text: str) -> tuple[list[int], tuple[str, ...]]:
         """(ids, words not in the vocabulary) of a prompt, with <EOS> in front.
 
@@ -210,6 +227,36 @@ class LanguageModel(ABC):
             for token, logprob in zip(ids[1:], logprobs, strict=True)
         )
         return Score(tuple(tokens), unknown)
+
+    def inspect(
+        self, text: str, *, target: int | None = None, other: str | None = None, states: bool = False
+    ) -> Inspection:
+        """Why the model predicts a word of `text`, and what it remembers of it.
+
+        target: which of `Inspection.words` is explained, from 1; None: the word that would come next.
+        other: a text to compare the hidden states with, such as this one with a word replaced; None replaces the first.
+        states: give out the hidden states.   Raises PromptError, InspectionError (too long, out of range).
+        """
+        ids, unknown = self.encode(text)
+        others = None if other is None else self.encode(other)[0]
+        return inspection.inspect(
+            self, self.vocabulary, ids, unknown=unknown, target=target, other=others, states=states
+        )
+
+    def spectrum(self, text: str | None = None) -> Spectrum:
+        """The eigenvalues of Whh, and with a text those of diag(1 - h^2) Whh averaged over its tokens.
+
+        Raises PromptError, InspectionError (too long, too large).
+        """
+        return inspection.spectrum(self, None if text is None else self.encode(text)[0])
+
+    def unit(self, index: int, k: int = inspection.TOP) -> Unit:
+        """The k words that drive hidden unit `index` most, and that it raises most. Raises InspectionError."""
+        return inspection.unit(self, self.vocabulary, index, k)
+
+    def neighbours(self, word: str, k: int = inspection.TOP) -> Neighbours:
+        """The k words nearest to `word` by input and by output vector. Raises InspectionError (unknown word)."""
+        return inspection.neighbours(self, self.vocabulary, word, k)
 
 
 def check_seed(seed: int | None) -> int:

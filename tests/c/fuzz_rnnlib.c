@@ -355,6 +355,16 @@ static void call_generate(setting s) {
     free(lengths), free(prompts), free(out_lengths), free(out), free(u), free(sampling), free(logp);
 }
 
+static void call_logits(setting s) {
+    int32_t told = number(1, 20);
+    size_t n = told >= 1 && told <= 20 ? (size_t)told : 1, V = (size_t)s.V, H = (size_t)s.H;
+    if (told > 20 && told <= RNN_MAX_TOKENS) told = 1; /* the header takes so many, these buffers do not */
+    float *states = floats(n * H, 1.0f), *logits = blank(n * V * sizeof *logits);
+    int32_t status = rnn_logits(s.decoder, told, or_null(states), logits);
+    REQUIRE(status == RNN_OK ? all_finite(logits, n * V) : is_blank(logits, n * V * sizeof *logits));
+    free(states), free(logits);
+}
+
 static void call_score(setting s) {
     int32_t count = number(2, 20);
     if (count > 600 && count <= RNN_MAX_TOKENS) count = 2;
@@ -417,7 +427,8 @@ static setting setting_of(size_t which, int32_t precision) {
 }
 
 static void fuzz_inference(void) {
-    static void (*const calls[])(setting) = {call_sample, call_prefill, call_decode, call_generate, call_score};
+    static void (*const calls[])(setting) = {call_sample, call_prefill,  call_decode,
+                                             call_logits, call_generate, call_score};
     size_t which = byte() % SIZES;
     setting s = setting_of(which, byte() % 3);
     calls[byte() % (sizeof calls / sizeof *calls)](s);

@@ -45,6 +45,9 @@ void test_decode_matches_loss(void) {
         CHECK(rnn_prefill(decoder, tokens, (int32_t)p.T - 1, stepped) == RNN_OK);
         CHECK(rnn_decode(decoder, 1, &tokens[p.T - 1], &greedy, stepped, &next, &last, logits) == RNN_OK);
         CHECK(same(stepped, state, p.H * sizeof *state));
+        float *again = floats(p.V);
+        CHECK(rnn_logits(decoder, 1, state, again) == RNN_OK && same(again, logits, p.V * sizeof *logits));
+        free(again);
         double sum = 0.0;
         size_t best = 0;
         for (size_t v = 0; v < p.V; v++) {
@@ -110,6 +113,8 @@ static void compare_company(int32_t precision) {
         CHECK(same(tokens, tokens_alone, sizeof tokens));
         CHECK(same(logp, logp_alone, sizeof logp));
         CHECK(same(states, alone, STREAMS * p.H * sizeof *states));
+        CHECK(same(logits, logits_alone, STREAMS * p.V * sizeof *logits));
+        CHECK(rnn_logits(one, STREAMS, states, logits_alone) == RNN_OK);
         CHECK(same(logits, logits_alone, STREAMS * p.V * sizeof *logits));
     }
     for (size_t i = 0; i < STREAMS; i++) sampling[i].u = NAN; /* generate takes u's place */
@@ -374,8 +379,12 @@ void test_inference_refusals(void) {
     CHECK(rnn_prefill(d, tokens, -1, states) == RNN_E_DIM);
     CHECK(rnn_score(d, tokens, 1, states, logp) == RNN_E_DIM);
     CHECK(same(states, states0, 2 * p.H * sizeof *states));
+    states[p.H] = 1.5f;
+    CHECK(rnn_logits(d, 2, states, logp) == RNN_E_ARG);
+    CHECK(rnn_logits(d, 0, states, logp) == RNN_E_DIM && rnn_logits(d, 1, states, NULL) == RNN_E_NULL);
     states[p.H] = NAN;
     s[1].u = 0.5;
+    CHECK(rnn_logits(d, 2, states, logp) == RNN_E_NONFINITE);
     CHECK(rnn_decode(d, 2, tokens, s, states, next, logp, NULL) == RNN_E_NONFINITE);
     CHECK(rnn_prefill(d, tokens, 2, states + p.H) == RNN_E_NONFINITE);
     CHECK(rnn_score(d, tokens, 2, states + p.H, logp) == RNN_E_NONFINITE);

@@ -235,6 +235,35 @@ def test_a_stream_does_not_depend_on_its_company() -> None:
             assert np.array_equal(whole[i], alone[0])
 
 
+def test_logits_and_states_are_those_of_the_steps() -> None:
+    """To the same bits, whatever company the states have."""
+    target = decoder(vocab=1031, hidden=33, max_streams=1)
+    ids = np.random.default_rng(0).integers(0, 1031, 20, dtype=np.int32)
+    states = target.hidden_states(ids)
+    state, logits = np.zeros((1, 33), dtype=np.float32), np.empty((20, 1031), dtype=np.float32)
+    for i in range(20):
+        target.decode(
+            ids[i : i + 1], sampling_rows(1), state, np.empty(1, np.int32), np.empty(1, np.float32), logits[i : i + 1]
+        )
+        assert np.array_equal(states[i], state[0])
+    assert np.array_equal(target.logits(states), logits)
+    assert np.array_equal(target.hidden_states(ids[7:], states[6]), states[7:])
+
+
+@pytest.mark.parametrize(
+    ("states", "error"),
+    [
+        (np.full((2, 5), 1.5, np.float32), binding.RNNInputError),
+        (np.zeros((2, 4), np.float32), binding.RNNInputError),
+        (np.zeros((0, 5), np.float32), binding.RNNInputError),
+        (np.full((2, 5), np.nan, np.float32), binding.RNNNonFiniteError),
+    ],
+)
+def test_logits_of_what_is_no_state(states: np.ndarray, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        decoder().logits(states)
+
+
 @pytest.mark.parametrize("name", ["embeddings", "Wxh", "Whh", "bh", "Why", "by"])
 def test_a_model_with_weights_that_are_not_finite(name: str) -> None:
     weights = make_weights(11, 4, 5)
