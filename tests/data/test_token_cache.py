@@ -1,0 +1,132 @@
+"""The cache of tokens: a text is read and encoded once, and a damaged cache is made again."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import corpora
+import numpy as np
+import pytest
+from corpora import words_of
+
+from rnnlm.data import corpus, encoding
+from rnnlm.data.corpus import Corpus, load_corpus
+
+write = corpora.write  # a fixture
+
+
+def same(first: Corpus, second: Corpus) -> bool:
+    return (
+        first.vocabulary.words == second.vocabulary.words
+        and first.counts.tolist() == second.counts.tolist()
+        and first.stats == second.stats
+        and all(words_of(first, split) == words_of(second, split) for split in ("whole_train", "train", "validation"))
+    )
+
+
+@pytest.fixture
+def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("RNN_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def no_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, reading a text fails the test."""
+    return lambda: monkeypatch.setattr(corpus, "_read_text", lambda _: pytest.fail("the text was read again"))
+
+
+def test_the_second_start_maps_the_tokens(write, tokens: Path, no_reading) -> None:
+    path = write("a b c. d e f. g h i. a.")
+    first = load_corpus(path, vocab_size=5)
+    no_reading()
+    second = load_corpus(path, vocab_size=5, max_tokens=4)
+    assert same(first, load_corpus(path, vocab_size=5)) and words_of(second, "train") == words_of(first, "train")[:7]
+    assert isinstance(second.whole_train.base, np.memmap) and not second.train.flags.writeable
+    assert [entry.name.startswith("tokens-") for entry in tokens.iterdir()] == [True]
+
+
+def test_what_the_tokens_are_made_from_counts(write, tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("a b c. d e f.")
+    load_corpus(path)
+    assert len(load_corpus(path, vocab_size=4).vocabulary) == 4
+    write("a b x. d e f.")  # as long as before, but later
+    assert "x" in load_corpus(path).vocabulary.words
+    code = encoding._code_version()
+    monkeypatch.setattr(encoding, "_code_version", lambda: code + "x")
+    monkeypatch.setattr(corpus, "_read_text", lambda _: iter(["other words. here."]))
+    assert "other" in load_corpus(path).vocabulary.words
+    assert len(list(tokens.iterdir())) == 2  # one for each size: what is out of date is replaced
+
+
+@pytest.mark.parametrize("file", ["corpus.json", "train.npy", "validation.npy"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "foreign", "gone"])
+def test_a_damaged_cache_is_made_again(
+    write, tokens: Path, file: str, damage: str, no_reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write("a b c. d e f. g h i. a.")
+    first = load_corpus(path)
+    (target,) = tokens.glob(f"*/{file}")
+    content = target.read_bytes()
+    target.unlink()  # what is mapped stays as it is
+    if damage != "gone":
+        target.write_bytes({"cut": content[:-1], "changed": content[:-4] + b"\x01ab\x02", "foreign": b"{}"}[damage])
+    assert same(first, load_corpus(path))
+    assert damage == "gone" or "damaged cache folder" in caplog.text
+    no_reading()
+    assert same(first, load_corpus(path))  # it was mended
+
+
+def test_of_two_first_starts_at_once_the_second_takes_what_the_first_has_stored(
+    write, tokens: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, rename, passes = write("a b c. d e f. g h i. a."), Path.rename, []
+
+    def late(new: Path, target: Path) -> None:
+        if new.name == "new":
+            shutil.copytree(new, target)
+        rename(new, target)
+
+    read = corpus._read_text
+    monkeypatch.setattr(corpus, "_read_text", lambda *given: passes.append(1) or read(*given))
+    monkeypatch.setattr(Path, "rename", late)
+    assert isinstance(load_corpus(path).whole_train.base, np.memmap)
+    assert len(passes) == 1 and "not cached" not in caplog.text
+    assert [entry.name.startswith("tokens-") for entry in tokens.iterdir()] == [True]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write("a b c. d e f. g h i. a.")
+    first = load_corpus(path)
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("RNN_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert same(first, load_corpus(path)) and "not cached" in caplog.text and "RNN_CACHE_DIR" in caplog.text
+
+
+def test_a_full_disk_under_the_cache_is_done_without(
+    write, tokens: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = write("a b c. d e f. g h i. a.")
+    monkeypatch.setattr(encoding, "_write_header", full)
+    assert words_of(load_corpus(path), "validation") == "a |"
+    assert "No space left" in caplog.text and list(tokens.iterdir()) == []
+
+
+def test_a_text_larger_than_a_block_goes_through_the_disk(write, tokens: Path, monkeypatch) -> None:
+    """Blocks and spools of a few bytes: every border between them is crossed."""
+    path = write(" ".join(f"{a}{b} {b}." for a in "abcdefgh" for b in "abcdefgh"))
+    whole = load_corpus(path)
+    monkeypatch.setenv("RNN_CACHE_DIR", str(tokens / "other"))
+    monkeypatch.setattr(encoding, "_BLOCK", 7)
+    monkeypatch.setattr(encoding, "_IN_MEMORY_BYTES", 16)
+    monkeypatch.setattr(corpus, "_CHUNK_BYTES", 11)
+    assert same(whole, load_corpus(path))
