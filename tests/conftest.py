@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+
+# One thread for OpenMP and torch, here and in the programs that tests start, unless a test asks for more: the tests
+# run in one process per processor. Set before anything loads either.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import itertools
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -87,10 +92,17 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-8))
 
 
+@pytest.fixture(scope="session")
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all worker processes of this run of the tests share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Vectors are cached in a folder of the tests' own, also by the programs that they start."""
-    os.environ["RNN_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+def cache(common_folder: Path) -> None:
+    """Tokens and vectors are cached in a folder of the tests' own, also by the programs that they start."""
+    os.environ["RNN_CACHE_DIR"] = str(common_folder / "cache")
 
 
 @pytest.fixture
