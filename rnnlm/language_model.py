@@ -1,9 +1,9 @@
 """Prompts, generation and scoring, for both back ends.
 
 A back end derives from `LanguageModel` and implements `open_stream`, which starts a sequence, `log_probabilities`,
-and for a look inside `hidden_states`, `logits` and `matrices`. Everything that a caller sees (how a prompt is read, what
-the seed does, when a generation ends) is here, once, so that the same weights, prompt and seed give the same tokens on
-both.
+and for a look inside `hidden_states`, `logits` and `matrices`. Everything that a caller sees (how a prompt is read,
+what the seed does, when a generation ends) is here, once, so that the same weights, prompt and seed give the same
+tokens on both.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class StepStream(ABC):
 
     @abstractmethod
     def step(self, token: int, u: float) -> tuple[int, float]:
-        """Feed `token` and draw the next with the uniform u in [0, 1). Returns the next token and its log-probability."""
+        """Feed `token`, draw the next with the uniform u in [0, 1), and return it with its log-probability."""
 
 
 class LanguageModel(ABC):
