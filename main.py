@@ -69,7 +69,7 @@ class Trainer:
             )
         scale = 1.0 / (x.size * self.group.size) if config.reduction == "mean" else 1.0
         try:
-            loss = self.work.train_grad(
+            loss = self.work.loss_grad(
                 self.params, self.embeddings, x, y, self.hidden, self.grads, scale, regularization
             )
         except RNNNonFiniteError:

@@ -25,9 +25,8 @@ from typing import Self
 import numpy as np
 
 from rnnlm import checkpoint
+from rnnlm.arrays import F32, I32
 from rnnlm.binding import (
-    F32,
-    I32,
     PRECISIONS,
     Decoder,
     Model,
@@ -77,7 +76,7 @@ class RNN(LanguageModel):
         return _Stream(Decoder(self.model, threads=self.threads), prefix, sampling, self.vocabulary.unk)
 
     def log_probabilities(self, ids: I32) -> F32:
-        return Decoder(self.model, max_streams=16, threads=self.threads).score(ids)
+        return Decoder(self.model, max_sequences=16, threads=self.threads).score(ids)
 
     def hidden_states(self, ids: Sequence[int], state: F32 | None = None) -> F32:
         return Decoder(self.model, threads=self.threads).hidden_states(ids, state)

@@ -71,7 +71,7 @@ def generate(spec: dict[str, Any]) -> Callable[[], int]:
         from rnnlm.binding import Decoder, Model, sampling_rows
 
         model = Model(weights, precision=spec.get("precision", "float32"), threads=spec["threads"])
-        decoder = Decoder(model, max_streams=streams, threads=spec["threads"])
+        decoder = Decoder(model, max_sequences=streams, threads=spec["threads"])
         tokens = np.zeros(streams, dtype=np.int32)
         states = np.zeros((streams, spec["hidden"]), dtype=np.float32)
         logprobs = np.empty(streams, dtype=np.float32)

@@ -1,8 +1,8 @@
-/* decode.c -- streams of tokens: prompts, steps, generations, scores.
+/* decode.c -- prompts, steps and scores.
  *
- * A step reads all of Why for 2HV operations: it is bound by memory, and several streams cost little more than one.
- * So the streams of a call go through Why in groups. What one stream gets is computed in the same order whoever
- * else is in its group, bit for bit.
+ * A step reads all of Why for 2HV operations, so memory bounds its speed, and several sequences cost little more than
+ * one. The sequences of a call therefore go through Why in groups. The result of a sequence is computed in the same
+ * order whatever else is in its group: it is the same to the bit.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -16,7 +16,7 @@ static void lay_out(rnn_decoder *d, rnn_arena *arena) {
     const rnn_model *m = d->model;
     size_t f = sizeof(float);
     /* rnn_score takes RNN_GROUP tokens at a time, each with a state of its own. */
-    size_t states = rnn_max(d->max_streams, RNN_GROUP);
+    size_t states = rnn_max(d->max_sequences, RNN_GROUP);
     d->state = rnn_arena_take(arena, states * m->stride, f);
     d->next = rnn_arena_take(arena, states * m->stride, f);
     d->logits = rnn_arena_take(arena, RNN_GROUP * d->row, f);
@@ -25,15 +25,14 @@ static void lay_out(rnn_decoder *d, rnn_arena *arena) {
     d->block_max = rnn_arena_take(arena, RNN_GROUP * d->blocks, f);
     d->block_sum = rnn_arena_take(arena, RNN_GROUP * d->blocks, sizeof(double));
     d->tempered = rnn_arena_take(arena, RNN_GROUP * d->blocks, sizeof(double));
-    d->active = rnn_arena_take(arena, d->max_streams, sizeof *d->active);
-    d->tokens = rnn_arena_take(arena, d->max_streams, sizeof *d->tokens);
 }
 
-int32_t rnn_decoder_create(const rnn_model *model, int32_t max_streams, int32_t threads, rnn_decoder **decoder) {
+int32_t rnn_decoder_create(const rnn_model *model, int32_t max_sequences, int32_t threads, rnn_decoder **decoder) {
     if (!model || !decoder) return RNN_E_NULL;
-    if (max_streams < 1 || max_streams > RNN_MAX_STREAMS) return RNN_E_DIM;
-    if (threads < 1 || threads > RNN_MAX_THREADS) return RNN_E_ARG;
-    rnn_decoder d = {.model = model, .max_streams = (size_t)max_streams, .threads = threads};
+    if (max_sequences < 1 || max_sequences > RNN_MAX_SEQUENCES) return RNN_E_DIM;
+    int32_t status = rnn_check_threads(threads);
+    if (status) return status;
+    rnn_decoder d = {.model = model, .max_sequences = (size_t)max_sequences, .threads = threads};
     d.blocks = rnn_ceil_div(model->V, RNN_BLOCK);
     d.row = d.blocks * RNN_BLOCK;
     rnn_arena arena = {0};
@@ -81,13 +80,13 @@ static void project_block(rnn_decoder *d, size_t n, const float *hidden, size_t 
     const rnn_kernels *k = m->kernels;
     size_t v0 = b * RNN_BLOCK, cols = rnn_min(RNN_BLOCK, m->V - v0);
     float *z = d->logits + v0;
-    if (!m->words) {
+    if (!m->packed) {
         k->rows_times(n, m->H, cols, hidden, m->stride, m->why + v0, m->V, m->by + v0, z, d->row);
         return;
     }
     for (size_t v = 0; v < cols; v += k->wide) {
-        const uint32_t *words = m->words + (v0 + v) / k->wide * m->wide_words;
-        k->rows_times_words(n, m->precision, m->H, hidden, m->stride, words, z + v, d->row);
+        const uint32_t *packed = m->packed + (v0 + v) / k->wide * m->packed_size;
+        k->rows_times_packed(n, m->precision, m->H, hidden, m->stride, packed, z + v, d->row);
     }
     for (size_t i = 0; i < n; i++) k->finish(cols, m->scale + v0, m->by + v0, z + i * d->row);
 }
@@ -127,7 +126,7 @@ int32_t rnn_prefill(rnn_decoder *decoder, const int32_t *tokens, int32_t count, 
     return RNN_OK;
 }
 
-/* One group of streams, hidden rows to tokens. A thread measures each block of logits while they are in its cache; then
+/* One group of sequences, from hidden rows to tokens. A thread measures each block of logits while they are in its cache; then
  * a draw looks at what was measured, and at one block. */
 static void draw_group(rnn_decoder *d, size_t n, const float *hidden, const rnn_sampling *sampling, int32_t *next,
                        float *logp, float *logits) {
@@ -152,22 +151,22 @@ int32_t rnn_decode(rnn_decoder *decoder, int32_t n, const int32_t *tokens, const
     if (!decoder || !tokens || !sampling || !states || !next) return RNN_E_NULL;
     rnn_decoder *d = decoder;
     const rnn_model *m = d->model;
-    if (n < 1 || (size_t)n > d->max_streams) return RNN_E_DIM;
-    size_t streams = (size_t)n;
-    for (size_t i = 0; i < streams; i++) {
+    if (n < 1 || (size_t)n > d->max_sequences) return RNN_E_DIM;
+    size_t count = (size_t)n;
+    for (size_t i = 0; i < count; i++) {
         int32_t status = rnn_check_sampling(m, sampling + i);
         if (status) return status;
     }
-    int32_t status = check_tokens(m, tokens, streams);
+    int32_t status = check_tokens(m, tokens, count);
     if (status) return status;
-    load_states(m, streams, states, d->state);
-    advance(m, streams, tokens, d->state, d->next);
-    if (!rows_are_finite(m, streams, d->next)) return RNN_E_NONFINITE;
-    for (size_t i = 0; i < streams; i += RNN_GROUP) {
-        draw_group(d, rnn_min(RNN_GROUP, streams - i), d->next + i * m->stride, sampling + i, next + i,
+    load_states(m, count, states, d->state);
+    advance(m, count, tokens, d->state, d->next);
+    if (!rows_are_finite(m, count, d->next)) return RNN_E_NONFINITE;
+    for (size_t i = 0; i < count; i += RNN_GROUP) {
+        draw_group(d, rnn_min(RNN_GROUP, count - i), d->next + i * m->stride, sampling + i, next + i,
                    logp ? logp + i : NULL, logits ? logits + i * m->V : NULL);
     }
-    store_states(m, streams, d->next, states);
+    store_states(m, count, d->next, states);
     return RNN_OK;
 }
 
@@ -192,87 +191,6 @@ int32_t rnn_logits(rnn_decoder *decoder, int32_t n, const float *states, float *
 }
 
 /* ---- Whole sequences --------------------------------------------------------------------------------------------------- */
-
-static int32_t check_generation(const rnn_decoder *d, size_t n, const int32_t *prompts, const int32_t *lengths,
-                                const double *u, const rnn_sampling *sampling, size_t max_tokens, int32_t stop) {
-    size_t total = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (lengths[i] < 1 || lengths[i] > RNN_MAX_TOKENS) return RNN_E_DIM;
-        total += (size_t)lengths[i];
-        rnn_sampling s = sampling[i];
-        for (size_t t = 0; t < max_tokens; t++) {
-            s.u = u[i * max_tokens + t];
-            int32_t status = rnn_check_sampling(d->model, &s);
-            if (status) return status;
-        }
-    }
-    if (stop < -1 || (stop >= 0 && (size_t)stop >= d->model->V)) return RNN_E_TOKEN;
-    return check_tokens(d->model, prompts, total);
-}
-
-/* Every prompt but its last token goes through its stream; that one is left in d->tokens. */
-static void feed_prompts(rnn_decoder *d, size_t n, const int32_t *prompts, const int32_t *lengths) {
-    const rnn_model *m = d->model;
-    for (size_t i = 0; i < n; i++) {
-        float *state = d->state + i * m->stride;
-        memset(state, 0, m->stride * sizeof *state);
-        for (int32_t t = 0; t + 1 < lengths[i]; t++) {
-            advance(m, 1, prompts + t, state, d->next);
-            memcpy(state, d->next, m->stride * sizeof *state);
-        }
-        d->active[i] = (int32_t)i;
-        d->tokens[i] = prompts[lengths[i] - 1];
-        prompts += lengths[i];
-    }
-}
-
-int32_t rnn_generate(rnn_decoder *decoder, int32_t n, const int32_t *prompts, const int32_t *prompt_lengths,
-                     const double *u, const rnn_sampling *sampling, int32_t max_tokens, int32_t stop,
-                     const volatile int32_t *cancel, int32_t *out, float *logp, int32_t *out_lengths) {
-    if (!decoder || !prompts || !prompt_lengths || !u || !sampling || !out || !out_lengths) {
-        return RNN_E_NULL;
-    }
-    rnn_decoder *d = decoder;
-    const rnn_model *m = d->model;
-    if (n < 1 || (size_t)n > d->max_streams || max_tokens < 1 || max_tokens > RNN_MAX_TOKENS) return RNN_E_DIM;
-    size_t length = (size_t)max_tokens, running = (size_t)n;
-    int32_t status = check_generation(d, running, prompts, prompt_lengths, u, sampling, length, stop);
-    if (status) return status;
-
-    feed_prompts(d, running, prompts, prompt_lengths);
-    for (size_t i = 0; i < running; i++) out_lengths[i] = 0;
-    for (size_t t = 0; t < length && running > 0; t++) {
-        if (cancel && *cancel) return RNN_E_CANCELLED;
-        advance(m, running, d->tokens, d->state, d->next);
-        size_t kept = 0;
-        for (size_t i0 = 0; i0 < running; i0 += RNN_GROUP) {
-            size_t group = rnn_min(RNN_GROUP, running - i0);
-            rnn_sampling draws[RNN_GROUP];
-            int32_t drawn[RNN_GROUP];
-            float drawn_logp[RNN_GROUP];
-            for (size_t i = 0; i < group; i++) {
-                size_t stream = (size_t)d->active[i0 + i];
-                draws[i] = sampling[stream];
-                draws[i].u = u[stream * length + t];
-            }
-            draw_group(d, group, d->next + i0 * m->stride, draws, drawn, logp ? drawn_logp : NULL, NULL);
-            for (size_t i = 0; i < group; i++) {
-                size_t stream = (size_t)d->active[i0 + i];
-                out[stream * length + t] = drawn[i];
-                if (logp) logp[stream * length + t] = drawn_logp[i];
-                out_lengths[stream]++;
-                if (drawn[i] == stop) continue;
-                /* Those that go on move up: kept <= i0 + i, so nothing that is still needed is overwritten. */
-                memcpy(d->state + kept * m->stride, d->next + (i0 + i) * m->stride, m->stride * sizeof(float));
-                d->active[kept] = (int32_t)stream;
-                d->tokens[kept] = drawn[i];
-                kept++;
-            }
-        }
-        running = kept;
-    }
-    return RNN_OK;
-}
 
 int32_t rnn_score(rnn_decoder *decoder, const int32_t *tokens, int32_t count, float *state, float *logp) {
     if (!decoder || !tokens || !state || !logp) return RNN_E_NULL;

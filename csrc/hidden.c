@@ -5,7 +5,7 @@
  *               dWxh = sum_t x_t^T a_t    dWhh = sum_t h_{t-1}^T a_t    dbh = sum_t a_t
  *
  * Only the products with Whh depend on the step before. All x_t Wxh are one matrix product ahead of the sweep, and
- * the three gradients are one matrix product each after it. Streams are independent, so each thread takes its own
+ * the three gradients are one matrix product each after it. Batch rows are independent, so each thread takes its own
  * through all of time, without a barrier between steps.
  */
 #include <math.h>
@@ -74,7 +74,7 @@ bool rnn_hidden_forward(rnn_work *w, const rnn_inputs *in, const float *params, 
             for (size_t b = 0; b < mine; b++) now[b * stride + H] = 1.0f;
         }
     }
-    /* The sums of finite numbers may still have been inf - inf. A NaN stays in its stream: the last step tells for all. */
+    /* The sums of finite numbers may still have been inf - inf. A NaN stays in its batch row, so the last step shows it. */
     return isfinite(k->max_abs(B * stride, w->hidden + T * B * stride));
 }
 

@@ -35,7 +35,7 @@ static inline size_t rnn_thread(void) { return 0; }
 enum {
     RNN_BLOCK =
         576, /* words of a block: whole panels of any width (48, 64 ...), and with its logits it fits an L2 cache */
-    RNN_GROUP = 16, /* streams that one pass over Why serves at inference */
+    RNN_GROUP = 16, /* sequences that one pass over Why serves at inference */
     RNN_ALIGN = 64, /* bytes: a cache line, and the widest vector register */
     RNN_SKEW = 256, /* floats between panels of logits, so that they do not all fall on the same cache sets */
 };
@@ -95,14 +95,14 @@ typedef struct rnn_kernels {
     void (*rows_times)(size_t m, size_t K, size_t cols, const float *a, size_t lda, const float *b, size_t ldb,
                        const float *bias, float *c, size_t ldc);
 
-    /* A copy of w (K, cols <= wide) with fewer bytes, precision as in rnnlib.h: words of K rows, and a scale for each
-     * column. rows_times_words is C (m, wide) = A (m, K) times the copy, without the scales; each row to the same bits
-     * whatever m is. */
+    /* compress makes a smaller copy of w (K, cols <= wide), with a precision of rnnlib.h: K packed rows, and a scale
+     * for each column. rows_times_packed is C (m, wide) = A (m, K) times the copy, without the scales; each row has the
+     * same bits whatever m is. */
     size_t wide; /* columns of a copy; divides RNN_BLOCK, a multiple of panel */
-    void (*compress)(int32_t precision, const float *w, size_t ld, size_t K, size_t cols, uint32_t *words,
+    void (*compress)(int32_t precision, const float *w, size_t ld, size_t K, size_t cols, uint32_t *packed,
                      float *scale);
-    void (*rows_times_words)(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *words,
-                             float *c, size_t ldc);
+    void (*rows_times_packed)(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *packed,
+                              float *c, size_t ldc);
     void (*finish)(size_t count, const float *scale, const float *bias, float *z); /* z = z * scale + bias */
 
     double (*sum_squares)(size_t count, const float *x);
@@ -142,6 +142,7 @@ typedef struct rnn_offsets {
 rnn_offsets rnn_param_offsets(size_t V, size_t E, size_t H);
 
 int32_t rnn_check_dims(const rnn_dims *dims);
+int32_t rnn_check_threads(int32_t threads);
 
 struct rnn_work {
     void *memory;
@@ -213,8 +214,8 @@ void rnn_hidden_backward(rnn_work *w, const rnn_inputs *inputs, const float *par
 double rnn_output_pass(rnn_work *w, const rnn_output *out, size_t N);
 
 /* Sampled softmax: the candidates' columns out of Why and by, and their gradient back into that of all words. */
-void rnn_candidates_gather(rnn_work *w, const float *why, const rnn_train_options *options);
-void rnn_candidates_scatter(rnn_work *w, const rnn_train_options *options, float *dwhy);
+void rnn_candidates_gather(rnn_work *w, const float *why, const rnn_regularization *r);
+void rnn_candidates_scatter(rnn_work *w, const rnn_regularization *r, float *dwhy);
 
 /* ---- Inference ------------------------------------------------------------------------------------------------------ */
 
@@ -226,8 +227,8 @@ struct rnn_model {
     float *input;  /* (V, H): embeddings Wxh + bh */
     float *whh;    /* packed (H, stride) */
     int32_t precision;
-    uint32_t *words; /* (V / wide, wide_words): the copy of Why; NULL in float32 */
-    size_t wide_words;
+    uint32_t *packed; /* (V / wide, packed_size): the smaller copy of Why; NULL in float32 */
+    size_t packed_size;
     float *scale; /* (V): of its columns */
     const float *why, *by;
 };
@@ -235,20 +236,18 @@ struct rnn_model {
 struct rnn_decoder {
     void *memory;
     const rnn_model *model;
-    size_t max_streams;
+    size_t max_sequences;
     int threads;
     size_t row, blocks; /* of logits: V rounded up to whole blocks */
-    float *state;       /* (max_streams, stride): before a step */
-    float *next;        /* (max_streams, stride): after it */
-    /* Of a group of streams, by row: */
+    float *state;       /* (max_sequences, stride): before a step */
+    float *next;        /* (max_sequences, stride): after it */
+    /* Of a group of sequences, by row: */
     float *logits;     /* (RNN_GROUP, row) */
     float *cut;        /* (RNN_GROUP, row): what top_k has left of them */
     float *block_max;  /* (RNN_GROUP, blocks): the largest logit that may be drawn */
     double *block_sum; /* (RNN_GROUP, blocks): of exp(logit - block_max) */
     double *tempered;  /* (RNN_GROUP, blocks): of exp((logit - block_max) / temperature) */
     float *share;      /* (RNN_GROUP, blocks): exp((block_max - max) / temperature) */
-    int32_t *active;   /* (max_streams): the streams of a generation that go on */
-    int32_t *tokens;   /* (max_streams) */
 };
 
 int32_t rnn_check_sampling(const rnn_model *model, const rnn_sampling *sampling);

@@ -1,6 +1,6 @@
-/* kernels.c -- the fast kernels. Compiled as it is, they are those of the baseline instruction set; on x86 it is compiled
- * twice more, with -DRNN_ISA=avx2 and -DRNN_ISA=avx512 and the compiler's flags for them. kernels_reference.c has the same as
- * plain loops. */
+/* kernels.c -- the fast kernels. Compiled without options it gives those of the baseline instruction set; on x86 it is
+ * compiled twice more, with -DRNN_ISA=avx2 and -DRNN_ISA=avx512 and the compiler's flags for them. kernels_reference.c
+ * has the same kernels as plain loops. */
 #include "kernels_decode.h"
 #include "kernels_matrix.h"
 #include "kernels_pointwise.h"
@@ -8,33 +8,4 @@
 #ifndef RNN_ISA
 #define RNN_ISA baseline
 #endif
-#define TABLE_NAME(isa) TABLE_NAME_OF(isa)
-#define TABLE_NAME_OF(isa) rnn_kernels_##isa
-#define TEXT(isa) TEXT_OF(isa)
-#define TEXT_OF(isa) #isa
-
-const rnn_kernels TABLE_NAME(RNN_ISA) = {
-    .name = TEXT(RNN_ISA),
-    .panel = PANEL,
-    .pack = pack,
-    .multiply = multiply,
-    .multiply_at = multiply_at,
-    .multiply_bt = multiply_bt,
-    .softmax = softmax,
-    .tanh = tanh_forward,
-    .tanh_backward = tanh_backward,
-    .weighted_sum = weighted_sum,
-    .max_abs = max_abs,
-    .max = max_of,
-    .count_at_least = count_at_least,
-    .cut_below = cut_below,
-    .exp_sum = exp_sum,
-    .rows_times = rows_times,
-    .wide = WIDE,
-    .compress = compress,
-    .rows_times_words = rows_times_words,
-    .finish = finish,
-    .sum_squares = sum_squares,
-    .sgd = sgd,
-    .adamw = adamw,
-};
+#include "kernels_table.h"

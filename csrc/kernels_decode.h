@@ -1,9 +1,9 @@
-/* kernels_decode.h -- a few hidden rows times Why, as given or from a smaller copy. Included by kernels.c alone.
+/* kernels_decode.h -- a few hidden rows times Why, as given or from a smaller copy. Only kernels.c includes this.
  *
- * Such a product reads every weight once: it is as fast as memory is, and a copy with half or a quarter of the bytes is
- * up to two or four times as fast. A copy consists of wide panels, of WIDE columns, each K rows one after the other; a
- * 32-bit word holds a weight of two columns (bfloat16: the upper half of a float, rounded to even) or of four (int8,
- * with one scale per column), LANES apart: so shifts and masks alone take a vector of words apart.
+ * Such a product reads every weight once, so it is as fast as memory, and a copy with half or a quarter of the bytes is
+ * up to two or four times as fast. A copy consists of wide panels: WIDE columns, as K packed rows one after the other.
+ * A bfloat16 is the upper half of a float, rounded to even; a 32-bit integer holds those of two columns, LANES apart, so
+ * that a shift and a mask turn a vector of them into two vectors of floats. An int8 has one scale per column.
  */
 #ifndef RNN_KERNELS_DECODE_H
 #define RNN_KERNELS_DECODE_H
@@ -20,10 +20,10 @@ static uint32_t bfloat16_of(float x) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-static void compress(int32_t precision, const float *w, size_t ld, size_t K, size_t cols, uint32_t *words,
+static void compress(int32_t precision, const float *w, size_t ld, size_t K, size_t cols, uint32_t *packed,
                      float *scale) {
-    size_t row = precision == RNN_PRECISION_BF16 ? 2 * LANES : LANES; /* words */
-    memset(words, 0, K * row * sizeof *words);
+    size_t row = precision == RNN_PRECISION_BF16 ? 2 * LANES : LANES; /* integers */
+    memset(packed, 0, K * row * sizeof *packed);
     for (size_t j = 0; j < cols; j++) {
         float max = 0.0f;
         for (size_t k = 0; k < K; k++) max = fmaxf(max, fabsf(w[k * ld + j]));
@@ -32,81 +32,80 @@ static void compress(int32_t precision, const float *w, size_t ld, size_t K, siz
         for (size_t k = 0; k < K; k++) {
             float x = w[k * ld + j];
             if (precision == RNN_PRECISION_BF16) {
-                words[k * row + j / (2 * LANES) * LANES + j % LANES] |= bfloat16_of(x) << (j / LANES % 2 * 16);
+                packed[k * row + j / (2 * LANES) * LANES + j % LANES] |= bfloat16_of(x) << (j / LANES % 2 * 16);
             } else if (step > 0.0f) {
-                /* A tiny step is a rounded one, so the quotient can exceed 127. */
+                /* A tiny step has itself been rounded, so the quotient can exceed 127. */
                 int32_t q = (int32_t)fmaxf(-127.0f, fminf(127.0f, rintf(x / step)));
-                words[k * row + j % LANES] |= ((uint32_t)q & 0xff) << (j / LANES * 8);
+                packed[k * row + j % LANES] |= ((uint32_t)q & 0xff) << (j / LANES * 8);
             }
         }
     }
 }
 
 /* One row of a wide panel. */
-INLINE void expand_row(int32_t precision, const uint32_t *words, vec out[4]) {
-    uvec a = *(const uvec_at *)words;
+INLINE void expand_row(int32_t precision, const uint32_t *packed, vec out[4]) {
     if (precision == RNN_PRECISION_BF16) {
-        uvec b = *(const uvec_at *)(words + LANES);
+        uvec a = *(const uvec_at *)packed, b = *(const uvec_at *)(packed + LANES);
         out[0] = (vec)(a << 16);
         out[1] = (vec)(a & 0xffff0000u);
         out[2] = (vec)(b << 16);
         out[3] = (vec)(b & 0xffff0000u);
     } else {
         UNROLL for (size_t j = 0; j < 4; j++) {
-            out[j] = __builtin_convertvector((ivec)(a << (24 - 8 * (uint32_t)j)) >> 24, vec);
+            out[j] = __builtin_convertvector((ivec)(*(const uvec_at *)packed << (24 - 8 * (uint32_t)j)) >> 24, vec);
         }
     }
 }
 
 /* Rows of A at a time: their sums, a row of weights and a broadcast fit the registers. */
-#define WORD_ROWS (TILE_ROWS * TILE_VECS >= 24 ? 6 : 2)
+#define PACKED_ROWS (TILE_ROWS * TILE_VECS >= 24 ? 6 : 2)
 
-INLINE void words_tile(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *words,
-                       float *c, size_t ldc) {
-    vec acc[WORD_ROWS][4];
+INLINE void packed_tile(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *packed,
+                        float *c, size_t ldc) {
+    vec acc[PACKED_ROWS][4];
     UNROLL for (size_t i = 0; i < m; i++) { UNROLL for (size_t j = 0; j < 4; j++) acc[i][j] = (vec){0}; }
     for (size_t k = 0; k < K; k++) {
         vec row[4];
-        expand_row(precision, words, row);
+        expand_row(precision, packed, row);
         UNROLL for (size_t i = 0; i < m; i++) {
             UNROLL for (size_t j = 0; j < 4; j++) acc[i][j] = multiply_add(splat(a[i * lda + k]), row[j], acc[i][j]);
         }
-        words += precision == RNN_PRECISION_BF16 ? 2 * LANES : LANES;
+        packed += precision == RNN_PRECISION_BF16 ? 2 * LANES : LANES;
     }
     UNROLL for (size_t i = 0; i < m; i++) {
         UNROLL for (size_t j = 0; j < 4; j++) store(c + i * ldc + j * LANES, acc[i][j]);
     }
 }
 
-INLINE void words_down(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *words,
-                       float *c, size_t ldc) {
-    for (; m >= WORD_ROWS; m -= WORD_ROWS) {
-        words_tile(WORD_ROWS, precision, K, a, lda, words, c, ldc);
-        a += WORD_ROWS * lda;
-        c += WORD_ROWS * ldc;
+INLINE void packed_down(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *packed,
+                        float *c, size_t ldc) {
+    for (; m >= PACKED_ROWS; m -= PACKED_ROWS) {
+        packed_tile(PACKED_ROWS, precision, K, a, lda, packed, c, ldc);
+        a += PACKED_ROWS * lda;
+        c += PACKED_ROWS * ldc;
     }
-#define WORDS_CASE(rows)                                                                                               \
+#define PACKED_CASE(rows)                                                                                              \
     case rows:                                                                                                         \
-        words_tile(rows, precision, K, a, lda, words, c, ldc);                                                         \
+        packed_tile(rows, precision, K, a, lda, packed, c, ldc);                                                       \
         break;
     switch (m) {
-        WORDS_CASE(1)
+        PACKED_CASE(1)
 #if TILE_ROWS * TILE_VECS >= 24
-        WORDS_CASE(2)
-        WORDS_CASE(3)
-        WORDS_CASE(4)
-        WORDS_CASE(5)
+        PACKED_CASE(2)
+        PACKED_CASE(3)
+        PACKED_CASE(4)
+        PACKED_CASE(5)
 #endif
     }
-#undef WORDS_CASE
+#undef PACKED_CASE
 }
 
-static void rows_times_words(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *words,
-                             float *c, size_t ldc) {
+static void rows_times_packed(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *packed,
+                              float *c, size_t ldc) {
     if (precision == RNN_PRECISION_BF16) {
-        words_down(m, RNN_PRECISION_BF16, K, a, lda, words, c, ldc);
+        packed_down(m, RNN_PRECISION_BF16, K, a, lda, packed, c, ldc);
     } else {
-        words_down(m, RNN_PRECISION_INT8, K, a, lda, words, c, ldc);
+        packed_down(m, RNN_PRECISION_INT8, K, a, lda, packed, c, ldc);
     }
 }
 

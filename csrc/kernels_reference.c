@@ -140,11 +140,11 @@ static void rows_times(size_t m, size_t K, size_t cols, const float *a, size_t l
     }
 }
 
-/* The copy of a weight matrix: words of two or four weights of neighbouring columns. */
-static void compress(int32_t precision, const float *w, size_t ld, size_t K, size_t cols, uint32_t *words,
+/* The smaller copy of a matrix: each 32-bit integer holds two or four weights of neighbouring columns. */
+static void compress(int32_t precision, const float *w, size_t ld, size_t K, size_t cols, uint32_t *packed,
                      float *scale) {
-    size_t bits = precision == RNN_PRECISION_BF16 ? 16 : 8, per_word = 32 / bits;
-    memset(words, 0, K * WIDE / per_word * sizeof *words);
+    size_t bits = precision == RNN_PRECISION_BF16 ? 16 : 8, per_int = 32 / bits;
+    memset(packed, 0, K * WIDE / per_int * sizeof *packed);
     for (size_t v = 0; v < cols; v++) {
         float max = 0.0f;
         for (size_t k = 0; k < K; k++) max = fmaxf(max, fabsf(w[k * ld + v]));
@@ -158,28 +158,28 @@ static void compress(int32_t precision, const float *w, size_t ld, size_t K, siz
                 float quotient = scale[v] > 0.0f ? rintf(w[k * ld + v] / scale[v]) : 0.0f;
                 part = (uint32_t)(int32_t)fmaxf(-127.0f, fminf(127.0f, quotient)) & 0xff;
             }
-            words[(k * WIDE + v) / per_word] |= part << (v % per_word * bits);
+            packed[(k * WIDE + v) / per_int] |= part << (v % per_int * bits);
         }
     }
 }
 
-static float weight_of(int32_t precision, const uint32_t *words, size_t at) {
+static float weight_of(int32_t precision, const uint32_t *packed, size_t at) {
     if (precision == RNN_PRECISION_BF16) {
-        uint32_t bits = words[at / 2] >> (at % 2 * 16) << 16;
+        uint32_t bits = packed[at / 2] >> (at % 2 * 16) << 16;
         float x;
         memcpy(&x, &bits, sizeof x);
         return x;
     }
-    int32_t byte = (int32_t)(words[at / 4] >> (at % 4 * 8) & 0xff);
+    int32_t byte = (int32_t)(packed[at / 4] >> (at % 4 * 8) & 0xff);
     return (float)(byte < 128 ? byte : byte - 256);
 }
 
-static void rows_times_words(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *words,
-                             float *c, size_t ldc) {
+static void rows_times_packed(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *packed,
+                              float *c, size_t ldc) {
     for (size_t i = 0; i < m; i++) {
         for (size_t j = 0; j < WIDE; j++) {
             double sum = 0.0;
-            for (size_t k = 0; k < K; k++) sum += (double)a[i * lda + k] * weight_of(precision, words, k * WIDE + j);
+            for (size_t k = 0; k < K; k++) sum += (double)a[i * lda + k] * weight_of(precision, packed, k * WIDE + j);
             c[i * ldc + j] = (float)sum;
         }
     }
@@ -217,28 +217,5 @@ static void adamw(size_t count, float *p, const float *g, float *m, float *v, fl
     }
 }
 
-const rnn_kernels rnn_kernels_reference = {
-    .name = "reference",
-    .panel = PANEL,
-    .pack = pack,
-    .multiply = multiply,
-    .multiply_at = multiply_at,
-    .multiply_bt = multiply_bt,
-    .softmax = softmax,
-    .tanh = tanh_forward,
-    .tanh_backward = tanh_backward,
-    .weighted_sum = weighted_sum,
-    .max_abs = max_abs,
-    .max = max_of,
-    .count_at_least = count_at_least,
-    .cut_below = cut_below,
-    .exp_sum = exp_sum,
-    .rows_times = rows_times,
-    .wide = WIDE,
-    .compress = compress,
-    .rows_times_words = rows_times_words,
-    .finish = finish,
-    .sum_squares = sum_squares,
-    .sgd = sgd,
-    .adamw = adamw,
-};
+#define RNN_ISA reference
+#include "kernels_table.h"

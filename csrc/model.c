@@ -48,7 +48,7 @@ static void lay_out(rnn_model *m, rnn_arena *arena) {
     m->input = rnn_arena_take(arena, m->V * m->H, sizeof(float));
     m->whh = rnn_arena_take(arena, m->H * m->stride, sizeof(float));
     if (m->precision == RNN_PRECISION_F32) return;
-    m->words = rnn_arena_take(arena, rnn_ceil_div(m->V, m->kernels->wide) * m->wide_words, sizeof *m->words);
+    m->packed = rnn_arena_take(arena, rnn_ceil_div(m->V, m->kernels->wide) * m->packed_size, sizeof *m->packed);
     m->scale = rnn_arena_take(arena, m->V, sizeof(float));
 }
 
@@ -59,7 +59,7 @@ static void compress_why(rnn_model *m, int threads) {
     RNN_OMP(parallel for num_threads(threads) schedule(static))
     for (size_t i = 0; i < copies; i++) {
         size_t v0 = i * k->wide;
-        k->compress(m->precision, m->why + v0, m->V, m->H, rnn_min(k->wide, m->V - v0), m->words + i * m->wide_words,
+        k->compress(m->precision, m->why + v0, m->V, m->H, rnn_min(k->wide, m->V - v0), m->packed + i * m->packed_size,
                     m->scale + v0);
     }
     (void)threads; /* used by OpenMP only */
@@ -77,7 +77,8 @@ int32_t rnn_model_create(const rnn_dims *dims, const float *embeddings, const fl
     int32_t status = rnn_check_dims(dims);
     if (status) return status;
     if (precision < RNN_PRECISION_F32 || precision > RNN_PRECISION_INT8) return RNN_E_ARG;
-    if (threads < 1 || threads > RNN_MAX_THREADS) return RNN_E_ARG;
+    status = rnn_check_threads(threads);
+    if (status) return status;
 
     rnn_model m = {.kernels = rnn_kernels_choose(), .why = why, .by = by, .precision = precision};
     const rnn_kernels *k = m.kernels;
@@ -85,7 +86,7 @@ int32_t rnn_model_create(const rnn_dims *dims, const float *embeddings, const fl
     m.V = (size_t)dims->vocab;
     m.H = (size_t)dims->hidden;
     m.stride = rnn_round_up(m.H, k->panel);
-    m.wide_words = m.H * k->wide / (precision == RNN_PRECISION_BF16 ? 2 : 4);
+    m.packed_size = m.H * k->wide / (precision == RNN_PRECISION_BF16 ? 2 : 4);
 
     float weight = largest(k, why, m.H * m.V, threads);
     if (precision == RNN_PRECISION_BF16) weight *= 1.0f + 1.0f / 256.0f; /* rounding adds no more */
@@ -114,7 +115,7 @@ int32_t rnn_model_create(const rnn_dims *dims, const float *embeddings, const fl
         return status;
     }
     k->pack(whh, m.H, m.H, m.H, 0.0f, made->whh);
-    if (made->words) compress_why(made, threads);
+    if (made->packed) compress_why(made, threads);
     *model = made;
     return RNN_OK;
 }

@@ -13,7 +13,7 @@ static size_t slice_start(size_t count, size_t s) {
 
 static int32_t check_pass(int64_t count, int32_t threads) {
     if (count < 0 || (uint64_t)count > SIZE_MAX / sizeof(float)) return RNN_E_DIM;
-    return threads < 1 || threads > RNN_MAX_THREADS ? RNN_E_ARG : RNN_OK;
+    return rnn_check_threads(threads);
 }
 
 int32_t rnn_grad_norm(const float *grads, int64_t count, int32_t threads, double *norm) {

@@ -2,28 +2,28 @@
  *
  *     h_t = tanh(x_t Wxh + h_{t-1} Whh + bh)      x_t = embeddings[token_t]
  *     p_t = softmax(h_t Why + by)
- *     loss = sum_t -log p_t[y_t]                  y_t is the token after token_t: shifted by the caller, once
+ *     loss = sum_t -log p_t[y_t]                  y_t is the token after token_t: the caller shifts, once
  *
- * This header is the manual and the contract. What holds everywhere:
+ * This header is the manual and the contract; elman.c has the same model in plain loops. What holds everywhere:
  *
  *   Layout    Matrices are row-major, (in, out): Wxh (E,H)  Whh (H,H)  bh (H)  Why (H,V)  by (V).
- *             V words, E embedding size, H hidden units, T time steps, B parallel streams.
- *             Sequences are time-major: x[t * B + b] is step t of stream b.
+ *             V words, E embedding size, H hidden units, T time steps, B batch rows: texts trained side by side.
+ *             A chunk of text is time-major: x[t * B + b] is step t of batch row b.
  *   Parameters and gradients are one flat float buffer each, in the order Wxh, Whh, bh, Why, by.
  *             The embeddings (V,E) are frozen: they are an input, never a parameter.
- *   Memory    The caller owns every buffer that it passes. Handles come from rnn_*_create and go with rnn_*_destroy.
- *             No function but the *_create ones allocates.
+ *   Memory    The caller owns every buffer that it passes. Handles come from rnn_*_create and are released by
+ *             rnn_*_destroy. Only the *_create functions allocate.
  *   Errors    Every int32_t function returns a status: RNN_OK (0) or a negative RNN_E_*. Arguments are checked first;
- *             a refusal (any status but RNN_OK and RNN_E_CANCELLED) leaves the caller's output buffers untouched.
- *             Nothing prints, exits or keeps global state (but for the guard of mapped files).
- *   Random    numbers are arguments: uniforms in [0,1). The library owns no generator.
- *   Kernels   The inner loops exist for several instruction sets; each handle takes the best that the processor has, or
- *             what the environment variable RNN_ISA names: avx512, avx2, baseline, or reference (plain loops, slow).
- *             A name that is none of these, or that the processor lacks, gets the best: rnn_kernel_name tells.
- *             Results differ between them by rounding; for each they are the same from run to run, and for any
- *             number of threads.
- *   Threads   A handle that is not const belongs to one caller at a time. An rnn_model is read-only once created and
- *             may be shared by any number of threads. `threads` is how many OpenMP threads one call may use.
+ *             a call that fails leaves the caller's output buffers untouched. Nothing prints, exits or keeps global
+ *             state, except the guard of mapped files.
+ *   Random    numbers are arguments: uniforms in [0,1). The library has no generator.
+ *   Kernels   The inner loops exist for several instruction sets. Each handle uses the best that the processor has, or
+ *             the one that the environment variable RNN_ISA names: avx512, avx2, baseline, or reference (plain loops,
+ *             slow). If RNN_ISA is anything else, or the processor lacks it, the best is used: rnn_kernel_name says
+ *             which. Results differ between instruction sets by rounding; for each of them they are the same from run
+ *             to run, and for any number of threads.
+ *   Threads   A handle that is not const belongs to one caller at a time. An rnn_model is read-only once created, and
+ *             any number of threads may share it. `threads` is how many OpenMP threads one call may use.
  */
 #ifndef RNNLIB_H
 #define RNNLIB_H
@@ -45,9 +45,9 @@ extern "C" {
 
 /* ---- Version, status codes, limits ---------------------------------------------------------------------------- */
 
-#define RNN_ABI_VERSION 2 /* +1 on any change that code built against the old header would notice */
+#define RNN_ABI_VERSION 3 /* +1 on any change that code built against the old header would notice */
 
-/* One table makes the codes and the messages. Append only: a released number keeps its meaning. */
+/* One table gives the codes and the messages. Append only: a released number keeps its meaning, and -7 is retired. */
 #define RNN_STATUS_MAP(X)                                                                                              \
     X(OK, 0, "success")                                                                                                \
     X(E_NULL, -1, "a required pointer is NULL")                                                                        \
@@ -55,38 +55,36 @@ extern "C" {
     X(E_TOKEN, -3, "a token id is outside the vocabulary")                                                             \
     X(E_NOMEM, -4, "out of memory")                                                                                    \
     X(E_NONFINITE, -5, "a value is not finite (NaN or inf)")                                                           \
-    X(E_ARG, -6, "an option is out of range")                                                                          \
-    X(E_CANCELLED, -7, "stopped by the caller")
+    X(E_ARG, -6, "an option is out of range")
 
 #define RNN_STATUS_ENUM(name, value, text) RNN_##name = (value),
 enum { RNN_STATUS_MAP(RNN_STATUS_ENUM) };
 #undef RNN_STATUS_ENUM
 
-#define RNN_MAX_VOCAB (1 << 24)   /* words */
-#define RNN_MAX_EMBED (1 << 14)   /* embedding size */
-#define RNN_MAX_HIDDEN (1 << 14)  /* hidden units */
-#define RNN_MAX_TOKENS (1 << 24)  /* steps * batch of one call, tokens of one generation */
-#define RNN_MAX_STREAMS (1 << 12) /* sequences that one decoder advances together */
+#define RNN_MAX_VOCAB (1 << 24)     /* words */
+#define RNN_MAX_EMBED (1 << 14)     /* embedding size */
+#define RNN_MAX_HIDDEN (1 << 14)    /* hidden units */
+#define RNN_MAX_TOKENS (1 << 24)    /* of one call: steps * batch, or the tokens of a prompt or a text to score */
+#define RNN_MAX_SEQUENCES (1 << 12) /* that one decoder advances together */
 #define RNN_MAX_THREADS 1024
 
-/* Mirrored by rnnlm/binding.py, which compares rnn_sizeof_* at load. */
 typedef struct rnn_dims {
     int32_t vocab, embed, hidden; /* V, E, H; each at least 1 */
 } rnn_dims;
 
 RNN_API int32_t rnn_abi_version(void);
-RNN_API size_t rnn_sizeof_dims(void);
-RNN_API size_t rnn_sizeof_sampling(void);
-RNN_API size_t rnn_sizeof_adamw(void);
-RNN_API size_t rnn_sizeof_train_options(void);
+
+/* The size of a struct of this header by its name, such as "rnn_dims", for a binding to compare with its mirror of it;
+ * 0 for any other name. */
+RNN_API size_t rnn_sizeof(const char *type);
 
 /* The message of a status: a static string, never NULL. */
 RNN_API const char *rnn_strerror(int32_t status);
 
-/* Which kernels a handle made now takes: "avx512", "avx2", "baseline" or "reference". A static string. */
+/* The kernels that a handle created now would use: "avx512", "avx2", "baseline" or "reference". A static string. */
 RNN_API const char *rnn_kernel_name(void);
 
-/* The length of the flat parameter buffer: E*H + H*H + H + H*V + V. */
+/* The length P of the flat parameter buffer: E*H + H*H + H + H*V + V. */
 RNN_API int32_t rnn_param_count(const rnn_dims *dims, int64_t *count);
 
 /* ---- Training ------------------------------------------------------------------------------------------------- */
@@ -94,67 +92,61 @@ RNN_API int32_t rnn_param_count(const rnn_dims *dims, int64_t *count);
 typedef struct rnn_work rnn_work; /* the activations of one chunk; holds no parameters */
 
 /* A workspace for chunks of up to max_steps * max_batch tokens; its size does not grow with max_steps * V.
- * max_candidates: 0, or for sampled softmax the most candidates of a chunk, at most V; such a workspace is for
- * rnn_train_grad alone, and its size does not grow with V. */
+ * max_candidates: 0, or for sampled softmax the most candidates of a chunk, at most V. The workspace then serves
+ * rnn_loss_grad with candidates only, and its size does not grow with V. */
 RNN_API int32_t rnn_work_create(const rnn_dims *dims, int32_t max_steps, int32_t max_batch, int32_t max_candidates,
                                 int32_t threads, rnn_work **work);
 RNN_API void rnn_work_destroy(rnn_work *work); /* accepts NULL */
 
-/* rnn_loss -- the loss of one chunk, nothing learned.
+/* rnn_loss -- the loss of one chunk, without learning.
  *   in      params (P)  embeddings (V,E)  x, y (steps,batch) token ids
  *   in/out  state (batch,H): the hidden state before the first step; on return, after the last
  *   out     loss: the sum over the chunk of -log p, in nats
- *           token_logp (steps,batch): log p of each y; may be NULL
- *   RNN_E_NONFINITE when the loss, the state or a weight or embedding that it depends on is not finite; state and
- *   outputs are then untouched. */
+ *   RNN_E_NONFINITE when the loss, the state, or a weight or embedding that it depends on is not finite. */
 RNN_API int32_t rnn_loss(rnn_work *work, const float *params, const float *embeddings, const int32_t *x,
-                         const int32_t *y, int32_t steps, int32_t batch, float *state, double *loss, float *token_logp);
+                         const int32_t *y, int32_t steps, int32_t batch, float *state, double *loss);
+
+/* The random part of a training step: what it adds to the plain gradient.
+ *
+ *   Dropout     multiplies by a mask: 0 or 1 / (1 - rate). Each batch row has one mask, the same at every step of the
+ *               chunk (Gal & Ghahramani 2016).
+ *   Sampled     softmax (Bengio & Senecal 2003; Jean et al. 2015) computes the loss as if the candidates were the whole
+ *               vocabulary, with `correction` added to their logits. If the correction is -log of the probability that
+ *               the word is among the candidates, the loss has the same optimum as the full softmax; away from the
+ *               optimum the gradients differ. */
+typedef struct rnn_regularization {
+    const float *input_mask;  /* (batch,E): multiplies the embeddings; NULL: no dropout */
+    const float *output_mask; /* (batch,H): multiplies the hidden state as the output layer sees it; NULL: no dropout */
+    const int32_t
+        *candidates;         /* (candidate_count): token ids, ascending; NULL unless the workspace is for candidates */
+    const float *correction; /* (candidate_count) */
+    int32_t candidate_count;
+    int32_t reserved; /* pads the struct to the same size everywhere; ignored */
+} rnn_regularization;
 
 /* rnn_loss_grad -- the loss of one chunk and its gradient, by back-propagation through all of its steps (Werbos 1990).
- *   Truncated BPTT is a loop over chunks with the state carried: the gradient stops at the chunk's first step.
- *   in      as rnn_loss; scale: what the gradient of the *sum* is multiplied by (1: sum, 1 / (steps * batch): mean)
+ *   Truncated BPTT is a loop over chunks that carries the state: the gradient stops at the chunk's first step.
+ *   in      as rnn_loss; with sampled softmax, y holds each target's index among the candidates
+ *           scale: multiplies the gradient of the *sum* (1: sum, 1 / (steps * batch): mean)
+ *           regularization: NULL, or all zeros, for none
  *   in/out  state, as rnn_loss
- *   out     loss: the sum, unscaled;  grads (P): overwritten with scale * dloss/dparams
- *   RNN_E_NONFINITE when the loss, the state or a weight or embedding that it depends on is not finite; state and
- *   outputs are then untouched. */
+ *   out     loss: the sum, unscaled, under the regularization
+ *           grads (P): overwritten with scale * dloss/dparams; 0 for words that are not candidates
+ *   RNN_E_NONFINITE as rnn_loss; RNN_E_ARG when the workspace was created for candidates and there are none, or the
+ *   reverse; RNN_E_TOKEN when the candidates are not ascending ids, or a y is not below candidate_count. */
 RNN_API int32_t rnn_loss_grad(rnn_work *work, const float *params, const float *embeddings, const int32_t *x,
-                              const int32_t *y, int32_t steps, int32_t batch, float scale, float *state, double *loss,
-                              float *grads);
+                              const int32_t *y, int32_t steps, int32_t batch, float scale,
+                              const rnn_regularization *regularization, float *state, double *loss, float *grads);
 
-/* What a training step may add to the plain gradient. All zeros: nothing.
- *
- *   Dropout     with one mask per stream, the same at every step of the chunk (Gal & Ghahramani 2016): zeros, and
- *               1 / (1 - rate) elsewhere.
- *   Sampled     softmax (Bengio & Senecal 2003; Jean et al. 2015): as if the vocabulary were the candidates alone, with
- *               `correction` added to their logits. With the negative log of the probability that a word is among the
- *               candidates there, the loss has the optimum of the full softmax; away from it the gradients differ. */
-typedef struct rnn_train_options {
-    const float *input_mask;   /* (batch,E): multiplies the embeddings; NULL: no dropout */
-    const float *output_mask;  /* (batch,H): multiplies what the output layer sees of the state; NULL: no dropout */
-    const int32_t *candidates; /* (candidate_count): token ids, ascending; NULL unless the workspace is for them */
-    const float *correction;   /* (candidate_count) */
-    int32_t candidate_count;
-    int32_t reserved; /* fills the struct up; not looked at */
-} rnn_train_options;
+/* ---- Optimisers: each is one pass over memory ------------------------------------------------------------------ */
 
-/* rnn_train_grad -- as rnn_loss_grad, with options; the loss is that of the chunk as the options make it.
- *   in      y (steps,batch): with sampled softmax, the place of each target among the candidates
- *   out     grads (P): with sampled softmax, 0 for the words that are no candidates
- *   RNN_E_ARG when the workspace was made for candidates and there are none, or the reverse; RNN_E_TOKEN when the
- *   candidates are not ascending ids, or a y is not below candidate_count. */
-RNN_API int32_t rnn_train_grad(rnn_work *work, const float *params, const float *embeddings, const int32_t *x,
-                               const int32_t *y, int32_t steps, int32_t batch, float scale,
-                               const rnn_train_options *options, float *state, double *loss, float *grads);
-
-/* ---- Optimisers: each one pass over memory --------------------------------------------------------------------- */
-
-/* The Euclidean norm of count values, summed in double, the same for any number of threads.
+/* The Euclidean norm of count values, summed in double; the same for any number of threads.
  * RNN_E_NONFINITE when a value is not finite. */
 RNN_API int32_t rnn_grad_norm(const float *grads, int64_t count, int32_t threads, double *norm);
 
 /* Stochastic gradient descent with momentum, as torch.optim.SGD (dampening 0):
  *   g = grad_scale * grad;   v = momentum * v + g;   p -= lr * v
- * grad_scale carries the clipping factor. velocity (count) is zero before the first step; NULL when momentum is 0. */
+ * grad_scale: the clipping factor. velocity (count): zero before the first step; NULL when momentum is 0. */
 RNN_API int32_t rnn_sgd_update(float *params, const float *grads, float *velocity, int64_t count, float grad_scale,
                                float lr, float momentum, int32_t threads);
 
@@ -170,73 +162,61 @@ RNN_API int32_t rnn_adamw_update(float *params, const float *grads, float *m, fl
 
 /* ---- Inference ------------------------------------------------------------------------------------------------- */
 
-typedef struct rnn_model rnn_model;     /* weights made ready for inference: read-only, shared */
-typedef struct rnn_decoder rnn_decoder; /* scratch to advance streams with: one per caller */
+typedef struct rnn_model rnn_model;     /* weights prepared for inference: read-only, shared */
+typedef struct rnn_decoder rnn_decoder; /* scratch memory to advance sequences with: one per caller */
 
-/* How the model keeps Why: as given, or as a smaller copy that a step reads faster. */
+/* How the model stores Why: as given, or as a smaller copy that a step reads faster. */
 enum { RNN_PRECISION_F32 = 0, RNN_PRECISION_BF16 = 1, RNN_PRECISION_INT8 = 2 };
 
-/* Checks that every weight is finite, and none so large that a logit could overflow (else RNN_E_NONFINITE), and computes
- * embeddings Wxh + bh once, (V,H), so that a step needs neither.
- * The model keeps the pointers by and, in RNN_PRECISION_F32, why (no copy: they may be memory-mapped); the caller keeps
- * those arrays alive and unchanged until rnn_model_destroy. The others are not needed after the call. */
+/* Checks that every weight is finite and that no logit can overflow (else RNN_E_NONFINITE), and computes
+ * embeddings Wxh + bh (V,H) once, so that a step needs neither.
+ * The model keeps the pointers by and, in RNN_PRECISION_F32, why (no copy: they may be memory-mapped): the caller keeps
+ * those arrays alive and unchanged until rnn_model_destroy. The other arrays are not needed after the call. */
 RNN_API int32_t rnn_model_create(const rnn_dims *dims, const float *embeddings, const float *wxh, const float *whh,
                                  const float *bh, const float *why, const float *by, int32_t precision, int32_t threads,
                                  rnn_model **model);
 RNN_API void rnn_model_destroy(rnn_model *model); /* accepts NULL */
 
-/* Scratch for up to max_streams sequences at a time. The model outlives its decoders. */
-RNN_API int32_t rnn_decoder_create(const rnn_model *model, int32_t max_streams, int32_t threads, rnn_decoder **decoder);
+/* Scratch memory for up to max_sequences sequences at a time. The model must outlive its decoders. */
+RNN_API int32_t rnn_decoder_create(const rnn_model *model, int32_t max_sequences, int32_t threads,
+                                   rnn_decoder **decoder);
 RNN_API void rnn_decoder_destroy(rnn_decoder *decoder); /* accepts NULL */
 
-/* How the next token is drawn from logits z. The distribution is softmax(z / temperature) over all tokens but the banned
- * one, cut to the top_k most probable of them (of equal ones, the lowest ids). The token is the first, in order of id,
- * at which the cumulative sum of the probabilities, in double, exceeds u.
+/* How the next token is drawn from logits z. The distribution is softmax(z / temperature) over all tokens except the
+ * banned one, cut to the top_k most probable of them (among equals, the lowest ids). The token is the first, in order of
+ * id, at which the cumulative sum of the probabilities, in double, exceeds u.
  * RNN_E_TOKEN when banned is neither -1 nor a token; RNN_E_ARG when it is the only one (V = 1). */
 typedef struct rnn_sampling {
     double u;          /* in [0,1) */
-    float temperature; /* 0: the most probable token, the lowest id of equal ones; u and top_k are then not used */
+    float temperature; /* 0: the most probable token, among equals the lowest id; u and top_k are then ignored */
     int32_t top_k;     /* 0, or V and more: all tokens */
     int32_t banned;    /* a token that is never drawn, such as <UNK>; -1: none */
-    int32_t reserved;  /* fills the struct up to 24 bytes on every system; not looked at */
+    int32_t reserved;  /* pads the struct to 24 bytes everywhere; ignored */
 } rnn_sampling;
 
-/* rnn_sample -- one draw from logits (V); -inf is a token that cannot be drawn.
+/* rnn_sample -- one draw from logits (V); -inf marks a token that cannot be drawn.
  *   out     token;  logp: log softmax(logits)[token], before temperature, top_k and ban; may be NULL
  *   RNN_E_NONFINITE when a logit is NaN or +inf, or all but the banned one are -inf. */
 RNN_API int32_t rnn_sample(rnn_decoder *decoder, const float *logits, const rnn_sampling *sampling, int32_t *token,
                            float *logp);
 
-/* rnn_prefill -- lets tokens (count) pass through the hidden layer of one stream, without the output layer.
- *   in/out  state (H): zeros for a new stream. count may be 0. */
+/* rnn_prefill -- feeds tokens (count) through the hidden layer of one sequence, without the output layer.
+ *   in/out  state (H): zeros for a new sequence. count may be 0. */
 RNN_API int32_t rnn_prefill(rnn_decoder *decoder, const int32_t *tokens, int32_t count, float *state);
 
-/* rnn_decode -- one step of n streams that share one pass over Why: feed each its token, draw each its next.
+/* rnn_decode -- one step of n sequences in one pass over Why: feeds each its token and draws its next.
  *   in      tokens (n)  sampling (n)
  *   in/out  states (n,H)
- *   out     next (n): the token drawn;  logp (n): its log-probability, may be NULL
- *           logits (n,V): of the distribution that was drawn from, before temperature, top_k and ban; may be NULL
- *   A stream's result does not depend on its company. */
+ *   out     next (n): the tokens drawn;  logp (n): their log-probabilities, may be NULL
+ *           logits (n,V): before temperature, top_k and ban; may be NULL
+ *   The result of a sequence does not depend on the other sequences of the call. */
 RNN_API int32_t rnn_decode(rnn_decoder *decoder, int32_t n, const int32_t *tokens, const rnn_sampling *sampling,
                            float *states, int32_t *next, float *logp, float *logits);
 
 /* rnn_logits -- the logits of n hidden states, n up to RNN_MAX_TOKENS.
- *   in      states (n,H), as rnn_prefill and rnn_decode leave them: RNN_E_ARG when a value is beyond -1 and 1
+ *   in      states (n,H), as rnn_prefill and rnn_decode leave them: RNN_E_ARG when a value is outside -1..1
  *   out     logits (n,V) */
 RNN_API int32_t rnn_logits(rnn_decoder *decoder, int32_t n, const float *states, float *logits);
-
-/* rnn_generate -- n whole generations in one call: every prompt conditions its stream, then the streams advance
- * together, and leave when they are done.
- *   in      prompts: the n prompts one after the other;  prompt_lengths (n), each at least 1
- *           u (n,max_tokens): the uniforms of each stream;  sampling (n): the rest, its own u is not used
- *           stop: a token that ends a stream and is its last output (such as <EOS>); -1 for none
- *           cancel: looked at between tokens; when *cancel is not 0 the call returns RNN_E_CANCELLED with what
- *           there is so far; may be NULL
- *   out     out (n,max_tokens): the tokens;  logp (n,max_tokens): theirs, may be NULL;  out_lengths (n)
- *   n is at most the decoder's max_streams. */
-RNN_API int32_t rnn_generate(rnn_decoder *decoder, int32_t n, const int32_t *prompts, const int32_t *prompt_lengths,
-                             const double *u, const rnn_sampling *sampling, int32_t max_tokens, int32_t stop,
-                             const volatile int32_t *cancel, int32_t *out, float *logp, int32_t *out_lengths);
 
 /* rnn_score -- log p(tokens[i+1] | tokens[0..i]) for i = 0 .. count-2.
  *   in/out  state (H): before the first token; on return, after tokens[count-2]. count is at least 2.
@@ -245,15 +225,14 @@ RNN_API int32_t rnn_score(rnn_decoder *decoder, const int32_t *tokens, int32_t c
 
 /* ---- Mapped files ----------------------------------------------------------------------------------------------- */
 
-/* A mapped file loses pages when somebody truncates it, or its disk fails. Who then reads them is sent SIGBUS, and the
- * process ends. In a guarded range they read as zeros instead, from the first that fails to the range's end, and
- * rnn_guard_lost says so. That takes a handler of SIGBUS, which the first call installs for the whole process; what
- * is in no guarded range goes to the handler that was there before. On Windows, which refuses to truncate a mapped
- * file, the calls do nothing.
+/* A mapped file loses pages when it is truncated or its disk fails. Reading a lost page raises SIGBUS, which ends the
+ * process. In a guarded range, the lost page and all pages after it read as zeros instead, and rnn_guard_lost returns 1.
+ * The first call installs a SIGBUS handler for the whole process; a fault outside every guarded range goes to the
+ * handler that was installed before. On Windows, which does not let a mapped file be truncated, the calls do nothing.
  *   memory, size: what mmap returned, and its length.
  *   RNN_E_ARG when memory is not the start of a page; RNN_E_NOMEM when 4,096 ranges are guarded already. */
 RNN_API int32_t rnn_guard_add(const void *memory, size_t size);
-RNN_API void rnn_guard_remove(const void *memory);  /* before munmap; accepts what is not guarded */
+RNN_API void rnn_guard_remove(const void *memory);  /* call it before munmap; accepts an address that is not guarded */
 RNN_API int32_t rnn_guard_lost(const void *memory); /* 1 when pages of the range were lost, else 0 */
 
 #ifdef __cplusplus

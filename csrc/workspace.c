@@ -69,7 +69,8 @@ int32_t rnn_work_create(const rnn_dims *dims, int32_t max_steps, int32_t max_bat
     if (status) return status;
     if (max_candidates < 0 || max_candidates > dims->vocab) return RNN_E_DIM;
     if (max_steps < 1 || max_batch < 1 || (int64_t)max_steps * max_batch > RNN_MAX_TOKENS) return RNN_E_DIM;
-    if (threads < 1 || threads > RNN_MAX_THREADS) return RNN_E_ARG;
+    status = rnn_check_threads(threads);
+    if (status) return status;
 
     rnn_work w = {.kernels = rnn_kernels_choose(), .threads = threads};
     w.V = (size_t)dims->vocab;

@@ -27,15 +27,12 @@ import numpy.typing as npt
 from numpy.ctypeslib import ndpointer
 
 from rnnlm import openmp
+from rnnlm.arrays import F32, I32
 from rnnlm.checkpoint import Weights
 from rnnlm.errors import Failure
-from rnnlm.regularization import Regularization
+from rnnlm.regularization import NO_REGULARIZATION, Regularization
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I32 = npt.NDArray[np.int32]
-
-ABI_VERSION = 2
+ABI_VERSION = 3  # RNN_ABI_VERSION of rnnlib.h
 
 
 class RNNLibraryError(Failure):
@@ -64,7 +61,6 @@ class RNNNonFiniteError(RNNError, ArithmeticError):
     """NaN or infinity in the weights, the loss or the gradient."""
 
 
-_CANCELLED = -7
 _EXCEPTIONS = {-4: RNNMemoryError, -5: RNNNonFiniteError}  # the other statuses are the caller's mistakes
 
 
@@ -87,8 +83,8 @@ class AdamWOptions(ctypes.Structure):
     ]
 
 
-class TrainOptions(ctypes.Structure):
-    """`rnn_train_options`."""
+class RegularizationStruct(ctypes.Structure):
+    """`rnn_regularization`."""
 
     _fields_ = [
         ("input_mask", c_void_p),
@@ -117,7 +113,6 @@ def _or_null(pointer: Any) -> Any:
 
 
 _F32 = ndpointer(np.float32, flags="C_CONTIGUOUS")
-_F64 = ndpointer(np.float64, flags="C_CONTIGUOUS")
 _I32 = ndpointer(np.int32, flags="C_CONTIGUOUS")
 _SAMPLING = ndpointer(SAMPLING, flags="C_CONTIGUOUS")
 _F32_OUT = ndpointer(np.float32, flags=("C_CONTIGUOUS", "WRITEABLE"))  # without WRITEABLE, C may write into a
@@ -125,26 +120,16 @@ _I32_OUT = ndpointer(np.int32, flags=("C_CONTIGUOUS", "WRITEABLE"))  # read-only
 
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib.h
     "rnn_abi_version": ([], c_int32),
-    "rnn_sizeof_dims": ([], c_size_t),
-    "rnn_sizeof_sampling": ([], c_size_t),
-    "rnn_sizeof_adamw": ([], c_size_t),
-    "rnn_sizeof_train_options": ([], c_size_t),
+    "rnn_sizeof": ([c_char_p], c_size_t),
     "rnn_strerror": ([c_int32], c_char_p),
     "rnn_kernel_name": ([], c_char_p),
     "rnn_param_count": ([POINTER(Dims), POINTER(c_int64)], c_int32),
     "rnn_work_create": ([POINTER(Dims), c_int32, c_int32, c_int32, c_int32, POINTER(c_void_p)], c_int32),
     "rnn_work_destroy": ([c_void_p], None),
-    "rnn_loss": (
-        [c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, _F32_OUT, POINTER(c_double), _or_null(_F32_OUT)],
-        c_int32,
-    ),
+    "rnn_loss": ([c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, _F32_OUT, POINTER(c_double)], c_int32),
     "rnn_loss_grad": (
-        [c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, c_float, _F32_OUT, POINTER(c_double), _F32_OUT],
-        c_int32,
-    ),
-    "rnn_train_grad": (
         [
-            *(c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, c_float, POINTER(TrainOptions)),
+            *(c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, c_float, POINTER(RegularizationStruct)),
             *(_F32_OUT, POINTER(c_double), _F32_OUT),
         ],
         c_int32,
@@ -169,13 +154,6 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib
         c_int32,
     ),
     "rnn_logits": ([c_void_p, c_int32, _F32, _F32_OUT], c_int32),
-    "rnn_generate": (
-        [
-            *(c_void_p, c_int32, _I32, _I32, _F64, _SAMPLING, c_int32, c_int32, _or_null(_I32)),
-            *(_I32_OUT, _or_null(_F32_OUT), _I32_OUT),
-        ],
-        c_int32,
-    ),
     "rnn_score": ([c_void_p, _I32, c_int32, _F32_OUT, _F32_OUT], c_int32),
     "rnn_guard_add": ([c_void_p, c_size_t], c_int32),
     "rnn_guard_remove": ([c_void_p], None),
@@ -212,12 +190,15 @@ def library() -> ctypes.CDLL:
             function.argtypes, function.restype = argtypes, restype
     except (OSError, AttributeError) as error:  # not a library, of another machine, or lacking a function
         raise RNNLibraryError(f"{path} cannot be loaded as the C library ({error}); run `make lib`") from error
+    sizes = {
+        "rnn_dims": ctypes.sizeof(Dims),
+        "rnn_regularization": ctypes.sizeof(RegularizationStruct),
+        "rnn_adamw": ctypes.sizeof(AdamWOptions),
+        "rnn_sampling": SAMPLING.itemsize,
+    }
     for name, theirs, ours in (
         ("ABI version", lib.rnn_abi_version(), ABI_VERSION),
-        ("sizeof(rnn_dims)", lib.rnn_sizeof_dims(), ctypes.sizeof(Dims)),
-        ("sizeof(rnn_sampling)", lib.rnn_sizeof_sampling(), SAMPLING.itemsize),
-        ("sizeof(rnn_adamw)", lib.rnn_sizeof_adamw(), ctypes.sizeof(AdamWOptions)),
-        ("sizeof(rnn_train_options)", lib.rnn_sizeof_train_options(), ctypes.sizeof(TrainOptions)),
+        *((f"sizeof({struct})", lib.rnn_sizeof(struct.encode()), size) for struct, size in sizes.items()),
     ):
         if theirs != ours:
             raise RNNLibraryError(f"{path}: its {name} is {theirs}, this program needs {ours}; run `make clean lib`")
@@ -303,40 +284,20 @@ class Workspace:
         _require_shape("y", y, x.shape)
         _require_shape("state", state, (x.shape[1], self.hidden))
 
-    def loss(
-        self, params: F32, embeddings: F32, x: I32, y: I32, state: F32, token_logprobs: F32 | None = None
-    ) -> float:
-        """The summed loss of one chunk in nats.
+    def loss(self, params: F32, embeddings: F32, x: I32, y: I32, state: F32) -> float:
+        """Compute the summed loss of one chunk in nats.
 
         params: (P,).  embeddings: (V, E).  x, y: (T, B) int32 in [0, V), time-major; y[t] is the token after x[t].
         state: (B, H), carried: it is replaced by the state after the chunk.
-        token_logprobs: (T, B), overwritten with log p of each y.
         Raises RNNInputError (shape, range, token id), RNNNonFiniteError.
         """
         self._require(params, embeddings, x, y, state)
-        if token_logprobs is not None:
-            _require_shape("token_logprobs", token_logprobs, x.shape)
         loss = c_double()
-        status = library().rnn_loss(
-            self._handle, params, embeddings, x, y, *x.shape, state, byref(loss), token_logprobs
-        )
-        _check(status, f"loss of a chunk of {x.shape[0]} steps x {x.shape[1]} streams")
+        status = library().rnn_loss(self._handle, params, embeddings, x, y, *x.shape, state, byref(loss))
+        _check(status, f"loss of a chunk of {x.shape[0]} steps x {x.shape[1]} batch rows")
         return loss.value
 
     def loss_grad(
-        self, params: F32, embeddings: F32, x: I32, y: I32, state: F32, grads: F32, scale: float = 1.0
-    ) -> float:
-        """As `loss`, and grads (P,) is overwritten with scale times the gradient of the *sum* (full BPTT)."""
-        self._require(params, embeddings, x, y, state)
-        _require_shape("grads", grads, (self.param_count,))
-        loss = c_double()
-        status = library().rnn_loss_grad(
-            self._handle, params, embeddings, x, y, *x.shape, scale, state, byref(loss), grads
-        )
-        _check(status, f"gradient of a chunk of {x.shape[0]} steps x {x.shape[1]} streams")
-        return loss.value
-
-    def train_grad(
         self,
         params: F32,
         embeddings: F32,
@@ -344,35 +305,43 @@ class Workspace:
         y: I32,
         state: F32,
         grads: F32,
-        scale: float,
-        regularization: Regularization,
+        scale: float = 1.0,
+        regularization: Regularization = NO_REGULARIZATION,
     ) -> float:
-        """As `loss_grad`, with dropout and sampled softmax; the loss is that of the regularized chunk."""
+        """Compute the summed loss of one chunk and its gradient (full BPTT), under `regularization`.
+
+        The arguments are those of `loss`; grads: (P,), overwritten with scale times the gradient of the *sum*.
+        """
         candidates = regularization.candidates
         targets = y if candidates is None else candidates.targets
         self._require(params, embeddings, x, targets, state)
         _require_shape("grads", grads, (self.param_count,))
-        arrays = {
+        loss = c_double()
+        status = library().rnn_loss_grad(
+            *(self._handle, params, embeddings, x, targets, *x.shape, scale),
+            *(byref(self._struct_of(regularization, x.shape[1])), state, byref(loss), grads),
+        )
+        _check(status, f"gradient of a chunk of {x.shape[0]} steps x {x.shape[1]} batch rows")
+        return loss.value
+
+    def _struct_of(self, regularization: Regularization, batch: int) -> RegularizationStruct:
+        """The addresses of its arrays, which the caller keeps alive."""
+        struct = RegularizationStruct()
+        masks = {
             "input_mask": (regularization.input_mask, self.embed),
             "output_mask": (regularization.output_mask, self.hidden),
         }
-        options = TrainOptions()
-        for name, (mask, width) in arrays.items():
+        for name, (mask, width) in masks.items():
             if mask is not None:
-                _require_shape(name, mask, (x.shape[1], width))
-                setattr(options, name, _address(mask, np.float32))
+                _require_shape(name, mask, (batch, width))
+                setattr(struct, name, _address(mask, np.float32))
+        candidates = regularization.candidates
         if candidates is not None:
             _require_shape("correction", candidates.correction, candidates.ids.shape)
-            options.candidates = _address(candidates.ids, np.int32)
-            options.correction = _address(candidates.correction, np.float32)
-            options.candidate_count = candidates.ids.size
-        loss = c_double()
-        status = library().rnn_train_grad(
-            *(self._handle, params, embeddings, x, targets, *x.shape, scale),
-            *(byref(options), state, byref(loss), grads),
-        )
-        _check(status, f"gradient of a chunk of {x.shape[0]} steps x {x.shape[1]} streams")
-        return loss.value
+            struct.candidates = _address(candidates.ids, np.int32)
+            struct.correction = _address(candidates.correction, np.float32)
+            struct.candidate_count = candidates.ids.size
+        return struct
 
 
 def _address(array: npt.NDArray[Any], dtype: type) -> int:
@@ -443,14 +412,14 @@ def sampling_rows(n: int, *, temperature: float = 1.0, top_k: int = 0, banned: i
 
 
 class Decoder:
-    """Scratch to advance up to `max_streams` sequences of one model together. Belongs to one thread."""
+    """Scratch to advance up to `max_sequences` sequences of one model together. Belongs to one thread."""
 
-    def __init__(self, model: Model, *, max_streams: int = 1, threads: int = 1) -> None:
+    def __init__(self, model: Model, *, max_sequences: int = 1, threads: int = 1) -> None:
         self.model = model  # the library's decoder points into its model
-        self.max_streams = max_streams
+        self.max_sequences = max_sequences
         self._handle = _handle(
-            *("rnn_decoder_create", "rnn_decoder_destroy", self, model._handle, max_streams, threads),
-            context=f"decoder for {max_streams} streams on {threads} threads",
+            *("rnn_decoder_create", "rnn_decoder_destroy", self, model._handle, max_sequences, threads),
+            context=f"decoder for {max_sequences} sequences on {threads} threads",
         )
 
     def prefill(self, tokens: Sequence[int] | I32, state: F32) -> None:
@@ -468,7 +437,7 @@ class Decoder:
         logprobs: F32,
         logits: F32 | None = None,
     ) -> None:
-        """One step of n streams that share one pass over Why.
+        """Advance n sequences by one step, in one pass over Why.
 
         tokens: (n,) to feed.  sampling: (n,) of dtype SAMPLING.  states: (n, H), replaced.
         following: (n,), overwritten with the tokens drawn; logprobs: (n,), with their log-probabilities;
@@ -486,7 +455,7 @@ class Decoder:
             if array is not None:
                 _require_shape(name, array, shape)
         status = library().rnn_decode(self._handle, n, tokens, sampling, states, following, logprobs, logits)
-        _check(status, f"step of {n} streams (the decoder has room for {self.max_streams})")
+        _check(status, f"step of {n} sequences (the decoder has room for {self.max_sequences})")
 
     def hidden_states(self, tokens: Sequence[int] | I32, state: F32 | None = None) -> F32:
         """The hidden state after each of `tokens` (N,): (N, H). state: (H,), before the first; None: zeros."""
@@ -505,41 +474,6 @@ class Decoder:
         logits = np.empty((n, self.model.vocab), dtype=np.float32)
         _check(library().rnn_logits(self._handle, n, states, logits), f"logits of {n} states")
         return logits
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int] | I32],
-        uniforms: F64,
-        sampling: npt.NDArray[Any],
-        *,
-        stop: int | None = None,
-        cancel: I32 | None = None,
-    ) -> list[tuple[I32, F32]]:
-        """Whole generations of n streams in one call; each gets what it would get alone.
-
-        prompts: n sequences of token ids, none empty.  uniforms: (n, max_tokens) in [0, 1).
-        sampling: (n,) of dtype SAMPLING; its `u` is not used.  stop: a token that ends a stream, and is its last.
-        cancel: (1,), looked at between tokens: when another thread makes it nonzero, the streams end where they are.
-        Returns (tokens, log-probabilities) of each stream. Raises RNNInputError.
-        """
-        n = len(prompts)
-        if uniforms.ndim != 2:
-            raise RNNInputError(-2, f"uniforms has shape {uniforms.shape}, expected ({n}, max_tokens)")
-        _require_shape("uniforms", uniforms, (n, uniforms.shape[1]))
-        _require_shape("sampling", sampling, (n,))
-        if cancel is not None:
-            _require_shape("cancel", cancel, (1,))
-        lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int32)
-        joined = np.array([token for prompt in prompts for token in prompt], dtype=np.int32)
-        tokens, logprobs = np.empty(uniforms.shape, dtype=np.int32), np.empty(uniforms.shape, dtype=np.float32)
-        made = np.zeros(n, dtype=np.int32)
-        status = library().rnn_generate(
-            *(self._handle, n, joined, lengths, uniforms, sampling, uniforms.shape[1]),
-            *(-1 if stop is None else stop, cancel, tokens, logprobs, made),
-        )
-        if status != _CANCELLED:
-            _check(status, f"generation of {n} streams (room for {self.max_streams}) of {uniforms.shape[1]} tokens")
-        return [(tokens[i, : made[i]], logprobs[i, : made[i]]) for i in range(n)]
 
     def score(self, ids: I32) -> F32:
         """log p(ids[i + 1] | ids[0..i]): (N - 1,), from a hidden state of zeros."""

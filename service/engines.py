@@ -72,7 +72,7 @@ class CEngine(Engine):
     def __init__(self, model: rnn.RNN, max_sequences: int) -> None:
         self.model = model
         self._hidden, self._vocab = model.model.hidden, model.model.vocab
-        self._decoder = Decoder(model.model, max_streams=max_sequences, threads=model.threads)
+        self._decoder = Decoder(model.model, max_sequences=max_sequences, threads=model.threads)
 
     def begin(self) -> F32:
         return np.zeros(self._hidden, dtype=np.float32)

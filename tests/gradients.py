@@ -47,17 +47,15 @@ def by_c(
     x: np.ndarray,
     y: np.ndarray,
     state: np.ndarray,
-    regularization: Regularization | None = None,
+    regularization: Regularization = NO_REGULARIZATION,
     *,
     scale: float = 1.0,
     threads: int = 2,
 ) -> Gradients:
-    """regularization: None for `loss_grad`, which takes none; otherwise by `train_grad`."""
     dims = weights.vocab_size, weights.embed_size, weights.hidden_size
-    most = min(dims[0], regularization.candidates.ids.size) if regularization and regularization.candidates else 0
+    most = min(dims[0], regularization.candidates.ids.size) if regularization.candidates else 0
     work = Workspace(*dims, max_steps=x.shape[0], max_batch=x.shape[1], threads=threads, max_candidates=most)
     params, state = weights.flat_parameters(), state.copy()
     grads = np.full_like(params, np.nan)  # it is overwritten, not added to
-    given = (params, weights.embeddings, x, y, state, grads, scale)
-    loss = work.loss_grad(*given) if regularization is None else work.train_grad(*given, regularization)
+    loss = work.loss_grad(params, weights.embeddings, x, y, state, grads, scale, regularization)
     return loss, Weights.from_flat(weights.embeddings, grads, dims[2]).parameters(), state

@@ -44,7 +44,8 @@ static void train(void) {
             y[i] = (x[i] * 7 + 3) % V; /* something that can be learned */
         }
         double loss, norm;
-        need(rnn_loss_grad(work, params, embeddings, x, y, T, B, 1.0f / (T * B), state, &loss, grads), "rnn_loss_grad");
+        need(rnn_loss_grad(work, params, embeddings, x, y, T, B, 1.0f / (T * B), NULL, state, &loss, grads),
+             "rnn_loss_grad");
         need(rnn_grad_norm(grads, P, 2, &norm), "rnn_grad_norm");
         printf("loss%d %.9g\nnorm%d %.9g\n", step, loss / (T * B), step, norm);
         options.step = step;
@@ -55,7 +56,7 @@ static void train(void) {
         }
     }
     double loss;
-    need(rnn_loss(work, params, embeddings, x, y, T, B, state, &loss, NULL), "rnn_loss");
+    need(rnn_loss(work, params, embeddings, x, y, T, B, state, &loss), "rnn_loss");
     printf("loss %.9g\n", loss / (T * B));
     for (int i = 0; i < B * H; i += 11) printf("state%d %.9g\n", i, (double)state[i]);
     for (int i = 0; i < P; i += 997) printf("param%d %.9g\n", i, (double)params[i]);
@@ -69,15 +70,17 @@ static void generate(int32_t precision) {
     rnn_decoder *decoder = NULL;
     need(rnn_model_create(&dims, embeddings, wxh, whh, bh, why, by, precision, 2, &model), "rnn_model_create");
     need(rnn_decoder_create(model, 2, 2, &decoder), "rnn_decoder_create");
-    static const int32_t prompts[] = {5, 38, 1}, lengths[] = {2, 1};
-    static const rnn_sampling sampling[] = {{0, 0.8f, 20, 1, 0}, {0, 0.0f, 0, -1, 0}};
-    static double u[2 * WORDS];
-    static int32_t out[2 * WORDS], written[2];
-    static float logp[2 * WORDS];
-    for (int i = 0; i < 2 * WORDS; i++) u[i] = uniform();
-    need(rnn_generate(decoder, 2, prompts, lengths, u, sampling, WORDS, -1, NULL, out, logp, written), "rnn_generate");
-    for (int i = 0; i < 2 * WORDS; i++) {
-        printf("p%d.token%d %d\np%d.logp%d %.9g\n", (int)precision, i, (int)out[i], (int)precision, i, (double)logp[i]);
+    rnn_sampling sampling[] = {{0, 0.8f, 20, 1, 0}, {0, 0.0f, 0, -1, 0}};
+    int32_t tokens[] = {5, 38}, out[WORDS];
+    float states[2 * H] = {0}, logp[2];
+    for (int i = 0; i < WORDS; i++) {
+        for (int j = 0; j < 2; j++) sampling[j].u = uniform();
+        need(rnn_decode(decoder, 2, tokens, sampling, states, tokens, logp, NULL), "rnn_decode");
+        for (int j = 0; j < 2; j++) {
+            printf("p%d.token%d.%d %d\np%d.logp%d.%d %.9g\n", (int)precision, j, i, (int)tokens[j], (int)precision, j,
+                   i, (double)logp[j]);
+        }
+        out[i] = tokens[0];
     }
     float score[WORDS - 1], start[H] = {0};
     need(rnn_score(decoder, out, WORDS, start, score), "rnn_score");

@@ -48,8 +48,8 @@ static int32_t any_int(void) {
         575,
         576,
         577,
-        RNN_MAX_STREAMS,
-        RNN_MAX_STREAMS + 1,
+        RNN_MAX_SEQUENCES,
+        RNN_MAX_SEQUENCES + 1,
         (1 << 14),
         (1 << 14) + 1,
         (1 << 24) - 1,
@@ -147,7 +147,7 @@ static void fuzz_sizes(void) {
 
 /* Handles are made once for each of these sizes, and then used by millions of inputs. */
 static const rnn_dims sizes[] = {{1, 1, 1}, {2, 3, 1}, {13, 9, 6}, {31, 4, 17}, {40, 20, 33}, {577, 3, 2}};
-enum { SIZES = sizeof sizes / sizeof *sizes, MAX_STEPS = 6, MAX_BATCH = 4, MAX_STREAMS = 18 };
+enum { SIZES = sizeof sizes / sizeof *sizes, MAX_STEPS = 6, MAX_BATCH = 4, MAX_SEQUENCES = 18 };
 
 static void fuzz_training(void) {
     static rnn_work *works[SIZES][2];
@@ -166,28 +166,28 @@ static void fuzz_training(void) {
     size_t B = fits ? (size_t)batch : 1, N = fits ? (size_t)steps * B : 1, S = B * (size_t)H;
     float scale = real(1.0f), size = byte() < 200 ? 0.5f : 1e4f;
     float *params = floats((size_t)P, size), *embeddings = floats((size_t)(V * E), size);
-    float *state = floats(S, 0.5f), *state0 = allocate(S * sizeof *state), *logp = blank(N * sizeof *logp);
+    float *state = floats(S, 0.5f), *state0 = allocate(S * sizeof *state);
     float *grads = blank((size_t)P * sizeof *grads);
     int32_t *x = tokens(N, V), *y = tokens(N, V);
     memcpy(state0, state, S * sizeof *state);
     double loss;
     memset(&loss, 0xA5, sizeof loss);
 
-    int32_t status = rnn_loss(work, or_null(params), embeddings, x, y, steps, batch, state, &loss, logp);
+    int32_t status = rnn_loss(work, or_null(params), embeddings, x, y, steps, batch, state, &loss);
     REQUIRE(!sampled || status != RNN_OK);
     REQUIRE(fits || status != RNN_OK);
     if (status == RNN_OK) {
         REQUIRE(isfinite(loss) && loss >= -1e-3 && all_finite(state, S));
-        for (size_t i = 0; i < N; i++) REQUIRE(logp[i] <= 1e-3f);
     } else {
-        REQUIRE(is_blank(&loss, sizeof loss) && is_blank(logp, N * sizeof *logp));
+        REQUIRE(is_blank(&loss, sizeof loss));
         REQUIRE(memcmp(state, state0, S * sizeof *state) == 0);
     }
 
     memcpy(state, state0, S * sizeof *state);
     double plain = loss;
     memset(&loss, 0xA5, sizeof loss);
-    int32_t again = rnn_loss_grad(work, params, embeddings, x, y, steps, batch, scale, state, &loss, or_null(grads));
+    int32_t again =
+        rnn_loss_grad(work, params, embeddings, x, y, steps, batch, scale, NULL, state, &loss, or_null(grads));
     if (again == RNN_OK) {
         REQUIRE(status != RNN_OK || fabs(loss - plain) <= 1e-3 * (1.0 + fabs(plain)));
     } else {
@@ -206,11 +206,11 @@ static void fuzz_training(void) {
     for (int32_t i = 0; i < count; i++) candidates[i] = 2 * i;
     if (count && odd()) candidates[byte() % count] = any_int();
     for (size_t i = 0; count && i < N; i++) y[i] = odd() ? any_int() : y[i] % count;
-    rnn_train_options options = {input_mask, output_mask, candidates, correction, odd() ? any_int() : count, 0};
-    if (options.candidate_count > count) options.candidate_count = odd() ? INT32_MAX : most + 1; /* never read */
-    if (sampled ? odd() : byte() < 200) options.candidates = NULL;
-    if (byte() == 5) options.correction = NULL;
-    again = rnn_train_grad(work, params, embeddings, x, y, steps, batch, scale, or_null(&options), state, &loss, grads);
+    rnn_regularization r = {input_mask, output_mask, candidates, correction, odd() ? any_int() : count, 0};
+    if (r.candidate_count > count) r.candidate_count = odd() ? INT32_MAX : most + 1; /* never read */
+    if (sampled ? odd() : byte() < 200) r.candidates = NULL;
+    if (byte() == 5) r.correction = NULL;
+    again = rnn_loss_grad(work, params, embeddings, x, y, steps, batch, scale, or_null(&r), state, &loss, grads);
     if (again == RNN_OK) {
         REQUIRE(isfinite(loss) && all_finite(state, S));
     } else {
@@ -218,7 +218,7 @@ static void fuzz_training(void) {
         REQUIRE(is_blank(grads, (size_t)P * sizeof *grads));
     }
     free(input_mask), free(output_mask), free(correction), free(candidates);
-    free(params), free(embeddings), free(state), free(state0), free(logp), free(grads), free(x), free(y);
+    free(params), free(embeddings), free(state), free(state0), free(grads), free(x), free(y);
 }
 
 static void fuzz_optimisers(void) {
@@ -261,11 +261,13 @@ static void check_drawn(const int32_t *drawn, const float *logp, const rnn_sampl
 
 typedef struct setting {
     rnn_decoder *decoder;
-    int32_t V, H, max_streams;
+    int32_t V, H, max_sequences;
 } setting;
 
-/* Few, for speed; now and then more than one pass over Why serves. */
-static int32_t streams(setting s) { return byte() < 225 ? 1 + byte() % 2 % s.max_streams : number(1, s.max_streams); }
+/* Few, for speed; now and then more than fit one pass over Why. */
+static int32_t sequences(setting s) {
+    return byte() < 225 ? 1 + byte() % 2 % s.max_sequences : number(1, s.max_sequences);
+}
 
 static void call_sample(setting s) {
     size_t V = (size_t)s.V;
@@ -296,8 +298,8 @@ static void call_prefill(setting s) {
 }
 
 static void call_decode(setting s) {
-    int32_t told = streams(s);
-    size_t n = told >= 1 && told <= s.max_streams ? (size_t)told : 1, V = (size_t)s.V, H = (size_t)s.H;
+    int32_t told = sequences(s);
+    size_t n = told >= 1 && told <= s.max_sequences ? (size_t)told : 1, V = (size_t)s.V, H = (size_t)s.H;
     int32_t *ids = tokens(n, s.V), *next = blank(n * sizeof *next);
     rnn_sampling *sampling = allocate(n * sizeof *sampling), first = sampling_of(s.V);
     for (size_t i = 0; i < n; i++) sampling[i] = byte() < 128 ? first : sampling_of(s.V);
@@ -314,45 +316,6 @@ static void call_decode(setting s) {
         REQUIRE(!logits || is_blank(logits, n * V * sizeof *logits));
     }
     free(ids), free(next), free(sampling), free(states), free(before), free(logp), free(logits);
-}
-
-static void call_generate(setting s) {
-    int32_t told = streams(s), told_max = number(1, 4), stop = odd() ? any_int() : byte() % s.V;
-    size_t n = told >= 1 && told <= s.max_streams ? (size_t)told : 1, length = 1, total = 0;
-    if (told_max >= 1 && told_max <= 600) length = (size_t)told_max;
-    if (told_max > 600 && told_max <= RNN_MAX_TOKENS) told_max = 1;
-    int32_t *lengths = allocate(n * sizeof *lengths);
-    for (size_t i = 0; i < n; i++) total += (size_t)(lengths[i] = 1 + byte() % 4);
-    if (byte() == 3) lengths[byte() % n] = 0 - byte() % 2;
-    int32_t *prompts = tokens(total, s.V), *out_lengths = blank(n * sizeof *out_lengths);
-    int32_t *out = blank(n * length * sizeof *out), cancel = byte() > 250;
-    double *u = allocate(n * length * sizeof *u);
-    for (size_t i = 0; i < n * length; i++) u[i] = (double)byte() / 256.0;
-    if (byte() == 3) u[byte() % (n * length)] = (double)odd_float();
-    rnn_sampling *sampling = allocate(n * sizeof *sampling), first = sampling_of(s.V);
-    for (size_t i = 0; i < n; i++) sampling[i] = byte() < 128 ? first : sampling_of(s.V);
-    float *logp = blank(n * length * sizeof *logp);
-    int32_t status = rnn_generate(s.decoder, told, prompts, lengths, u, sampling, told_max, stop, &cancel, out,
-                                  or_null(logp), out_lengths);
-    if (status == RNN_OK) {
-        for (size_t i = 0; i < n; i++) {
-            REQUIRE(out_lengths[i] >= 1 && out_lengths[i] <= told_max);
-            for (size_t t = 0; t < length; t++) {
-                int32_t token = out[i * length + t];
-                if (t < (size_t)out_lengths[i]) {
-                    REQUIRE(token >= 0 && token < s.V && (token == stop) <= (t + 1 == (size_t)out_lengths[i]));
-                } else {
-                    REQUIRE(is_blank(&token, sizeof token));
-                }
-            }
-        }
-    } else if (status == RNN_E_CANCELLED) {
-        REQUIRE(cancel && out_lengths[0] == 0);
-    } else {
-        REQUIRE(is_blank(out, n * length * sizeof *out) && is_blank(logp, n * length * sizeof *logp));
-        REQUIRE(is_blank(out_lengths, n * sizeof *out_lengths));
-    }
-    free(lengths), free(prompts), free(out_lengths), free(out), free(u), free(sampling), free(logp);
 }
 
 static void call_logits(setting s) {
@@ -421,14 +384,13 @@ static setting setting_of(size_t which, int32_t precision) {
     rnn_model *model = NULL;
     REQUIRE(rnn_model_create(&dims, embeddings, p, whh, bh, why, by, precision, 1, &model) == RNN_OK);
     free(embeddings);
-    *s = (setting){NULL, dims.vocab, dims.hidden, MAX_STREAMS};
-    REQUIRE(rnn_decoder_create(model, MAX_STREAMS, 1, &s->decoder) == RNN_OK);
+    *s = (setting){NULL, dims.vocab, dims.hidden, MAX_SEQUENCES};
+    REQUIRE(rnn_decoder_create(model, MAX_SEQUENCES, 1, &s->decoder) == RNN_OK);
     return *s;
 }
 
 static void fuzz_inference(void) {
-    static void (*const calls[])(setting) = {call_sample, call_prefill,  call_decode,
-                                             call_logits, call_generate, call_score};
+    static void (*const calls[])(setting) = {call_sample, call_prefill, call_decode, call_logits, call_score};
     size_t which = byte() % SIZES;
     setting s = setting_of(which, byte() % 3);
     calls[byte() % (sizeof calls / sizeof *calls)](s);

@@ -15,9 +15,9 @@ static rnn_model *model_for(const problem *p, int32_t precision) {
     return need(model);
 }
 
-static rnn_decoder *decoder_for(const rnn_model *model, int32_t streams, int32_t threads) {
+static rnn_decoder *decoder_for(const rnn_model *model, int32_t sequences, int32_t threads) {
     rnn_decoder *decoder = NULL;
-    CHECK(rnn_decoder_create(model, streams, threads, &decoder) == RNN_OK);
+    CHECK(rnn_decoder_create(model, sequences, threads, &decoder) == RNN_OK);
     return need(decoder);
 }
 
@@ -76,62 +76,40 @@ static rnn_sampling sampling_of(double u, float temperature, int32_t top_k) {
     return (rnn_sampling){u, temperature, top_k, -1, 0};
 }
 
-/* 37 streams at once, and each alone: the same bits. Then whole generations against the loop of steps. */
+/* 37 sequences in one call, and each in a call of its own: the same bits. */
 static void compare_company(int32_t precision) {
-    enum { STREAMS = 37, STEPS = 12 };
+    enum { SEQUENCES = 37, STEPS = 12 };
     problem p = make_problem(1111, 5, 29, 1, 1);
     rnn_model *model = model_for(&p, precision);
-    rnn_decoder *many = decoder_for(model, STREAMS, 3), *one = decoder_for(model, 1, 1);
-    float *states = floats(STREAMS * p.H), *alone = floats(STREAMS * p.H);
-    float *logits = floats(STREAMS * p.V), *logits_alone = floats(STREAMS * p.V);
-    int32_t tokens[STREAMS], tokens_alone[STREAMS], prompts[STREAMS * 3], lengths[STREAMS], prompt_size = 0;
-    int32_t out[STREAMS * STEPS], out_lengths[STREAMS], want[STREAMS][STEPS];
-    float logp[STREAMS], logp_alone[STREAMS], out_logp[STREAMS * STEPS], want_logp[STREAMS][STEPS];
-    rnn_sampling sampling[STREAMS];
-    double u[STREAMS * STEPS];
-    for (size_t i = 0; i < STREAMS; i++) {
-        lengths[i] = 1 + (int32_t)i % 3;
-        int32_t *prompt = prompts + prompt_size;
-        for (int32_t t = 0; t < lengths[i]; t++) prompt[t] = (int32_t)(uniform() * 1111);
-        prompt_size += lengths[i];
+    rnn_decoder *many = decoder_for(model, SEQUENCES, 3), *one = decoder_for(model, 1, 1);
+    float *states = floats(SEQUENCES * p.H), *alone = floats(SEQUENCES * p.H);
+    float *logits = floats(SEQUENCES * p.V), *logits_alone = floats(SEQUENCES * p.V);
+    int32_t tokens[SEQUENCES], tokens_alone[SEQUENCES];
+    float logp[SEQUENCES], logp_alone[SEQUENCES];
+    rnn_sampling sampling[SEQUENCES];
+    for (size_t i = 0; i < SEQUENCES; i++) {
+        int32_t prompt[3], length = 1 + (int32_t)i % 3;
+        for (int32_t t = 0; t < length; t++) prompt[t] = (int32_t)(uniform() * 1111);
         sampling[i] = sampling_of(NAN, i % 4 == 0 ? 0.0f : 0.5f * (float)(i % 4), i % 5 == 0 ? 10 : 0);
         sampling[i].banned = i % 3 == 0 ? (int32_t)i : -1;
-        for (size_t t = 0; t < STEPS; t++) u[i * STEPS + t] = uniform();
-        CHECK(rnn_prefill(one, prompt, lengths[i] - 1, states + i * p.H) == RNN_OK);
-        tokens[i] = tokens_alone[i] = prompt[lengths[i] - 1];
+        CHECK(rnn_prefill(one, prompt, length - 1, states + i * p.H) == RNN_OK);
+        tokens[i] = tokens_alone[i] = prompt[length - 1];
     }
-    memcpy(alone, states, STREAMS * p.H * sizeof *states);
+    memcpy(alone, states, SEQUENCES * p.H * sizeof *states);
     for (size_t t = 0; t < STEPS; t++) {
-        for (size_t i = 0; i < STREAMS; i++) sampling[i].u = u[i * STEPS + t];
-        CHECK(rnn_decode(many, STREAMS, tokens, sampling, states, tokens, logp, logits) == RNN_OK);
-        for (size_t i = 0; i < STREAMS; i++) {
+        for (size_t i = 0; i < SEQUENCES; i++) sampling[i].u = uniform();
+        CHECK(rnn_decode(many, SEQUENCES, tokens, sampling, states, tokens, logp, logits) == RNN_OK);
+        for (size_t i = 0; i < SEQUENCES; i++) {
             CHECK(rnn_decode(one, 1, tokens_alone + i, sampling + i, alone + i * p.H, tokens_alone + i, logp_alone + i,
                              logits_alone + i * p.V) == RNN_OK);
-            want[i][t] = tokens[i];
-            want_logp[i][t] = logp[i];
         }
         CHECK(same(tokens, tokens_alone, sizeof tokens));
         CHECK(same(logp, logp_alone, sizeof logp));
-        CHECK(same(states, alone, STREAMS * p.H * sizeof *states));
-        CHECK(same(logits, logits_alone, STREAMS * p.V * sizeof *logits));
-        CHECK(rnn_logits(one, STREAMS, states, logits_alone) == RNN_OK);
-        CHECK(same(logits, logits_alone, STREAMS * p.V * sizeof *logits));
+        CHECK(same(states, alone, SEQUENCES * p.H * sizeof *states));
+        CHECK(same(logits, logits_alone, SEQUENCES * p.V * sizeof *logits));
+        CHECK(rnn_logits(one, SEQUENCES, states, logits_alone) == RNN_OK);
+        CHECK(same(logits, logits_alone, SEQUENCES * p.V * sizeof *logits));
     }
-    for (size_t i = 0; i < STREAMS; i++) sampling[i].u = NAN; /* generate takes u's place */
-    int32_t stop = want[1][4];
-    CHECK(rnn_generate(many, STREAMS, prompts, lengths, u, sampling, STEPS, stop, NULL, out, out_logp, out_lengths) ==
-          RNN_OK);
-    for (size_t i = 0; i < STREAMS; i++) {
-        int32_t length = 0;
-        while (length < STEPS && want[i][length++] != stop) continue;
-        CHECK(out_lengths[i] == length);
-        CHECK(same(out + i * STEPS, want[i], (size_t)length * sizeof *out));
-        CHECK(same(out_logp + i * STEPS, want_logp[i], (size_t)length * sizeof *out_logp));
-    }
-    int32_t now = 1;
-    CHECK(rnn_generate(many, STREAMS, prompts, lengths, u, sampling, STEPS, -1, &now, out, NULL, out_lengths) ==
-          RNN_E_CANCELLED);
-    CHECK(out_lengths[0] == 0);
     rnn_decoder_destroy(many);
     rnn_decoder_destroy(one);
     rnn_model_destroy(model);
@@ -160,16 +138,13 @@ void test_precisions(void) {
         rnn_model *model = model_for(&p, precision);
         rnn_decoder *decoder = decoder_for(model, 1, 1);
         float *state = floats(p.H), *logp = floats(p.T);
-        int32_t one = 1;
-        double u[120];
-        rnn_sampling plain = sampling_of(0.0, 1.0f, 0);
-        int32_t length = 0;
-        for (size_t t = 0; t < p.T; t++) u[t] = uniform();
         /* Text that the float32 model itself has drawn. */
-        if (precision == RNN_PRECISION_F32) {
-            CHECK(rnn_generate(decoder, 1, &one, &one, u, &plain, (int32_t)p.T, -1, NULL, tokens, NULL, &length) ==
-                  RNN_OK);
+        for (size_t t = 0; t < p.T && precision == RNN_PRECISION_F32; t++) {
+            rnn_sampling plain = sampling_of(uniform(), 1.0f, 0);
+            int32_t before = t ? tokens[t - 1] : 1;
+            CHECK(rnn_decode(decoder, 1, &before, &plain, state, tokens + t, NULL, NULL) == RNN_OK);
         }
+        memset(state, 0, p.H * sizeof *state);
         CHECK(rnn_score(decoder, tokens, (int32_t)p.T, state, logp) == RNN_OK);
         for (size_t t = 0; t + 1 < p.T; t++) mean[precision] -= logp[t] / (double)(p.T - 1);
         rnn_decoder_destroy(decoder);
@@ -348,14 +323,13 @@ void test_inference_refusals(void) {
 #undef MODEL
     rnn_model *model = model_for(&p, RNN_PRECISION_F32);
     CHECK(rnn_decoder_create(model, 0, 1, &no_decoder) == RNN_E_DIM);
-    CHECK(rnn_decoder_create(model, RNN_MAX_STREAMS + 1, 1, &no_decoder) == RNN_E_DIM);
+    CHECK(rnn_decoder_create(model, RNN_MAX_SEQUENCES + 1, 1, &no_decoder) == RNN_E_DIM);
     CHECK(rnn_decoder_create(model, 1, RNN_MAX_THREADS + 1, &no_decoder) == RNN_E_ARG);
     CHECK(rnn_decoder_create(NULL, 1, 1, &no_decoder) == RNN_E_NULL && no_decoder == NULL);
 
     rnn_decoder *d = decoder_for(model, 2, 1);
-    float *states = random_floats(2 * p.H, 0.5), *states0 = copy_floats(states, 2 * p.H), logp[8] = {9.0f};
-    int32_t tokens[2] = {1, 2}, next[8] = {-3, -3}, lengths[2] = {1, 1}, out_lengths[2] = {-3, -3};
-    double u[8] = {0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5};
+    float *states = random_floats(2 * p.H, 0.5), *states0 = copy_floats(states, 2 * p.H), logp[2] = {9.0f};
+    int32_t tokens[2] = {1, 2}, next[2] = {-3, -3};
     rnn_sampling s[2] = {sampling_of(0.5, 1.0f, 0), sampling_of(0.5, 1.0f, 0)};
     CHECK(rnn_decode(d, 3, tokens, s, states, next, logp, NULL) == RNN_E_DIM);
     CHECK(rnn_decode(d, 0, tokens, s, states, next, logp, NULL) == RNN_E_DIM);
@@ -365,17 +339,10 @@ void test_inference_refusals(void) {
     CHECK(rnn_prefill(d, tokens, 2, states) == RNN_E_TOKEN);
     CHECK(rnn_score(d, tokens, 2, states, logp) == RNN_E_TOKEN);
     tokens[1] = -1;
-    CHECK(rnn_generate(d, 2, tokens, lengths, u, s, 4, -1, NULL, next, logp, out_lengths) == RNN_E_TOKEN);
+    CHECK(rnn_decode(d, 2, tokens, s, states, next, logp, NULL) == RNN_E_TOKEN);
     tokens[1] = 2;
     s[1].u = 1.0;
     CHECK(rnn_decode(d, 2, tokens, s, states, next, logp, NULL) == RNN_E_ARG);
-    u[7] = NAN;
-    CHECK(rnn_generate(d, 2, tokens, lengths, u, s, 4, -1, NULL, next, logp, out_lengths) == RNN_E_ARG);
-    u[7] = 0.5;
-    CHECK(rnn_generate(d, 2, tokens, lengths, u, s, 4, 20, NULL, next, logp, out_lengths) == RNN_E_TOKEN);
-    CHECK(rnn_generate(d, 2, tokens, lengths, u, s, 0, -1, NULL, next, logp, out_lengths) == RNN_E_DIM);
-    lengths[1] = 0;
-    CHECK(rnn_generate(d, 2, tokens, lengths, u, s, 4, -1, NULL, next, logp, out_lengths) == RNN_E_DIM);
     CHECK(rnn_prefill(d, tokens, -1, states) == RNN_E_DIM);
     CHECK(rnn_score(d, tokens, 1, states, logp) == RNN_E_DIM);
     CHECK(same(states, states0, 2 * p.H * sizeof *states));
@@ -389,7 +356,7 @@ void test_inference_refusals(void) {
     CHECK(rnn_prefill(d, tokens, 2, states + p.H) == RNN_E_NONFINITE);
     CHECK(rnn_score(d, tokens, 2, states + p.H, logp) == RNN_E_NONFINITE);
     CHECK(same(states, states0, p.H * sizeof *states));
-    CHECK(next[0] == -3 && out_lengths[0] == -3 && logp[0] == 9.0f);
+    CHECK(next[0] == -3 && logp[0] == 9.0f);
     CHECK(rnn_prefill(d, NULL, 0, states) == RNN_OK && same(states, states0, p.H * sizeof *states));
     problem lone = make_problem(1, 4, 5, 1, 1);
     rnn_model *lone_model = model_for(&lone, RNN_PRECISION_F32);

@@ -98,19 +98,19 @@ void test_copies(void) {
             float *h = random_floats(ROWS * K, 1.0), *many = floats(ROWS * k->wide), *one = floats(k->wide);
             float *scale = floats(cols), *got = floats(ROWS * cols);
             double *want = doubles(ROWS * cols);
-            uint32_t *words = need(calloc(K * k->wide, sizeof *words));
+            uint32_t *packed = need(calloc(K * k->wide, sizeof *packed));
             for (size_t i = 0; i < K; i++) unit[i * K + i] = 1.0f; /* times the copy, it shows what the copy holds */
-            k->compress(precision, w, cols, K, cols, words, scale);
-            k->rows_times_words(K, precision, K, unit, K, words, kept, k->wide);
+            k->compress(precision, w, cols, K, cols, packed, scale);
+            k->rows_times_packed(K, precision, K, unit, K, packed, kept, k->wide);
             for (size_t i = 0; i < K * cols; i++) {
                 size_t v = i % cols;
                 double limit = precision == RNN_PRECISION_BF16 ? fabs(w[i]) / 256.0 : 0.5001 * scale[v];
                 CHECK_BELOW(fabs(kept[i / cols * k->wide + v] * scale[v] - w[i]), limit);
             }
             for (size_t m = 1; m <= ROWS; m++) {
-                k->rows_times_words(m, precision, K, h, K, words, many, k->wide);
+                k->rows_times_packed(m, precision, K, h, K, packed, many, k->wide);
                 for (size_t i = 0; i < m; i++) {
-                    k->rows_times_words(1, precision, K, h + i * K, K, words, one, k->wide);
+                    k->rows_times_packed(1, precision, K, h + i * K, K, packed, one, k->wide);
                     CHECK(same(one, many + i * k->wide, k->wide * sizeof *one));
                 }
             }
@@ -122,7 +122,7 @@ void test_copies(void) {
             }
             CHECK_BELOW(rel_err(got, want, ROWS * cols), 2e-6);
             free(w), free(unit), free(kept), free(h), free(many), free(one), free(scale), free(got), free(want);
-            free(words);
+            free(packed);
         }
     }
 }

@@ -11,7 +11,9 @@
 
 static void test_statuses(void) {
     CHECK(rnn_abi_version() == RNN_ABI_VERSION);
-    CHECK(rnn_sizeof_dims() == 12 && rnn_sizeof_sampling() == 24 && rnn_sizeof_adamw() == 24);
+    CHECK(rnn_sizeof("rnn_dims") == 12 && rnn_sizeof("rnn_sampling") == 24 && rnn_sizeof("rnn_adamw") == 24);
+    CHECK(rnn_sizeof("rnn_regularization") == sizeof(rnn_regularization));
+    CHECK(rnn_sizeof("rnn_work") == 0 && rnn_sizeof("") == 0 && rnn_sizeof(NULL) == 0);
     const char *wish = getenv("RNN_ISA");
     bool has_it = wish && (!strcmp(wish, "baseline") || !strcmp(wish, "reference"));
 #ifdef RNN_X86_KERNELS
@@ -38,14 +40,14 @@ static const test tests[] = {
     {"passes over a vector", test_passes},
     {"the plain model against finite differences", test_plain_model_itself},
     {"loss, state and gradients against the plain model", test_gradients},
-    {"options that change nothing", test_options_that_change_nothing},
+    {"regularization that changes nothing", test_regularization_that_changes_nothing},
     {"extreme logits", test_extreme_logits},
     {"two chunks with the state carried are one", test_carried_state},
     {"training refuses, and leaves outputs untouched", test_training_refusals},
     {"optimisers against double precision", test_optimisers},
     {"optimisers and norm refuse", test_optimiser_refusals},
     {"decoding and scoring match the loss", test_decode_matches_loss},
-    {"a stream alone is as in company; generate is the loop of steps", test_company},
+    {"a sequence does not depend on the others of its call", test_company},
     {"smaller copies of Why cost under 0.5% of perplexity", test_precisions},
     {"the early prompt matters", test_history_matters},
     {"sampling", test_sampling},

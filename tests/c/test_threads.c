@@ -9,7 +9,7 @@
 #include "rnnlib.h"
 #include "testing.h"
 
-enum { V = 1100, E = 7, H = 19, STREAMS = 5, LENGTH = 12, WORKERS = 4, ROUNDS = 12, VERSIONS = 6 };
+enum { V = 1100, E = 7, H = 19, SEQUENCES = 5, LENGTH = 12, WORKERS = 4, ROUNDS = 12, VERSIONS = 6 };
 
 /* ---- Weights, and what a thread does with a model ------------------------------------------------------------------ */
 
@@ -33,32 +33,33 @@ static rnn_model *make_model(const weights *w, int32_t precision, int32_t thread
 }
 
 typedef struct result {
-    int32_t tokens[STREAMS * LENGTH], lengths[STREAMS], next[STREAMS];
-    float logp[STREAMS * LENGTH], scores[LENGTH - 1], states[STREAMS * H];
+    int32_t tokens[LENGTH * SEQUENCES];
+    float logp[LENGTH * SEQUENCES], scores[LENGTH - 1], states[SEQUENCES * H], logits[SEQUENCES * V];
 } result;
 
-/* Every call of a decoder once. */
+/* Every call of a decoder. */
 static void use_model(const rnn_model *model, int32_t threads, result *r) {
-    int32_t prompts[2 * STREAMS], lengths[STREAMS];
-    rnn_sampling sampling[STREAMS];
-    double u[STREAMS * LENGTH];
+    int32_t tokens[SEQUENCES];
+    rnn_sampling sampling[SEQUENCES];
     uint64_t seed = 7;
     memset(r, 0, sizeof *r);
-    for (int32_t i = 0; i < STREAMS; i++) {
-        prompts[2 * i] = 3 * i;
-        prompts[2 * i + 1] = V - 1 - i;
-        lengths[i] = 2;
-        sampling[i] = (rnn_sampling){0.5, i % 2 ? 1.0f : 0.0f, i == 3 ? 40 : 0, i == 4 ? 9 : -1, 0};
-    }
-    for (int32_t i = 0; i < STREAMS * LENGTH; i++) u[i] = uniform_after(&seed);
     rnn_decoder *decoder = NULL;
-    CHECK(rnn_decoder_create(model, STREAMS, threads, &decoder) == RNN_OK);
+    CHECK(rnn_decoder_create(model, SEQUENCES, threads, &decoder) == RNN_OK);
     if (!decoder) return;
-    CHECK(rnn_generate(decoder, STREAMS, prompts, lengths, u, sampling, LENGTH, -1, NULL, r->tokens, r->logp,
-                       r->lengths) == RNN_OK);
+    for (int32_t i = 0; i < SEQUENCES; i++) {
+        int32_t first = 3 * i;
+        tokens[i] = V - 1 - i;
+        sampling[i] = (rnn_sampling){0.5, i % 2 ? 1.0f : 0.0f, i == 3 ? 40 : 0, i == 4 ? 9 : -1, 0};
+        CHECK(rnn_prefill(decoder, &first, 1, r->states + i * H) == RNN_OK);
+    }
+    for (int32_t t = 0; t < LENGTH; t++) {
+        for (int32_t i = 0; i < SEQUENCES; i++) sampling[i].u = uniform_after(&seed);
+        CHECK(rnn_decode(decoder, SEQUENCES, tokens, sampling, r->states, tokens, r->logp + t * SEQUENCES, NULL) ==
+              RNN_OK);
+        memcpy(r->tokens + t * SEQUENCES, tokens, sizeof tokens);
+    }
+    CHECK(rnn_logits(decoder, SEQUENCES, r->states, r->logits) == RNN_OK);
     CHECK(rnn_score(decoder, r->tokens, LENGTH, r->states, r->scores) == RNN_OK);
-    CHECK(rnn_prefill(decoder, prompts, 2, r->states + H) == RNN_OK);
-    CHECK(rnn_decode(decoder, STREAMS, r->tokens, sampling, r->states, r->next, NULL, NULL) == RNN_OK);
     rnn_decoder_destroy(decoder);
 }
 
@@ -205,7 +206,8 @@ static void *train(void *argument) {
     CHECK(rnn_work_create(&dims, STEPS, BATCH, 0, 2, &work) == RNN_OK);
     for (int i = 0; i < ROUNDS && work; i++) {
         memset(state, 0, sizeof state);
-        CHECK(rnn_loss_grad(work, w->wxh, w->embeddings, x, y, STEPS, BATCH, 1.0f, state, &loss, grads) == RNN_OK);
+        CHECK(rnn_loss_grad(work, w->wxh, w->embeddings, x, y, STEPS, BATCH, 1.0f, NULL, state, &loss, grads) ==
+              RNN_OK);
         first = i ? first : loss;
         CHECK(loss == first);
     }

@@ -34,23 +34,22 @@ void test_plain_model_itself(void) {
     free_problem(&p);
 }
 
-/* Loss, per-token log-probabilities, state and every gradient tensor of problem p, for 1 and 3 threads. */
+/* Loss, state and every gradient tensor of problem p, for 1 and 3 threads. */
 static void compare_with_plain(const problem *p, double limit) {
     size_t N = p->T * p->B, S = p->B * p->H, P = p->at.count;
-    double *q = widen(p->params, P), *want = doubles(P), *want_state = doubles(S), *want_logp = doubles(N);
-    double scale = 0.25, want_loss = plain_loss(p, q, scale, want, want_state, want_logp), loss = 0.0;
+    double *q = widen(p->params, P), *want = doubles(P), *want_state = doubles(S);
+    double scale = 0.25, want_loss = plain_loss(p, q, scale, want, want_state, NULL), loss = 0.0;
     float *first = NULL;
     for (int32_t threads = 1; threads <= 3; threads += 2) {
         rnn_work *work = work_for(p, threads);
-        float *grads = random_floats(P, 1.0), *state = copy_floats(p->state, S), *logp = floats(N);
-        CHECK(rnn_loss(work, p->params, p->embeddings, p->x, p->y, (int32_t)p->T, (int32_t)p->B, state, &loss, logp) ==
+        float *grads = random_floats(P, 1.0), *state = copy_floats(p->state, S);
+        CHECK(rnn_loss(work, p->params, p->embeddings, p->x, p->y, (int32_t)p->T, (int32_t)p->B, state, &loss) ==
               RNN_OK);
         CHECK_BELOW(fabs(loss - want_loss) / fmax(want_loss, (double)N), 2e-6);
-        CHECK_BELOW(rel_err(logp, want_logp, N), limit);
         CHECK_BELOW(rel_err(state, want_state, S), limit);
         memcpy(state, p->state, S * sizeof *state);
         CHECK(rnn_loss_grad(work, p->params, p->embeddings, p->x, p->y, (int32_t)p->T, (int32_t)p->B, (float)scale,
-                            state, &loss, grads) == RNN_OK);
+                            NULL, state, &loss, grads) == RNN_OK);
         CHECK_BELOW(fabs(loss - want_loss) / fmax(want_loss, (double)N), 2e-6);
         CHECK_BELOW(rel_err(state, want_state, S), limit);
         CHECK_BELOW(rel_err(grads + p->at.wxh, want + p->at.wxh, p->E * p->H), limit);
@@ -65,14 +64,12 @@ static void compare_with_plain(const problem *p, double limit) {
             free(grads);
         }
         free(state);
-        free(logp);
         rnn_work_destroy(work);
     }
     free(first);
     free(q);
     free(want);
     free(want_state);
-    free(want_logp);
 }
 
 void test_gradients(void) {
@@ -94,48 +91,48 @@ void test_gradients(void) {
     }
 }
 
-/* Options that say nothing in many words: masks of 1, and candidates that are all the words there are. */
-void test_options_that_change_nothing(void) {
+/* Masks of 1, and candidates that are the whole vocabulary. */
+void test_regularization_that_changes_nothing(void) {
     problem p = make_problem(600, 17, 31, 30, 7);
     size_t P = p.at.count, S = p.B * p.H;
     float *ones = floats(p.B * (p.E + p.H)), *correction = floats(p.V);
     int32_t *all = need(malloc(p.V * sizeof *all));
     for (size_t i = 0; i < p.B * (p.E + p.H); i++) ones[i] = 1.0f;
     for (size_t v = 0; v < p.V; v++) all[v] = (int32_t)v;
-    rnn_train_options options = {.input_mask = ones, .output_mask = ones};
-    rnn_train_options sampled = {.candidates = all, .correction = correction, .candidate_count = (int32_t)p.V};
+    rnn_regularization masks = {.input_mask = ones, .output_mask = ones};
+    rnn_regularization sampled = {.candidates = all, .correction = correction, .candidate_count = (int32_t)p.V};
     float *want = floats(P), *grads = random_floats(P, 1.0), *state = copy_floats(p.state, S);
     rnn_work *work = work_for(&p, 2), *small = NULL;
     CHECK(rnn_work_create(&p.dims, (int32_t)p.T, (int32_t)p.B, (int32_t)p.V, 2, &small) == RNN_OK);
     double loss = 0.0, other = 0.0;
-#define TRAIN(work_, y_, options_, grads_, loss_)                                                                      \
-    (memcpy(state, p.state, S * sizeof *state), rnn_train_grad(work_, p.params, p.embeddings, p.x, y_, (int32_t)p.T,   \
-                                                               (int32_t)p.B, 1.0f, options_, state, loss_, grads_))
-    CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, (int32_t)p.T, (int32_t)p.B, 1.0f, state, &loss, want) ==
-          RNN_OK);
-    CHECK(TRAIN(work, p.y, &options, grads, &other) == RNN_OK && loss == other);
+#define GRAD(work_, y_, regularization_, grads_, loss_)                                                                \
+    (memcpy(state, p.state, S * sizeof *state),                                                                        \
+     rnn_loss_grad(work_, p.params, p.embeddings, p.x, y_, (int32_t)p.T, (int32_t)p.B, 1.0f, regularization_, state,   \
+                   loss_, grads_))
+    CHECK(GRAD(work, p.y, NULL, want, &loss) == RNN_OK);
+    CHECK(GRAD(work, p.y, &masks, grads, &other) == RNN_OK && loss == other);
     CHECK(same(want, grads, P * sizeof *grads));
-    CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_OK && loss == other);
+    CHECK(GRAD(small, p.y, &sampled, grads, &other) == RNN_OK && loss == other);
     CHECK(same(want, grads, P * sizeof *grads));
 
     /* Refusals; the arithmetic of real candidates and masks is compared with torch's in Python. */
-    CHECK(TRAIN(work, p.y, &sampled, grads, &other) == RNN_E_ARG);
-    CHECK(TRAIN(small, p.y, &options, grads, &other) == RNN_E_ARG);
-    CHECK(TRAIN(small, p.y, NULL, grads, &other) == RNN_E_NULL);
+    CHECK(GRAD(work, p.y, &sampled, grads, &other) == RNN_E_ARG);
+    CHECK(GRAD(small, p.y, &masks, grads, &other) == RNN_E_ARG);
+    CHECK(GRAD(small, p.y, NULL, grads, &other) == RNN_E_ARG);
     for (int32_t count = -1; count <= 601; count += 602) {
         sampled.candidate_count = count;
-        CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_E_DIM);
+        CHECK(GRAD(small, p.y, &sampled, grads, &other) == RNN_E_DIM);
     }
     sampled.candidate_count = (int32_t)p.V - 1;
     p.y[5] = (int32_t)p.V - 1;
-    CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_E_TOKEN);
+    CHECK(GRAD(small, p.y, &sampled, grads, &other) == RNN_E_TOKEN);
     all[9] = 8;
     sampled.candidate_count = (int32_t)p.V;
-    CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_E_TOKEN);
+    CHECK(GRAD(small, p.y, &sampled, grads, &other) == RNN_E_TOKEN);
     sampled.correction = NULL;
-    CHECK(TRAIN(small, p.y, &sampled, grads, &other) == RNN_E_NULL);
+    CHECK(GRAD(small, p.y, &sampled, grads, &other) == RNN_E_NULL);
     CHECK(same(want, grads, P * sizeof *grads) && loss == other && same(state, p.state, S * sizeof *state));
-#undef TRAIN
+#undef GRAD
     rnn_work_destroy(work);
     rnn_work_destroy(small);
     free(ones), free(correction), free(all), free(want), free(grads), free(state);
@@ -159,7 +156,8 @@ void test_extreme_logits(void) {
         float *grads = floats(p.at.count);
         rnn_work *work = work_for(&p, 1);
         plain_loss(&p, q, 1.0, want, NULL, NULL);
-        CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, 20, 1, 1.0f, p.state, &loss, grads) == RNN_OK);
+        CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, 20, 1, 1.0f, NULL, p.state, &loss, grads) ==
+              RNN_OK);
         double worst = 0.0;
         for (size_t i = 0; i < p.at.count; i++) worst = fmax(worst, fabs(grads[i] - want[i]));
         CHECK_BELOW(worst, 1e-4);
@@ -176,28 +174,23 @@ void test_carried_state(void) {
     size_t S = p.B * p.H, P = p.at.count, half = p.T / 2 * p.B;
     rnn_work *work = work_for(&p, 2);
     float *whole = copy_floats(p.state, S), *parts = copy_floats(p.state, S), *a = floats(P), *b = floats(P);
-    float *logp = floats(p.T * p.B), *logp_parts = floats(p.T * p.B);
     double loss = 0.0, first = 0.0, second = 0.0;
-    CHECK(rnn_loss(work, p.params, p.embeddings, p.x, p.y, 24, 3, whole, &loss, logp) == RNN_OK);
-    CHECK(rnn_loss(work, p.params, p.embeddings, p.x, p.y, 12, 3, parts, &first, logp_parts) == RNN_OK);
-    CHECK(rnn_loss(work, p.params, p.embeddings, p.x + half, p.y + half, 12, 3, parts, &second, logp_parts + half) ==
-          RNN_OK);
+    CHECK(rnn_loss(work, p.params, p.embeddings, p.x, p.y, 24, 3, whole, &loss) == RNN_OK);
+    CHECK(rnn_loss(work, p.params, p.embeddings, p.x, p.y, 12, 3, parts, &first) == RNN_OK);
+    CHECK(rnn_loss(work, p.params, p.embeddings, p.x + half, p.y + half, 12, 3, parts, &second) == RNN_OK);
     CHECK_BELOW(fabs(loss - first - second), 1e-9 * loss);
     CHECK(same(whole, parts, S * sizeof *whole));
-    CHECK(same(logp, logp_parts, p.T * p.B * sizeof *logp));
 
     memcpy(parts, p.state, S * sizeof *parts);
-    CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, 12, 3, 1.0f, parts, &first, a) == RNN_OK);
+    CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, 12, 3, 1.0f, NULL, parts, &first, a) == RNN_OK);
     memcpy(parts, p.state, S * sizeof *parts);
-    CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, 12, 3, 1.0f, parts, &second, b) == RNN_OK);
+    CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, 12, 3, 1.0f, NULL, parts, &second, b) == RNN_OK);
     CHECK(first == second && same(a, b, P * sizeof *a)); /* the same call gives the same bits */
     rnn_work_destroy(work);
     free(whole);
     free(parts);
     free(a);
     free(b);
-    free(logp);
-    free(logp_parts);
     free_problem(&p);
 }
 
@@ -206,11 +199,10 @@ void test_training_refusals(void) {
     size_t P = p.at.count, S = p.B * p.H;
     rnn_work *work = work_for(&p, 2);
     float *grads = random_floats(P, 1.0), *grads0 = copy_floats(grads, P), *state = copy_floats(p.state, S);
-    float *logp = random_floats(p.T, 1.0), *logp0 = copy_floats(logp, p.T);
     double loss = 42.0;
 #define GRAD(params_, x_, y_, T_, B_, scale_)                                                                          \
-    rnn_loss_grad(work, params_, p.embeddings, x_, y_, T_, B_, scale_, state, &loss, grads)
-#define LOSS(params_, x_, y_, T_, B_) rnn_loss(work, params_, p.embeddings, x_, y_, T_, B_, state, &loss, logp)
+    rnn_loss_grad(work, params_, p.embeddings, x_, y_, T_, B_, scale_, NULL, state, &loss, grads)
+#define LOSS(params_, x_, y_, T_, B_) rnn_loss(work, params_, p.embeddings, x_, y_, T_, B_, state, &loss)
     CHECK(GRAD(NULL, p.x, p.y, 600, 1, 1.0f) == RNN_E_NULL);
     CHECK(LOSS(p.params, NULL, p.y, 600, 1) == RNN_E_NULL);
     CHECK(GRAD(p.params, p.x, p.y, 601, 1, 1.0f) == RNN_E_DIM);
@@ -266,7 +258,6 @@ void test_training_refusals(void) {
     CHECK(loss == 42.0);
     CHECK(same(grads, grads0, P * sizeof *grads));
     CHECK(same(state, p.state, S * sizeof *state));
-    CHECK(same(logp, logp0, p.T * sizeof *logp));
     for (size_t i = 0; i < 8; i++) p.params[p.at.why + i * 40] = kept[i];
     CHECK(GRAD(p.params, p.x, p.y, 600, 1, 1.0f) == RNN_OK); /* a refusal does no lasting harm */
 
@@ -287,8 +278,6 @@ void test_training_refusals(void) {
     free(grads);
     free(grads0);
     free(state);
-    free(logp);
-    free(logp0);
     free_problem(&p);
 #undef GRAD
 #undef LOSS

@@ -12,7 +12,7 @@ void test_passes(void);
 /* test_training.c */
 void test_plain_model_itself(void);
 void test_gradients(void);
-void test_options_that_change_nothing(void);
+void test_regularization_that_changes_nothing(void);
 void test_extreme_logits(void);
 void test_carried_state(void);
 void test_training_refusals(void);

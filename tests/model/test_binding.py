@@ -7,9 +7,7 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +43,17 @@ def test_each_system_has_its_library(monkeypatch: pytest.MonkeyPatch, platform: 
     monkeypatch.delenv("RNNLIB_PATH", raising=False)
     monkeypatch.setattr("sys.platform", platform)
     assert binding.library_path() == ROOT / "lib" / name
+
+
+def test_the_abi_version_is_that_of_the_header() -> None:
+    header = (ROOT / "csrc" / "rnnlib.h").read_text()
+    assert re.findall(r"^#define RNN_ABI_VERSION (\d+)", header, re.MULTILINE) == [str(binding.ABI_VERSION)]
+
+
+def test_a_struct_of_another_size_is_refused() -> None:
+    code = "import ctypes; from rnnlm import binding; binding.Dims = ctypes.c_int64; binding.library()"
+    result = run_python(code)
+    assert "RNNLibraryError" in result.stderr and "sizeof(rnn_dims) is 12" in result.stderr
 
 
 def test_another_abi_is_refused() -> None:
@@ -160,12 +169,12 @@ def test_gradient_norm() -> None:
         binding.grad_norm(values)
 
 
-def decoder(vocab: int = 11, hidden: int = 5, max_streams: int = 3) -> Decoder:
-    return Decoder(Model(make_weights(vocab, 4, hidden)), max_streams=max_streams)
+def decoder(vocab: int = 11, hidden: int = 5, max_sequences: int = 3) -> Decoder:
+    return Decoder(Model(make_weights(vocab, 4, hidden)), max_sequences=max_sequences)
 
 
 def decode(target: Decoder, n: int, **spoiled: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One step of n streams; returns (tokens, log-probabilities, states)."""
+    """Advance n sequences by one step; returns (tokens, log-probabilities, states)."""
     vocab, hidden = target.model.vocab, target.model.hidden
     rng = np.random.default_rng(3)
     tokens = rng.integers(0, vocab, n, dtype=np.int32)
@@ -208,13 +217,16 @@ def test_a_step_refuses_what_is_out_of_range(spoiled: dict[str, float]) -> None:
         decode(decoder(), 2, **spoiled)
 
 
-def test_more_streams_than_the_decoder_has_room_for() -> None:
+def test_more_sequences_than_the_decoder_has_room_for() -> None:
     with pytest.raises(binding.RNNInputError):
-        decode(decoder(max_streams=3), 4)
+        decode(decoder(max_sequences=3), 4)
 
 
-def test_a_stream_does_not_depend_on_its_company() -> None:
-    target = decoder(vocab=1031, hidden=33, max_streams=20)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_sequence_does_not_depend_on_the_others_of_its_call(threads: int) -> None:
+    """Neither they nor the number of threads change a bit, also beyond one group of 16."""
+    model = Model(make_weights(1031, 4, 33))
+    many, one = Decoder(model, max_sequences=20, threads=threads), Decoder(model)
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 1031, 20, dtype=np.int32)
     sampling = sampling_rows(20)
@@ -222,22 +234,22 @@ def test_a_stream_does_not_depend_on_its_company() -> None:
     sampling["temperature"] = np.resize([1.0, 0.5, 0.0], 20)
     states = rng.uniform(-1, 1, (20, 33)).astype(np.float32)
 
-    def step(rows: slice) -> list[np.ndarray]:
+    def step(target: Decoder, rows: slice) -> list[np.ndarray]:
         n = len(tokens[rows])
         mine, following = states[rows].copy(), np.empty(n, dtype=np.int32)
         logprobs, logits = np.empty(n, dtype=np.float32), np.empty((n, 1031), dtype=np.float32)
         target.decode(tokens[rows], sampling[rows], mine, following, logprobs, logits)
         return [following, logprobs, mine, logits]
 
-    together = step(slice(0, 20))
+    together = step(many, slice(0, 20))
     for i in range(20):
-        for whole, alone in zip(together, step(slice(i, i + 1)), strict=True):
+        for whole, alone in zip(together, step(one, slice(i, i + 1)), strict=True):
             assert np.array_equal(whole[i], alone[0])
 
 
 def test_logits_and_states_are_those_of_the_steps() -> None:
     """To the same bits, whatever company the states have."""
-    target = decoder(vocab=1031, hidden=33, max_streams=1)
+    target = decoder(vocab=1031, hidden=33, max_sequences=1)
     ids = np.random.default_rng(0).integers(0, 1031, 20, dtype=np.int32)
     states = target.hidden_states(ids)
     state, logits = np.zeros((1, 33), dtype=np.float32), np.empty((20, 1031), dtype=np.float32)
@@ -280,90 +292,6 @@ def test_an_unknown_precision() -> None:
 def test_scoring_needs_two_tokens() -> None:
     with pytest.raises(binding.RNNInputError):
         decoder().score(np.zeros(1, dtype=np.int32))
-
-
-def three_streams() -> tuple[list[list[int]], np.ndarray, np.ndarray]:
-    """(prompts, uniforms, sampling) of three unlike streams of 12 tokens, at V=23."""
-    sampling = sampling_rows(3)
-    sampling["temperature"], sampling["top_k"], sampling["banned"] = [1.0, 0.0, 0.7], [0, 0, 4], [-1, 3, 2]
-    return [[1, 2, 3], [4], [5, 6]], np.random.default_rng(0).random((3, 12)), sampling
-
-
-def test_generate_is_the_loop_of_steps() -> None:
-    target, stop = decoder(vocab=23, hidden=7, max_streams=3), 9
-    prompts, uniforms, sampling = three_streams()
-    generations = target.generate(prompts, uniforms, sampling, stop=stop)
-    for i, (tokens, logprobs) in enumerate(generations):
-        state = np.zeros((1, 7), dtype=np.float32)
-        target.prefill(prompts[i][:-1], state[0])
-        token, following, logprob = prompts[i][-1], np.empty(1, dtype=np.int32), np.empty(1, dtype=np.float32)
-        for t in range(tokens.size):
-            own = sampling[i : i + 1].copy()
-            own["u"] = uniforms[i, t]
-            target.decode(np.array([token], dtype=np.int32), own, state, following, logprob)
-            token = int(following[0])
-            assert (tokens[t], logprobs[t]) == (token, logprob[0])
-            assert token != stop or t == tokens.size - 1
-        assert tokens.size == 12 or token == stop
-    assert any(tokens.size < 12 for tokens, _ in generations)
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_many_streams_in_one_call_are_each_alone(threads: int) -> None:
-    """Neither their company nor the number of threads changes a bit, also beyond one group of 16."""
-    rng = np.random.default_rng(1)
-    model = Model(make_weights(1031, 4, 33))
-    sampling = sampling_rows(20)
-    sampling["temperature"], sampling["top_k"] = np.resize([1.0, 0.5, 0.0], 20), np.arange(20) % 7
-    sampling["banned"] = np.arange(20) - 1
-    prompts = [rng.integers(0, 1031, 1 + i % 4).tolist() for i in range(20)]
-    uniforms = rng.random((20, 15))
-    together = Decoder(model, max_streams=20, threads=threads).generate(prompts, uniforms, sampling)
-    one = Decoder(model)
-    for i, (tokens, logprobs) in enumerate(together):
-        [(alone, alone_logprobs)] = one.generate(prompts[i : i + 1], uniforms[i : i + 1], sampling[i : i + 1])
-        assert tokens.size == 15 and np.array_equal(tokens, alone) and np.array_equal(logprobs, alone_logprobs)
-
-
-def test_a_generation_can_be_cancelled() -> None:
-    target = decoder(vocab=1000, hidden=33, max_streams=2)
-    uniforms = np.random.default_rng(0).random((2, 300_000))
-    cancel = np.ones(1, dtype=np.int32)
-    assert [t.size for t, _ in target.generate([[1], [2]], uniforms, sampling_rows(2), cancel=cancel)] == [0, 0]
-    cancel[0] = 0
-    timer = threading.Timer(0.2, cancel.fill, [1])
-    timer.start()
-    cut = target.generate([[1], [2]], uniforms, sampling_rows(2), cancel=cancel)
-    timer.join()
-    made = cut[0][0].size
-    assert 0 < made < 300_000 and cut[1][0].size == made
-    whole = target.generate([[1], [2]], uniforms[:, :made].copy(), sampling_rows(2))
-    for (tokens, _), (want, _) in zip(cut, whole, strict=True):
-        assert np.array_equal(tokens, want)
-
-
-@pytest.mark.parametrize(
-    "spoiled",
-    [
-        {"prompts": []},
-        {"prompts": [[1], [], [2]]},
-        {"prompts": [[1], [23], [2]]},
-        {"prompts": [[1], [2]]},
-        {"uniforms": np.full((3, 4), 1.0)},
-        {"uniforms": np.zeros(3)},
-        {"uniforms": np.zeros((3, 0))},
-        {"sampling": sampling_rows(2)},
-        {"sampling": sampling_rows(3, temperature=-1.0)},
-        {"stop": 23},
-        {"stop": -2},
-        {"cancel": np.zeros(2, dtype=np.int32)},
-    ],
-)
-def test_generate_refuses_what_is_out_of_range(spoiled: dict[str, Any]) -> None:
-    prompts, uniforms, sampling = three_streams()
-    arguments = {"prompts": prompts, "uniforms": uniforms, "sampling": sampling} | spoiled
-    with pytest.raises(binding.RNNInputError):
-        decoder(vocab=23, hidden=7, max_streams=3).generate(**arguments)
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)

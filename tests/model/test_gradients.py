@@ -7,7 +7,7 @@ import pytest
 from conftest import INSTRUCTION_SETS, force_kernels, make_weights, relative_error
 from gradients import by_c, by_torch, chunk
 
-from rnnlm.binding import Workspace
+from rnnlm.binding import Decoder, Model, Workspace
 from rnnlm.checkpoint import PARAMETERS, Weights
 
 SIZES = [  # V, E, H, T, B: all different, and no multiples of a kernel's block
@@ -95,14 +95,19 @@ def test_two_chunks_with_carried_state_are_one_long_chunk() -> None:
     assert not np.allclose(whole, start)
 
 
-def test_loss_and_loss_grad_agree_and_log_probabilities_sum_to_the_loss() -> None:
+def test_loss_and_loss_grad_agree() -> None:
     weights = make_weights(40, 5, 17)
     x, y, state = chunk(40, 17, 20, 3, 3)
     loss, _, _ = by_c(weights, x, y, state)
     work = Workspace(40, 5, 17, max_steps=20, max_batch=3, threads=2)
-    logprobs = np.empty_like(x, dtype=np.float32)
-    alone = work.loss(weights.flat_parameters(), weights.embeddings, x, y, state.copy(), logprobs)
-    assert alone == pytest.approx(loss, rel=1e-7)
+    assert work.loss(weights.flat_parameters(), weights.embeddings, x, y, state.copy()) == pytest.approx(loss, rel=1e-7)
+
+
+def test_log_probabilities_sum_to_the_loss() -> None:
+    weights = make_weights(40, 5, 17)
+    ids = np.random.default_rng(3).integers(0, 40, 51, dtype=np.int32)
+    loss, _, _ = by_c(weights, ids[:-1, None], ids[1:, None], np.zeros((1, 17), dtype=np.float32))
+    logprobs = Decoder(Model(weights)).score(ids)
     assert -logprobs.sum(dtype=np.float64) == pytest.approx(loss, rel=1e-6)
 
 

@@ -146,7 +146,7 @@ class TestRefusals:
         params = weights.flat_parameters()
         grads, before = np.full_like(params, 7.0), state.copy()
         try:
-            work.train_grad(
+            work.loss_grad(
                 params, weights.embeddings, x, targets if y is None else y, state, grads, 1.0, regularization
             )
         finally:

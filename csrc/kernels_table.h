@@ -1,0 +1,31 @@
+/* kernels_table.h -- the table of the kernels that the including file defines: rnn_kernels_<RNN_ISA>. */
+#define TABLE_NAME(isa) TABLE_NAME_OF(isa)
+#define TABLE_NAME_OF(isa) rnn_kernels_##isa
+#define TEXT(isa) TEXT_OF(isa)
+#define TEXT_OF(isa) #isa
+
+const rnn_kernels TABLE_NAME(RNN_ISA) = {
+    .name = TEXT(RNN_ISA),
+    .panel = PANEL,
+    .pack = pack,
+    .multiply = multiply,
+    .multiply_at = multiply_at,
+    .multiply_bt = multiply_bt,
+    .softmax = softmax,
+    .tanh = tanh_forward,
+    .tanh_backward = tanh_backward,
+    .weighted_sum = weighted_sum,
+    .max_abs = max_abs,
+    .max = max_of,
+    .count_at_least = count_at_least,
+    .cut_below = cut_below,
+    .exp_sum = exp_sum,
+    .rows_times = rows_times,
+    .wide = WIDE,
+    .compress = compress,
+    .rows_times_packed = rows_times_packed,
+    .finish = finish,
+    .sum_squares = sum_squares,
+    .sgd = sgd,
+    .adamw = adamw,
+};
