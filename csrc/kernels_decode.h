@@ -20,6 +20,25 @@ static uint32_t bfloat16_of(float x) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
+/* Where column j stands among the bytes of an int8 row, and vector j of a row as integers. x86 widens LANES neighbouring
+ * bytes as it loads them; elsewhere shifts take apart integers that hold bytes of columns LANES apart. */
+#if defined(__AVX512F__)
+#define BYTE_OF(j) (j)
+INLINE ivec bytes_of(const uint32_t *packed, size_t j) {
+    return (ivec)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(packed + j * LANES / 4)));
+}
+#elif defined(__AVX2__)
+#define BYTE_OF(j) (j)
+INLINE ivec bytes_of(const uint32_t *packed, size_t j) {
+    return (ivec)_mm256_cvtepi8_epi32(_mm_loadu_si64(packed + j * LANES / 4));
+}
+#else
+#define BYTE_OF(j) ((j) % LANES * 4 + (j) / LANES) /* little-endian */
+INLINE ivec bytes_of(const uint32_t *packed, size_t j) {
+    return (ivec)(*(const uvec_at *)packed << (24 - 8 * (uint32_t)j)) >> 24;
+}
+#endif
+
 static void compress(int32_t precision, const float *w, size_t ld, size_t K, size_t cols, uint32_t *packed,
                      float *scale) {
     size_t row = precision == RNN_PRECISION_BF16 ? 2 * LANES : LANES; /* integers */
@@ -36,7 +55,7 @@ static void compress(int32_t precision, const float *w, size_t ld, size_t K, siz
             } else if (step > 0.0f) {
                 /* A tiny step has itself been rounded, so the quotient can exceed 127. */
                 int32_t q = (int32_t)fmaxf(-127.0f, fminf(127.0f, rintf(x / step)));
-                packed[k * row + j % LANES] |= ((uint32_t)q & 0xff) << (j / LANES * 8);
+                ((int8_t *)(packed + k * row))[BYTE_OF(j)] = (int8_t)q;
             }
         }
     }
@@ -51,9 +70,7 @@ INLINE void expand_row(int32_t precision, const uint32_t *packed, vec out[4]) {
         out[2] = (vec)(b << 16);
         out[3] = (vec)(b & 0xffff0000u);
     } else {
-        UNROLL for (size_t j = 0; j < 4; j++) {
-            out[j] = __builtin_convertvector((ivec)(*(const uvec_at *)packed << (24 - 8 * (uint32_t)j)) >> 24, vec);
-        }
+        UNROLL for (size_t j = 0; j < 4; j++) out[j] = __builtin_convertvector(bytes_of(packed, j), vec);
     }
 }
 
