@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
-# One thread for OpenMP and torch, here and in the programs that tests start, unless a test asks for more: the tests
-# run in one process per processor. Set before anything loads either.
+# One thread for OpenMP and torch, here and in the programs that tests start, unless a test asks for more: there is one
+# worker process per processor. Set before anything loads them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -97,6 +98,17 @@ def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all worker processes of this run of the tests share."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """Call make(path) in the first worker process that gets here; the others wait, and find the file at `path`."""
+    import fcntl
+
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            make(path)
+    return path
 
 
 @pytest.fixture(scope="session", autouse=True)

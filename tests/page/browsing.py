@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, made_once
 from serving import GUARD_SECONDS, Server, needs_library
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make test installs it")
@@ -36,27 +35,22 @@ needs_browser = [
 ]
 
 
-@functools.cache
-def _trained(folder: Path) -> Path:
-    """Demo weights, trained for a few seconds: enough for a history, and for words of the corpus."""
-    path = folder / "demo.safetensors"
-    options = "--preset demo --epochs 3 --max-tokens 8000 --vocab-size 1000 --embedding-size 16 --hidden-size 24"
-    done = subprocess.run(
-        [sys.executable, "main.py", *options.split(), "--threads", "1", "--out", str(path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=10 * GUARD_SECONDS,
-    )
-    assert done.returncode == 0, done.stderr
-    return path
-
-
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.getbasetemp() / "demo-weights"  # one for all modules that take this fixture
-    folder.mkdir(exist_ok=True)
-    return _trained(folder)
+def demo(common_folder: Path) -> Path:
+    """Demo weights, trained for a few seconds: enough for a history, and for words of the corpus."""
+
+    def train(path: Path) -> None:
+        options = "--preset demo --epochs 3 --max-tokens 8000 --vocab-size 1000 --embedding-size 16 --hidden-size 24"
+        done = subprocess.run(
+            [sys.executable, "main.py", *options.split(), "--threads", "1", "--out", str(path)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=10 * GUARD_SECONDS,
+        )
+        assert done.returncode == 0, done.stderr
+
+    return made_once(common_folder / "demo.safetensors", train)
 
 
 @pytest.fixture
