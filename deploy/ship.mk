@@ -47,7 +47,7 @@ pin: $(VENV)/.ship ## pin the newest packages for the image, with hashes: deploy
 	echo uv | $(PIN) --output-file deploy/pinned-uv.txt -
 
 licences: build/image/.done ## write docs/licences.md, the licences of the image's packages (INSTALLER=pip: without uv)
-	{ echo "# Licences"; echo; echo "Of the Python packages in the image, as they state them (\`make licences\`)."; echo; \
+	{ echo "# Licences"; echo; echo "The licences of the Python packages in the image, as the packages state them (\`make licences\`)."; echo; \
 	  $(VENV)/bin/pip-licenses --python build/image/bin/python --format markdown; } >docs/licences.md
 
 sbom: build/image/.done ## write dist/sbom.json, the image's packages as a CycloneDX bill of materials

@@ -64,7 +64,7 @@ class VocabularyError(Invalid, UserError):
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """The numbers of a model of V words, embedding size E and H hidden units, all float32 and C-contiguous.
+    """The parameters of a model with V words, embedding size E and H hidden units, all float32 and C-contiguous.
 
     The arrays may be read-only views of a file. Raises ValueError for a wrong type, shape or size.
     """
@@ -114,18 +114,18 @@ class Weights:
         return int(self.bh.shape[0])
 
     def parameters(self) -> dict[str, F32]:
-        """The trained tensors by name, in the order PARAMETERS; no copies."""
+        """Return the trained tensors by name, in the order PARAMETERS, without copying them."""
         return {name: getattr(self, name) for name in PARAMETERS}
 
     def flat_parameters(self) -> F32:
-        """A new, writable (P,) buffer of the parameters in the order PARAMETERS, as the C library has it."""
+        """Return a new (P,) buffer with the parameters in the order PARAMETERS, the layout of the C library."""
         return np.concatenate([array.reshape(-1) for array in self.parameters().values()])
 
     @classmethod
     def from_flat(cls, embeddings: F32, flat: F32, hidden_size: int) -> Self:
-        """Weights whose parameters are views of `flat`, (P,) in the order PARAMETERS.
+        """Make weights whose parameters are views of `flat`, (P,) in the order PARAMETERS.
 
-        Raises ValueError when P is not E*H + H*H + H + H*V + V.
+        Raises ValueError if P is not E*H + H*H + H + H*V + V.
         """
         shapes = parameter_shapes(*embeddings.shape, hidden_size)
         sizes = [math.prod(shape) for shape in shapes.values()]
@@ -136,20 +136,20 @@ class Weights:
 
 
 def parameter_shapes(vocab_size: int, embed_size: int, hidden_size: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter, in the order PARAMETERS."""
+    """Return the shape of each parameter, in the order PARAMETERS."""
     v, e, h = vocab_size, embed_size, hidden_size
     return dict(zip(PARAMETERS, ((e, h), (h, h), (h,), (h, v), (v,)), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A trained model with what it takes to use it and to know where it comes from.
+    """A trained model: its weights, its words, and how it was trained.
 
-    vocabulary: V distinct words in id order, among them <EOS>.   tokenizer: one of text.TOKENIZERS.
-    backend: what trained it, one of BACKENDS; either can run it.   config: the training configuration.
-    history: one entry per epoch. Both are plain JSON values: finite numbers, string keys.
-    mapping: the file that `weights` are views of, if they are.
-    Raises ValueError when a part does not fit the others.
+    vocabulary: V distinct words in id order, including <EOS>.   tokenizer: one of text.TOKENIZERS.
+    backend: the back end that trained it, one of BACKENDS; both can run it.
+    config: the training configuration.   history: one entry per evaluation. Both are JSON values with finite numbers.
+    mapping: the mapped file that `weights` were loaded from, if any.
+    Raises ValueError if the parts do not fit each other.
     """
 
     weights: Weights
@@ -175,10 +175,11 @@ class Checkpoint:
 
 
 def check_vocabulary(words: Sequence[str]) -> None:
-    """Raise VocabularyError unless a weights file can hold these words: worth asking before training on them.
+    """Raise VocabularyError unless a weights file can hold these words. Call it before training on them.
 
-    They must be distinct, not empty, of at most MAX_WORD_LENGTH characters, free of white space and of what a
-    terminal would obey (control characters), with <EOS> among them, in at most MAX_VOCABULARY_BYTES.
+    Words must be distinct, not empty, at most MAX_WORD_LENGTH characters long, and free of white space and of
+    unprintable characters (a terminal would obey control characters). <EOS> must be one of them. Together they take
+    at most MAX_VOCABULARY_BYTES.
     """
     if not 1 <= len(words) <= MAX_VOCAB:
         raise VocabularyError(f"the vocabulary has {len(words):,} words, outside 1..{MAX_VOCAB:,}")
@@ -210,11 +211,11 @@ def check_vocabulary(words: Sequence[str]) -> None:
 
 
 def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write a weights file; the folder is made if need be. The same checkpoint gives the same bytes.
+    """Write a weights file. Creates the folder if necessary. The same checkpoint gives the same bytes.
 
-    The new file appears whole or not at all, whatever happens in between, and then survives a power cut.
-    Readers that mapped the old one keep it. (Windows replaces no file that is mapped: see load's `copy`.)
-    Raises SaveError, also for weights that are not finite; ValueError when config or history is not JSON.
+    The new file appears whole or not at all, and survives a power cut. Readers that have mapped the old file keep it.
+    (Windows does not replace a file that is mapped: see `copy` of load.)
+    Raises SaveError, also for weights that are not finite; ValueError if config or history is not JSON.
     """
     weights = checkpoint.weights
     found = _non_finite(weights)
@@ -227,7 +228,7 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         "history": encode_json("history", checkpoint.history),
     }
     words = np.frombuffer("\n".join(checkpoint.vocabulary).encode(), np.uint8)
-    # The words come last: they may take an odd number of bytes, and a float32 behind them would need copying.
+    # The words come last: they may take an odd number of bytes, after which a float32 would not be aligned.
     tensors = {"embeddings": weights.embeddings, **weights.parameters(), "vocabulary": words}
     container.write(path, _WEIGHTS, metadata, tensors)
 
@@ -235,10 +236,10 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
 def load(path: str | os.PathLike[str], *, copy: bool = False) -> Checkpoint:
     """Check a weights file and map it: the tensors are read-only views, read when used and shared by processes.
 
-    Only the header and the vocabulary are read now, and not through the mapping. Whether the numbers are finite shows
-    only when all are read: see check_finite.
-    copy: read the tensors into memory instead, writable, and close the file: for a trainer, which will save under the
-    same name.
+    Only the header and the vocabulary are read now, and those not through the mapping, so the caller can guard it
+    first. Checking that all numbers are finite means reading them all: see check_finite.
+    copy: read the tensors into memory instead, writable, and close the file. A trainer needs this, since it will save
+    under the same name.
     Raises CheckpointError.
     """
     with container.opened(path, _WEIGHTS) as file:
@@ -263,7 +264,7 @@ def load(path: str | os.PathLike[str], *, copy: bool = False) -> Checkpoint:
 def check_finite(weights: Weights, name: str | os.PathLike[str] = "weights") -> None:
     """Raise CheckpointError, naming the tensor and the place, unless every number is finite.
 
-    Reads everything once, in blocks, for which 2 MB suffice.   name: the file's, for the message.
+    Reads everything once, in blocks, and needs 2 MB of memory.   name: the file's, for the message.
     """
     found = _non_finite(weights)
     if found:
@@ -271,7 +272,7 @@ def check_finite(weights: Weights, name: str | os.PathLike[str] = "weights") -> 
 
 
 def _non_finite(weights: Weights) -> str:
-    """Where the first number is that is not finite, for a message; "" when there is none."""
+    """Describe the first number that is not finite, for a message; return "" if there is none."""
     block = 1 << 20
     for field in fields(weights):
         array = getattr(weights, field.name)
@@ -286,9 +287,9 @@ def _non_finite(weights: Weights) -> str:
 
 
 def drop_pages(array: np.ndarray) -> None:
-    """Take a mapped array out of this process's resident memory; what is read again comes back from the system's cache.
+    """Release the resident memory of a mapped array. Pages that are read again come from the system's page cache.
 
-    Does nothing to an array that is not mapped, nor on Windows.
+    Does nothing for an array that is not mapped, or on Windows.
     """
     base: Any = array
     while base is not None and not isinstance(base, mmap.mmap):
@@ -296,7 +297,7 @@ def drop_pages(array: np.ndarray) -> None:
     if base is None or not hasattr(mmap, "MADV_DONTNEED"):
         return
     begin = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only: at either end lie other arrays
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only: those at the ends also hold other arrays
     size = (begin + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
     if size > 0:
         base.madvise(mmap.MADV_DONTNEED, first, size)
@@ -329,10 +330,10 @@ def save_state(
     *,
     keep: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Write what it takes to go on training: named arrays, and JSON values (loop position, generator state).
+    """Write the state of a training run: named arrays, and JSON values. Atomic, as `save` is.
 
-    arrays: float32, float64, int32, int64 or uint8, not empty, at most MAX_TENSORS.   Atomic, as save.
-    keep: the name that the file which `path` was until now gets, once the new one is whole.
+    arrays: float32, float64, int32, int64 or uint8, not empty, at most container.MAX_TENSORS.
+    keep: the new name of the file that was at `path`, once the new one is whole.
     Raises SaveError; ValueError for an array or a value that the file cannot hold.
     """
     text = encode_json("state", dict(metadata))
@@ -353,6 +354,6 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
 
 
 def _state_digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
-    """Of all that a resume file holds: the JSON text, and each array's name, type, shape and numbers."""
+    """Return the digest of a resume file's content: the JSON text, and each array's name, type, shape and numbers."""
     heads = [[name, container.DTYPE_CODES.get(array.dtype), array.shape] for name, array in arrays.items()]
     return digest(json.dumps([text, heads]).encode(), *arrays.values())

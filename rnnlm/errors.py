@@ -1,9 +1,9 @@
-"""The errors that a person can act on. Everything else is a bug and keeps its traceback.
+"""Errors that the user can act on. Everything else is a bug and keeps its traceback.
 
     UserError           exit code 2: the input is wrong; the message names the value, the limit and the remedy
-     +-- Failure        exit code 1: the input was right, and it failed all the same (a full disk, a diverged loss)
+     +-- Failure        exit code 1: the input was right, but something else failed (a full disk, a diverged loss)
 
-Modules derive their own types from these; `main()` alone turns them into one line and an exit code.
+Modules derive their own types from these. Only a `main()` turns them into one line and an exit code.
 """
 
 import argparse
@@ -25,18 +25,21 @@ class Failure(UserError):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and takes no option by the beginning of its name: a misspelt one is told."""
+    """Parse a command line; an error is one line. Options cannot be abbreviated, so a misspelt one is an error."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(UserError.exit_code, f"{self.prog}: {message}: --help lists what there is\n")
+        self.exit(UserError.exit_code, f"{self.prog}: {message}: --help lists the options\n")
 
 
 def output_lost(program: str, error: OSError) -> int:
-    """Standard output cannot be written: nobody reads on (`... | head -1`), or a disk is full. The exit code."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to come cannot be written either
+    """Handle a standard output that cannot be written, and return the exit code.
+
+    A reader that stopped (`... | head -1`) is no failure; a full disk is, and gets a line on stderr.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest of the output has nowhere to go either
     if isinstance(error, BrokenPipeError):
         return 0
     print(f"{program}: the output cannot be written: {error.strerror}", file=sys.stderr)
@@ -44,11 +47,11 @@ def output_lost(program: str, error: OSError) -> int:
 
 
 def show_path(path: str | os.PathLike[str]) -> str:
-    """The path as given, unless it would break the line."""
+    """Return the path as given, quoted if it would break the line."""
     text = os.fspath(path)
     return text if text.isprintable() else repr(text)
 
 
 def reason(error: Exception) -> str:
-    """The operating system's words without its number and the path, which the message already has."""
+    """Return what the operating system says, without the error number and the path."""
     return getattr(error, "strerror", None) or str(error)

@@ -1,7 +1,7 @@
-"""Writing a file whole or not at all.
+"""Write a file whole or not at all.
 
-A file is written under a temporary name beside its place, synced to disk and renamed: whoever reads sees the old file
-or the new one, and a crash leaves one of the two.
+A file is written under a temporary name in the same folder, synced to disk and renamed. A reader sees the old file or
+the new one, and so does whoever looks after a crash.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from rnnlm.errors import Failure, reason, show_path
 
 log = logging.getLogger(__name__)
 
-ABANDONED_SECONDS = 60.0  # between a temporary file's last byte and its rename lies less
+ABANDONED_SECONDS = 60.0  # longer than it takes from a temporary file's last byte to its rename
 
 
 class SaveError(Failure):
-    """The file could not be written. What stood under its name is unharmed, and no temporary file is left."""
+    """The file could not be written. An existing file is unharmed, and no temporary file is left."""
 
 
 def atomic_write(
@@ -34,10 +34,10 @@ def atomic_write(
     *parts: bytes | npt.NDArray[np.uint8],
     keep: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Write a file of these parts: under a temporary name, synced to disk, then renamed; mode 0644.
+    """Write a file that consists of `parts`, with mode 0644. Creates the folder if necessary.
 
-    keep: what was there until now gets this name.
-    The folder is made if need be. Raises SaveError: what was there is then unharmed, and nothing new is left.
+    keep: the new name of the file that was at `path`.
+    Raises SaveError; an existing file is then unharmed, and nothing new is left.
     """
     target = Path(path)
     try:
@@ -48,7 +48,7 @@ def atomic_write(
                     file.write(part)
                 file.flush()
                 if os.name == "posix":
-                    os.fchmod(handle, 0o644)  # from mkstemp's 0600: a service reads it as another user
+                    os.fchmod(handle, 0o644)  # mkstemp makes 0600, but a service may run as another user
                 os.fsync(handle)
             if keep is not None and target.exists():
                 _replace_keeping(temporary, target, keep)
@@ -64,7 +64,7 @@ def atomic_write(
 
 
 def _replace_keeping(temporary: str, target: Path, keep: str | os.PathLike[str]) -> None:
-    """Rename `temporary` to `target`, which becomes `keep`. Where the first fails, both are what they were."""
+    """Rename `temporary` to `target`, and the old `target` to `keep`. If that fails, both are as they were."""
     old = temporary.removesuffix(".tmp") + "-old.tmp"
     try:
         os.link(target, old)
@@ -80,15 +80,15 @@ def _replace_keeping(temporary: str, target: Path, keep: str | os.PathLike[str])
         os.replace(temporary, target)
         try:
             os.replace(old, keep)
-        except OSError as error:  # the new file is in place all the same
-            log.warning("%s: what was there before is not kept as %s (%s)", target, keep, reason(error))
+        except OSError as error:  # but the new file is in place
+            log.warning("%s: the file before it could not be kept as %s (%s)", target, keep, reason(error))
     finally:
-        with contextlib.suppress(OSError):  # it has been renamed
+        with contextlib.suppress(OSError):  # renamed already, if all went well
             os.unlink(old)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise SaveError now, not after hours of training, where atomic_write would. Makes the folder."""
+    """Raise SaveError now if atomic_write would raise it after hours of training. Creates the folder."""
     try:
         handle, temporary = _create_temporary(Path(path))
         os.close(handle)
@@ -98,10 +98,10 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def _create_temporary(target: Path) -> tuple[int, str]:
-    """An open file beside `target`, and its name, which no listing of weights files shows."""
+    """Create a file in the folder of `target`; return its descriptor and its name, which no list of weights shows."""
     with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.stat(target).st_mode):  # a rename would put a file in the place of /dev/null
-            raise OSError(errno.EINVAL, "what has that name is not a file")
+        if not stat.S_ISREG(os.stat(target).st_mode):  # a rename would replace /dev/null by a file
+            raise OSError(errno.EINVAL, "it is not a regular file")
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".saving-{target.name[:100]}-"
     _remove_abandoned(target.parent, prefix)
@@ -111,17 +111,17 @@ def _create_temporary(target: Path) -> tuple[int, str]:
 
 
 def _remove_abandoned(folder: Path, prefix: str) -> None:
-    """Remove what saves of the same file left that were killed: it is old, and locked no more."""
+    """Remove the temporary files of killed saves of the same file: those that are old and no longer locked."""
     for path in folder.glob(glob.escape(prefix) + "*.tmp"):
         if not path.is_file():
-            continue  # not left by a save; to open a pipe would wait for its other end
+            continue  # not from a save; opening a pipe would wait for its other end
         with contextlib.suppress(OSError), open(path, "rb") as file:
             if time.time() - os.fstat(file.fileno()).st_mtime > ABANDONED_SECONDS and _lock(file.fileno()):
                 os.unlink(path)
 
 
 def _lock(handle: int) -> bool:
-    """Whether the file is now this process's own, until it is closed. Never on Windows, nor where no file has locks."""
+    """Lock a file until it is closed; return whether that worked. It never does on Windows, nor without file locks."""
     if os.name != "posix":
         return False
     import fcntl
@@ -141,7 +141,7 @@ def _save_error(path: str | os.PathLike[str], error: Exception) -> SaveError:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the rename survive a power cut. Without it the old file may come back, whole: hence no error."""
+    """Make a rename survive a power cut. Without this the old file may come back, but whole, so failure is no error."""
     if os.name != "posix":
         return  # Windows cannot open a folder
     try:
@@ -155,7 +155,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def digest(*parts: bytes | np.ndarray) -> str:
-    """SHA-256 of the parts one after the other, in hexadecimal; of an array its numbers in C order, not its shape."""
+    """Return the SHA-256 of the concatenated parts, in hexadecimal. An array counts as its numbers in C order."""
     sha256 = hashlib.sha256()
     for part in parts:
         sha256.update(part if isinstance(part, bytes) else np.ascontiguousarray(part))

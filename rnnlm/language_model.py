@@ -1,9 +1,9 @@
-"""What the two back ends share: prompts, generation and scoring over a step function.
+"""Prompts, generation and scoring, for both back ends.
 
-A back end derives from `LanguageModel` and gives it `open_stream`, which yields a step function, `log_probabilities`,
+A back end derives from `LanguageModel` and implements `open_stream`, which starts a sequence, `log_probabilities`,
 and for a look inside `hidden_states`, `logits` and `matrices`. Everything that a caller sees (how a prompt is read,
-what seed means, when a generation ends) lives here once, so that the same weights, prompt and seed mean the same tokens
-on both.
+what the seed does, when a generation ends) is here, once, so that the same weights, prompt and seed give the same
+tokens on both.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ MAX_TOP_K = 2**31 - 1  # as rnn_sampling in csrc/rnnlib.h has it
 
 
 class PromptError(UserError, ValueError):
-    """A prompt, or an option of a generation, that cannot be used."""
+    """A prompt or an option of a generation cannot be used."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn; the fields mean what csrc/rnnlib.h says of `rnn_sampling`. <UNK> is never drawn.
+    """How the next token is drawn. The fields are those of `rnn_sampling` in csrc/rnnlib.h. <UNK> is never drawn.
 
     temperature: 0 takes the most probable token; 1 samples from the model's own distribution.
-    top_k: only the k most probable tokens can be drawn; 0 for all of them.
+    top_k: draw from the k most probable tokens only; 0 means all.
     """
 
     temperature: float = 1.0
@@ -49,7 +49,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Token:
-    """One token and how probable the model found it.
+    """One token and its probability.
 
     logprob: natural logarithm of its probability under the model itself, before temperature and top_k.
     """
@@ -61,10 +61,10 @@ class Token:
 
 @dataclass(frozen=True)
 class Generation:
-    """What the model wrote.
+    """The continuation of a prompt.
 
-    text: the new words, without the prompt.  tokens: the new tokens, a final <EOS> included.
-    finish_reason: "eos" (the model ended its sentence) or "length" (max_tokens were made).
+    text: the new words, without the prompt.  tokens: the new tokens, including a final <EOS>.
+    finish_reason: "eos" (the model ended its sentence) or "length" (max_tokens were generated).
     seed: the seed that was used.  unknown: words of the prompt that the vocabulary lacks, in order.
     """
 
@@ -89,25 +89,26 @@ class Score:
 
     @property
     def perplexity(self) -> float:
+        """exp(loss)."""
         return perplexity(self.loss)
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), held at e^700, the largest power that JSON and floats carry."""
+    """Return exp(loss), at most e^700, since larger powers do not fit a float or JSON."""
     return math.exp(min(loss, 700.0))
 
 
 def shown(value: float) -> str:
-    """A perplexity for people: 142.3, 31,266.0, 4.0e+30."""
+    """Format a perplexity for people: 142.3, 31,266.0, 4.0e+30."""
     return f"{value:,.1f}" if value < 1e6 else f"{value:.1e}"
 
 
 class StepStream(ABC):
-    """One sequence being written. It owns its hidden state."""
+    """One sequence being generated. It owns its hidden state."""
 
     @abstractmethod
     def step(self, token: int, u: float) -> tuple[int, float]:
-        """Feed `token`; draw the next with the uniform u in [0, 1). Returns (next token, its log-probability)."""
+        """Feed `token`, draw the next with the uniform u in [0, 1), and return it with its log-probability."""
 
 
 class LanguageModel(ABC):
@@ -118,11 +119,11 @@ class LanguageModel(ABC):
 
     @abstractmethod
     def open_stream(self, prefix: list[int], sampling: Sampling) -> StepStream:
-        """A stream whose hidden state has seen `prefix` (which may be empty)."""
+        """Start a sequence whose hidden state has seen `prefix` (which may be empty)."""
 
     @abstractmethod
     def log_probabilities(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-        """log p(ids[i + 1] | ids[0..i]) for i in 0..N-2: (N - 1,) float32. N >= 2."""
+        """Return log p(ids[i + 1] | ids[0..i]) for i in 0..N-2: (N - 1,) float32. N >= 2."""
 
     @abstractmethod
     def hidden_states(
@@ -139,16 +140,17 @@ class LanguageModel(ABC):
         """The weights, without a copy."""
 
     def encode(self, text: str) -> tuple[list[int], tuple[str, ...]]:
-        """(ids, words not in the vocabulary) of a prompt, with <EOS> in front.
+        """Return the ids of a prompt, with <EOS> in front, and its words that the vocabulary lacks.
 
-        The model was trained on one long stream, where a first word always follows the <EOS> of the sentence before.
-        Raises PromptError where there is nothing to condition on, or half of a surrogate pair.
+        <EOS> comes first because the model was trained on running text, where the first word of a sentence follows
+        the <EOS> of the one before.
+        Raises PromptError if no word of the prompt is known, or if it holds half a surrogate pair.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise PromptError(f"the prompt is not text: at character {error.start} it cannot be encoded") from None
-        ids, unknown = self.vocabulary.encode_prompt(text)  # prompts are plain text, whatever was learned from
+        ids, unknown = self.vocabulary.encode_prompt(text)
         eos = self.vocabulary.eos
         if not any(token != eos for token in ids) and not unknown:
             raise PromptError("the prompt has no word: words are made of the letters A to Z alone")
@@ -167,12 +169,12 @@ class LanguageModel(ABC):
         seed: int | None = None,
         ignore_eos: bool = False,
     ) -> Iterator[Token]:
-        """The generation's tokens as they come. Closing the iterator stops the work.
+        """Yield the tokens of a generation one by one. Closing the iterator stops the work.
 
-        temperature: None takes the back end's own default (C samples with 1, torch is greedy with 0).
-        seed: the same seed, prompt and weights give the same tokens; None draws one.
-        ignore_eos: go on after the end of a sentence until max_tokens.
-        Raises PromptError at the call, before the first token.
+        temperature: None is the back end's own default (C samples with 1, torch is greedy with 0).
+        seed: the same seed, prompt and weights give the same tokens; None draws a seed.
+        ignore_eos: continue after the end of a sentence until max_tokens.
+        Raises PromptError from the call itself, before the first token.
         """
         sampling = self._sampling(max_tokens, temperature, top_k)
         return self._tokens(self.encode(prompt)[0], max_tokens, sampling, check_seed(seed), ignore_eos)
@@ -219,7 +221,7 @@ class LanguageModel(ABC):
         )
 
     def score(self, text: str) -> Score:
-        """The log-probability of every token of `text`, each given all that stand before it."""
+        """Return the log-probability of every token of `text`, given all tokens before it. Raises PromptError."""
         ids, unknown = self.encode(text)
         logprobs = self.log_probabilities(np.asarray(ids, dtype=np.int32))
         tokens = (
@@ -260,7 +262,7 @@ class LanguageModel(ABC):
 
 
 def check_seed(seed: int | None) -> int:
-    """`seed`, or a fresh one for None. Raises PromptError out of range."""
+    """Return `seed`, or a fresh one for None. Raises PromptError if it is out of range."""
     if seed is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
     if not 0 <= seed <= MAX_SEED:

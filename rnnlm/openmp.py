@@ -1,14 +1,14 @@
-"""How OpenMP's threads wait for one another, in both back ends."""
+"""How OpenMP threads wait for each other, in both back ends."""
 
 import os
 
 
 def wait_briefly() -> None:
-    """Let a thread that waits sleep soon. To be called before libgomp is loaded, which reads the environment then.
+    """Make waiting threads sleep soon. Call this before libgomp is loaded, which reads the environment only then.
 
-    By default it keeps its processor busy for some milliseconds. Where another program wants that processor, the thread
-    that is waited for comes last, and a step takes tens of times as long. 1,000 turns, a few microseconds, cost an idle
-    machine nothing that can be measured but in the smallest steps (5%). What the user has set holds.
+    By default a waiting thread spins for some milliseconds. If another program wants its processor, the thread that
+    everyone waits for runs last, and a step takes tens of times as long. 1,000 spins take a few microseconds; on an
+    idle machine they slow down only the smallest steps (by 5%). Values that the user has set are kept.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,19 +1,19 @@
-"""JSON as the standard has it, from files that anybody may have written: finite, bounded, without surprises."""
+"""Read and write strict JSON: finite, bounded, without duplicate keys. Files may come from anybody."""
 
 import json
 import math
 from typing import Any
 
-MAX_JSON_DEPTH = 16  # what is loaded gets encoded again (by the service), which recurses
-MAX_JSON_INTEGER = 1 << 128  # the state of NumPy's generator needs that many; a float holds its magnitude
+MAX_JSON_DEPTH = 16  # the service encodes again what it has loaded, and encoding recurses
+MAX_JSON_INTEGER = 1 << 128  # NumPy's generator state has 128 bits; a float can hold that magnitude
 
 
 class Invalid(ValueError):
-    """What is wrong, without the file's name, which who reads the file adds."""
+    """What is wrong with a value. The code that reads the file adds the file's name."""
 
 
 def decode_json(name: str, text: str) -> Any:
-    """JSON as the standard has it: no duplicate keys, NaN, infinity or lone surrogates; bounded in depth."""
+    """Parse JSON. Raises Invalid for duplicate keys, NaN, infinity, lone surrogates and too much depth."""
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
@@ -25,15 +25,15 @@ def decode_json(name: str, text: str) -> Any:
 
 
 def encode_json(name: str, value: object) -> str:
-    """JSON text that decode_json accepts. Raises ValueError, naming the place, for what is not JSON."""
+    """Return JSON text that decode_json accepts. Raises Invalid, naming the place, for a value that is not JSON."""
     _check_json(name, value)
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def _check_json(name: str, value: object, *keys: str | int) -> None:
-    """Raise unless `value` is JSON, finite (Python's parser takes NaN and 1e999), and not nested too deep.
+    """Raise Invalid unless `value` is JSON, finite (Python's parser takes NaN and 1e999), and not nested too deep.
 
-    name, keys: where it stands, for the message; put together only when there is one.
+    name, keys: its place, for the message; joined only when there is one.
     """
     if isinstance(value, dict | list | tuple):
         if len(keys) >= MAX_JSON_DEPTH:
@@ -57,7 +57,7 @@ def _check_json(name: str, value: object, *keys: str | int) -> None:
 def _check_text(text: str, name: str, *keys: str | int) -> None:
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair; nothing can print it
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, but nothing can print it
         raise Invalid(f"{_place(name, *keys)} holds half of a surrogate pair") from error
 
 
@@ -75,6 +75,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def show(value: object) -> str:
-    """A value from outside, for one line of a message: escaped and short."""
+    """Return an untrusted value as part of a one-line message: escaped and short."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -26,6 +26,16 @@ from service.app import create_app
 from service.settings import Settings
 
 ADMIN = {"authorization": "Bearer admin-secret"}
+ENDLESS = 1 << 20
+UNLIMITED = {"RNN_MAX_TOKENS": str(ENDLESS), "RNN_MAX_REQUEST_TOKENS": str(ENDLESS)}  # of a real server
+ENDLESS_BODY = {"prompt": "waa", "max_tokens": ENDLESS, "ignore_eos": True}
+LARGE_BODY = {**ENDLESS_BODY, "max_tokens": 4000, "top_logprobs": 20}  # for some 5 MB, more than a socket's buffers
+UPLOAD_HEAD = (  # of an upload that never ends
+    b"POST /weights HTTP/1.1\r\nhost: x\r\nauthorization: Bearer admin-secret\r\n"
+    b"content-type: multipart/form-data; boundary=B\r\ncontent-length: 100000\r\n\r\n"
+    b'--B\r\ncontent-disposition: form-data; name="file"; filename="half.safetensors"\r\n\r\nhalf'
+)
+GOOD = {"/generate/c": {"prompt": "waa"}, "/score": {"text": "waa"}}  # a body for each of our routes
 GUARD_SECONDS = 60.0  # no test waits longer for anything; none asserts that something is fast
 
 needs_library = pytest.mark.skipif(not library_path().is_file(), reason="the C library is not built: make lib")
@@ -70,6 +80,31 @@ def read_until(connection: socket.socket, wanted: bytes) -> bytes:
 
 def read_all(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def events(text: str) -> list[Any]:
+    """The data of server-sent events, parsed; [DONE] as it stands."""
+    data = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    return [item if item == "[DONE]" else json.loads(item) for item in data]
+
+
+def refused(response: Any, status: int, code: str) -> dict[str, Any]:
+    """Check that a response is a problem of this kind, which tells nothing of the machine. Returns it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["status"] == status and problem["code"] == code and problem["title"] and problem["detail"]
+    assert problem["request_id"] == response.headers["x-request-id"]
+    assert "Traceback" not in response.text and "/tmp" not in response.text and "line " not in response.text
+    return problem
+
+
+def upload(client: TestClient, raw: bytes, filename: str = "new.safetensors", **fields: str) -> Any:
+    return client.post("/weights", files={"file": (filename, raw)}, data=fields, headers=ADMIN)
+
+
+def nothing_left(folder: Path) -> bool:
+    return not folder.exists() or not os.listdir(folder)
 
 
 class Server:
@@ -149,3 +184,6 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+StartServer = Callable[..., Server]

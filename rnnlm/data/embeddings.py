@@ -1,7 +1,7 @@
-"""Word vectors for a vocabulary: read from a file, fetched by gensim's downloader, or trained on the corpus.
+"""Word vectors for a vocabulary: read from a file, downloaded by gensim, or trained on the corpus.
 
-The rows that a vocabulary needs are cached under $RNN_CACHE_DIR (or ~/.cache/rnn-words), so that the second start
-takes a second. gensim is imported only to download, to train, and to compose fastText's vectors.
+The rows that a vocabulary needs are cached in $RNN_CACHE_DIR (or ~/.cache/rnn-words), so the second start takes a
+second. gensim is imported only to download, to train, and to compose fastText's vectors.
 """
 
 import contextlib
@@ -32,15 +32,15 @@ from rnnlm.files import digest
 
 log = logging.getLogger(__name__)
 
-# Judged by the validation perplexity of an RNN on top, demo / WikiText-2 cut to 3,000 words: CBOW with a window of 5
-# gives 437 / 87.5, with a window of 2 gives 430 / 86.4. Pass for pass skip-gram is a little better (433 against 443 at
-# 40 passes over demo), but takes three times as long.
+# Chosen by the validation perplexity of an RNN that uses the vectors, on demo / WikiText-2 cut to 3,000 words: CBOW
+# with a window of 5 gives 437 / 87.5, with a window of 2 gives 430 / 86.4. With equal passes skip-gram is a little
+# better (433 against 443 after 40 passes over demo), but takes three times as long.
 _WORD2VEC = {"sg": 0, "window": 2, "min_count": 1}
-# A short text is read more often: on demo, 5, 20, 40 and 100 times over give 1049, 579, 462 and 437 (window 5), and on
-# WikiText-2 5 and 20 times over give 481 and 393 (window 2, an RNN trained on a quarter of the text).
+# A short text needs more passes: on demo, 5, 20, 40 and 100 passes give 1049, 579, 462 and 437 (window 5), and on
+# WikiText-2 5 and 20 passes give 481 and 393 (window 2, an RNN trained on a quarter of the text).
 _TRAINED_TOKENS, _MIN_EPOCHS, _MAX_EPOCHS = 84_000_000, 5, 100
-_MAX_SENTENCE = 10_000  # what a sentence has beyond that gensim drops silently (MAX_WORDS_IN_BATCH)
-_SENTENCE_END = "</s>"  # what word2vec calls <EOS>
+_MAX_SENTENCE = 10_000  # gensim silently drops the rest of a longer sentence (MAX_WORDS_IN_BATCH)
+_SENTENCE_END = "</s>"  # word2vec's name for <EOS>
 _CACHE_VERSION = 1
 
 _DOWNLOAD_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
@@ -48,14 +48,15 @@ _FILE_SUFFIXES = (".bin", ".txt", ".vec", ".gz", ".kv", ".model")
 
 
 class EmbeddingsUnavailable(EmbeddingsError):
-    """Vectors that are not on this machine and cannot be downloaded now."""
+    """The vectors are not on this machine and cannot be downloaded now."""
 
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """vectors: (V, E) float32, C-contiguous, finite; found: (V,) bool, false where the vector is a random one.
+    """The vectors of a vocabulary.
 
-    type_coverage: share of the V words that were found; token_coverage: share of the training tokens that they make.
+    vectors: (V, E) float32, C-contiguous, finite.   found: (V,) bool, False for a word that got a random vector.
+    type_coverage: the share of the V words that were found.   token_coverage: their share of the training tokens.
     """
 
     vectors: F32
@@ -65,7 +66,7 @@ class Embeddings:
     token_coverage: float
 
     def report(self) -> str:
-        """One line for people."""
+        """Describe the vectors in one line."""
         words, size = self.vectors.shape
         rest = "" if self.found.all() else "; random ones for the rest"
         return (
@@ -75,14 +76,15 @@ class Embeddings:
 
 
 def load_embeddings(source: str, corpus: Corpus, *, size: int, seed: int) -> Embeddings:
-    """The vectors of a corpus's vocabulary.
+    """Return the vectors of a corpus's vocabulary.
 
-    source: "train" (word2vec on the whole training split, `size` numbers per word), a path to a file (see
-    vector_files.py), or a name that gensim's downloader knows. A file has a size of its own.
-    seed: of "train", and of the random vectors that the words without one get: normal, of the same standard deviation
-    as those found, each drawn from the word and the seed alone. `<EOS>` takes the place of word2vec's `</s>`.
-    Raises EmbeddingsError (no such file, damaged, no word of the vocabulary in it) and EmbeddingsUnavailable (not
-    here and not to be downloaded).
+    source: "train" (word2vec on the whole training split, with `size` numbers per word), the path of a file (see
+    vector_files.py), or a name that gensim's downloader knows. A file has its own size.
+    seed: for "train", and for words without a vector. These get a random one: normal, with the standard deviation of
+    the vectors that were found, and a function of only the word and the seed. `<EOS>` uses the vector of word2vec's
+    `</s>`.
+    Raises EmbeddingsError (no such file, a damaged one, none of the words in it) and EmbeddingsUnavailable (not on
+    this machine, and cannot be downloaded).
     """
     words = corpus.vocabulary.words
     if source == "train":
@@ -95,7 +97,7 @@ def load_embeddings(source: str, corpus: Corpus, *, size: int, seed: int) -> Emb
         try:
             path = _locate(source)
             identity = ["file", *_file_identity(path)]
-        except OSError as error:  # a folder on the way that may not be read, a name that is too long
+        except OSError as error:  # a parent folder that may not be read, a name that is too long
             raise EmbeddingsError(f"cannot read vectors {source!r}: {error.strerror or error}") from error
         name, read = source, functools.partial(_read, path, words)
 
@@ -121,8 +123,8 @@ def load_embeddings(source: str, corpus: Corpus, *, size: int, seed: int) -> Emb
 
 
 def _fill(vectors: F32, found: Mask, words: Sequence[str], seed: int) -> None:
-    """Give each word without a vector a random one that depends on nothing but the word, the seed and the scale."""
-    # The standard deviation over the rows found; the others are zeros, and add nothing to either sum.
+    """Give each word without a vector a random one, which depends only on the word, the seed and the scale."""
+    # The standard deviation over the found rows. The others are zeros, and add nothing to either sum.
     numbers = np.count_nonzero(found) * vectors.shape[1]
     mean = vectors.sum(dtype=np.float64) / numbers
     scale = np.float32(np.sqrt(np.einsum("ij,ij->", vectors, vectors, dtype=np.float64) / numbers - mean**2))
@@ -145,7 +147,7 @@ def _read(path: Path, words: Sequence[str]) -> tuple[F32, Mask]:
 
 
 def _locate(source: str) -> Path:
-    """The file that `source` means: a path, or what gensim's downloader has fetched or fetches now under that name."""
+    """Return the file that `source` names: a path, or a download of gensim's, which is fetched now if necessary."""
     path = Path(source).expanduser()
     if path.is_file():
         return path
@@ -153,7 +155,7 @@ def _locate(source: str) -> Path:
         raise EmbeddingsError(
             f"no vectors file {source!r}: --embeddings takes a file, a name of gensim's downloader, or train"
         )
-    # gensim's downloader asks the network for its list on every call, even for what it has on disk.
+    # gensim's downloader asks the network for its list on every call, even if it has the file on disk.
     base = Path(os.environ.get("GENSIM_DATA_DIR") or "~/gensim-data").expanduser()
     folder = base / source
     if not folder.is_dir():
@@ -163,7 +165,7 @@ def _locate(source: str) -> Path:
         [usual] if usual.is_file() else [f for f in folder.iterdir() if f.is_file() and f.suffix not in (".py", ".npy")]
     )
     if len(files) != 1:
-        raise EmbeddingsError(f"{str(folder)!r} holds no {source}.gz: remove the folder, and it is downloaded again")
+        raise EmbeddingsError(f"{str(folder)!r} holds no {source}.gz: remove the folder to download it again")
     return files[0]
 
 
@@ -179,13 +181,13 @@ def _download(name: str, base: Path) -> Path:
         )
     log.info("downloading %s to %s", name, base)
     try:
-        with quiet_gensim(), contextlib.redirect_stdout(sys.stderr):  # where progress belongs
+        with quiet_gensim(), contextlib.redirect_stdout(sys.stderr):  # progress belongs there
             known = gensim.downloader.info(name_only=True)["models"]
             if name in known:
                 return Path(gensim.downloader.load(name, return_path=True))
     except MemoryError:
         raise
-    except Exception as error:  # it raises plain Exceptions (a wrong checksum) beside the network's and the disk's
+    except Exception as error:  # besides network and disk errors it raises plain Exceptions (a wrong checksum)
         raise EmbeddingsUnavailable(
             f"downloading {name!r} failed: {type(error).__name__}: {error}; try again, or run with --embeddings train"
         ) from error
@@ -208,7 +210,7 @@ def quiet_gensim() -> Iterator[None]:
 
 
 class _Sentences:
-    """The training split as gensim wants it: lists of words, `<EOS>` at the end of each, as often as it asks."""
+    """The training split as gensim wants it: lists of words, each with `<EOS>` at its end, as often as it asks."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.words = np.array(corpus.vocabulary.words, dtype=object)
@@ -225,13 +227,13 @@ class _Sentences:
 
 
 def _settings(corpus: Corpus, size: int, seed: int) -> dict[str, Any]:
-    """Everything that decides the vectors, beside the text and gensim's version."""
+    """Return everything that decides the vectors, besides the text and gensim's version."""
     epochs = -(-_TRAINED_TOKENS // len(corpus.whole_train))
     return {
         "vector_size": size,
         "epochs": min(max(epochs, _MIN_EPOCHS), _MAX_EPOCHS),
         "seed": seed % (1 << 32),  # gensim takes no more
-        "workers": 1,  # more would update the vectors in an order that no seed decides
+        "workers": 1,  # with more, the order of the updates would not depend on the seed only
         **_WORD2VEC,
     }
 
@@ -244,11 +246,11 @@ def _train(corpus: Corpus, settings: dict[str, Any]) -> tuple[F32, Mask]:
     with quiet_gensim():
         model = Word2Vec(_Sentences(corpus), **settings)
     rows = [model.wv.key_to_index.get(word, -1) for word in words]
-    found = np.array(rows) >= 0  # <UNK> may stand for words of the other splits alone
+    found = np.array(rows) >= 0  # <UNK> may stand only for words of the other splits
     vectors = np.zeros((len(words), size), dtype=np.float32)
     vectors[found] = model.wv.vectors[[row for row in rows if row >= 0]]
     if not np.isfinite(vectors).all():
-        raise EmbeddingsError("word2vec diverged on this corpus: its vectors hold numbers that are not finite")
+        raise EmbeddingsError("word2vec diverged on this corpus: its vectors are not finite")
     return vectors, found
 
 
@@ -256,7 +258,7 @@ def _train(corpus: Corpus, settings: dict[str, Any]) -> tuple[F32, Mask]:
 
 
 def _file_identity(path: Path) -> list[Any]:
-    """What changes when the file does, or one of those beside it in which gensim puts its large arrays."""
+    """Return a value that changes when the file does, or one of those in which gensim keeps its large arrays."""
     files = [path, *sorted(f for f in path.parent.iterdir() if f.name.startswith(path.name + "."))]
     return [str(path.resolve())] + [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
@@ -290,7 +292,7 @@ def _load_cached(file: Path, key: str, words: int) -> tuple[F32, Mask] | None:
 
 
 def _save_cached(file: Path, key: str, vectors: F32, found: Mask) -> None:
-    """Write under a temporary name, then rename: nobody ever reads half a file. That it cannot is no error."""
+    """Write under a temporary name, then rename, so that nobody reads half a file. Failure only warns."""
     temporary = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

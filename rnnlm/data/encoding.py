@@ -1,12 +1,13 @@
-"""From pieces of text to token ids, in one pass, and the cache that makes the second start quick.
+"""From text to token ids, in one pass, and the cache that makes the second start quick.
 
-A text may be larger than memory. The pass writes each split's ids, in the order in which words were first seen, to a
-temporary file; from its counts come the vocabulary and the final ids, and these go to a folder of the cache:
+A text may be larger than memory. The pass numbers the words in the order in which it meets them, and writes these
+first ids to a temporary file for each split. The counts then give the vocabulary and the final ids, which are written
+to a folder of the cache:
 
-    tokens-HASH/    corpus.json: what it was made from and with, vocabulary, counts      train.npy ...: ids, (N,) int32
+    tokens-HASH/    corpus.json: text and options it was made from, vocabulary, counts      train.npy ...: (N,) int32
 
-A start that finds a folder made from the same text with the same options by the same code maps the ids into memory.
-What does not match, or is damaged, is made again.
+Later starts with the same text, options and code map these ids into memory. A folder that does not match or is
+damaged is made again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from rnnlm.data import text
 from rnnlm.data.text import EOS, TokenStream, Vocabulary, rank_words
 from rnnlm.errors import UserError
 from rnnlm.files import digest
@@ -36,23 +36,24 @@ from rnnlm.files import digest
 log = logging.getLogger(__name__)
 
 Ids = npt.NDArray[np.int32]
-Texts = Mapping[str, Iterable[str]]  # by the split's name, train first: its text in pieces
+Texts = Mapping[str, Iterable[str]]  # the text of each split in pieces, train first
 
 _BLOCK = 1 << 20  # tokens at a time
-_IN_MEMORY_BYTES = 64 << 20  # of a split's first ids; what is larger goes to disk
+_IN_MEMORY_BYTES = 64 << 20  # first ids of a split that may stay in memory; more go to disk
 _NAMED_UNKNOWN = 5  # how many unknown words a report names
 
 
 class CorpusError(UserError):
-    """A corpus that cannot be read, or that holds too little."""
+    """The corpus cannot be read, or is too small."""
 
 
 @dataclass(frozen=True)
 class SplitStats:
     """One split of a corpus.
 
-    tokens: `<EOS>` included; types: distinct ones; unknown_rate: share of the tokens that become `<UNK>`;
-    unknown_types: how many distinct words that is; unknown_words: the most frequent of them.
+    tokens: their number, with `<EOS>`.   types: how many of them are distinct.
+    unknown_rate: the share of tokens that become `<UNK>`.   unknown_types: how many distinct words those are.
+    unknown_words: the most frequent of them.
     """
 
     tokens: int
@@ -64,7 +65,7 @@ class SplitStats:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A corpus as ids. splits: (N,) int32 in [0, V), maybe read-only maps of files. counts: (V,) int64."""
+    """A corpus as ids.   splits: (N,) int32 in [0, V), possibly read-only maps of files.   counts: (V,) int64."""
 
     vocabulary: Vocabulary
     counts: npt.NDArray[np.int64]
@@ -75,15 +76,15 @@ class Encoded:
 def encode(
     name: str, tokenizer: str, identity: Any, vocab_size: int | None, open_texts: Callable[[], Texts]
 ) -> Encoded:
-    """The ids of the text that `open_texts` gives, from the cache where it holds them.
+    """Return the ids of the text that `open_texts` opens, from the cache if they are there.
 
-    name: for messages.  identity: JSON that changes when the text does; None: it is not known, and nothing is cached.
-    Raises CorpusError, TextError (vocab_size), and what `open_texts` raises.
+    name: for messages.   identity: JSON that changes when the text does; None: not known, so nothing is cached.
+    Raises CorpusError, TextError (vocab_size), and whatever `open_texts` raises.
     """
     if identity is None:
         return _in_memory(name, tokenizer, open_texts(), vocab_size)
     key = [_code_version(), tokenizer, vocab_size, identity]
-    # One folder for each text and size: what was made of an older state of the text is replaced.
+    # One folder for each name and size: the ids of an older state of the text are replaced.
     folder = cache_folder() / f"tokens-{digest(json.dumps([name, os.getcwd(), vocab_size]).encode())[:32]}"
     stored = _load(folder, key)
     if stored is not None:
@@ -95,7 +96,7 @@ def encode(
             _Pass(name, tokenizer, open_texts(), temporary) as read,
         ):
             _store(Path(temporary, "new"), folder, key, read.plan(vocab_size))
-    except OSError as error:  # a CorpusError is what reading the text raises
+    except OSError as error:  # of the cache: an error of the text would be a CorpusError
         log.warning(
             "the tokens of %s are not cached: %s; set RNN_CACHE_DIR to a folder with room",
             name,
@@ -103,7 +104,7 @@ def encode(
         )
         return _in_memory(name, tokenizer, open_texts(), vocab_size)
     stored = _load(folder, key)
-    if stored is None:  # another process puts something else there at the same time
+    if stored is None:  # another process has just replaced it
         return _in_memory(name, tokenizer, open_texts(), vocab_size)
     return stored
 
@@ -112,11 +113,11 @@ def encode(
 
 
 class _Spool:
-    """A split's ids as they come. On disk where there is much, in memory where there is little or no folder."""
+    """The first ids of a split as they come: on disk if they are many and there is a folder, else in memory."""
 
     def __init__(self, folder: str | None) -> None:
         self.size = 0
-        # Roll-over at 0 bytes means never.
+        # A maximum of 0 bytes means that it never rolls over to disk.
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES if folder else 0, dir=folder)  # noqa: SIM115
 
     def __enter__(self) -> Self:
@@ -130,7 +131,7 @@ class _Spool:
         self.size += len(ids)
 
     def blocks(self, start: int, stop: int) -> Iterator[Ids]:
-        """The ids [start, stop), some at a time."""
+        """Yield the ids [start, stop) block by block."""
         while start < stop:
             count = min(_BLOCK, stop - start)
             self._file.seek(4 * start)
@@ -140,7 +141,7 @@ class _Spool:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some ids of a spool: a split."""
+    """A range of a spool: the ids of one split."""
 
     spool: _Spool
     start: int
@@ -161,7 +162,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a corpus becomes: the vocabulary, and the parts whose ids turn into its by `new_ids`."""
+    """What a corpus becomes: the vocabulary, and the parts, whose first ids `new_ids` maps to ids of the vocabulary."""
 
     vocabulary: Vocabulary
     counts: npt.NDArray[np.int64]
@@ -174,12 +175,12 @@ class _Plan:
 
 
 class _Pass:
-    """The text as ids in the order in which words were first seen. A context, which lets go of the temporary files."""
+    """The text as first ids. A context manager, which closes the temporary files."""
 
     def __init__(self, name: str, tokenizer: str, texts: Texts, folder: str | None) -> None:
         self.name, self._tokenizer, self._folder = name, tokenizer, folder
         self._types: defaultdict[str, int] = defaultdict()
-        self._types.default_factory = self._types.__len__  # a type's first look-up gives it the next id
+        self._types.default_factory = self._types.__len__  # looking up a new word gives it the next id
         with contextlib.ExitStack() as files:
             self.spools = {split: files.enter_context(self._read(pieces)) for split, pieces in texts.items()}
             self._files = files.pop_all()
@@ -202,17 +203,17 @@ class _Pass:
                     ids = array("i")
             ids.extend(map(look_up, stream.close()))
             spool.append(ids)
-            files.pop_all()  # it stays open
+            files.pop_all()  # stays open
         return spool
 
     def plan(self, vocab_size: int | None) -> _Plan:
-        """Vocabulary, counts and splits. Raises CorpusError, TextError."""
+        """Decide on vocabulary, counts and splits. Raises CorpusError, TextError."""
         types = self.types
         parts = {split: _Part(spool, 0, spool.size) for split, spool in self.spools.items() if spool.size}
         eos = types.index(EOS) if types else 0
         counts = {split: part.counts(len(types)) for split, part in parts.items()}
         if "train" not in parts or counts["train"].sum() == counts["train"][eos]:
-            raise CorpusError(f"corpus {self.name!r} holds no words in its training split: give it a text with words")
+            raise CorpusError(f"corpus {self.name!r} holds no words in its training split: use a text with words")
         if "validation" not in parts:
             train, validation = self._last_tenth(parts["train"], eos, int(counts["train"][eos]))
             parts = {"train": train, "validation": validation} | {k: v for k, v in parts.items() if k != "train"}
@@ -249,12 +250,12 @@ class _Pass:
         )
 
     def _last_tenth(self, train: _Part, eos: int, sentences: int) -> tuple[_Part, _Part]:
-        """Split at a sentence end: the last tenth of the sentences, one at least, is for validation."""
+        """Split off the last tenth of the sentences, at least one, for validation."""
         if sentences < 2:
             raise CorpusError(
-                f"corpus {self.name!r} holds one sentence: training and validation need one each, two at least"
+                f"corpus {self.name!r} holds one sentence: training and validation need at least one each"
             )
-        kept, position = sentences - max(1, sentences // 10), 0  # the cut stands behind so many <EOS>
+        kept, position = sentences - max(1, sentences // 10), 0  # the cut comes after `kept` <EOS>
         for block in train.blocks():
             ends = np.flatnonzero(block == eos)
             if kept <= len(ends):
@@ -281,20 +282,21 @@ def _in_memory(name: str, tokenizer: str, texts: Texts, vocab_size: int | None) 
 
 
 def cache_folder() -> Path:
-    """Where tokens and vectors are kept between runs."""
+    """Return the folder that keeps tokens and vectors between runs."""
     return Path(os.environ.get("RNN_CACHE_DIR") or "~/.cache/rnn-words").expanduser()
 
 
 def _code_version() -> str:
-    """What decides the ids beside the text: this program's own code."""
-    files = [Path(__file__), Path(text.__file__), Path(__file__).with_name("corpus.py")]
+    """Identify the code that makes the ids: what else they depend on beside the text."""
+    names = ("corpus.py", "encoding.py", "hub.py", "text.py", "text_files.py")
+    files = [Path(__file__).with_name(name) for name in names]
     return digest(b"".join(file.read_bytes() for file in files))[:16]
 
 
 def _store(new: Path, folder: Path, key: list[Any], plan: _Plan) -> None:
-    """Write the folder under the name `new`, then rename it: nobody ever reads half of it. Raises OSError.
+    """Write the folder under the name `new`, then rename it, so that nobody reads half of it. Raises OSError.
 
-    Where another process puts the folder there at the same time, that one stays.
+    If another process puts the folder there at the same time, that one stays.
     """
     new.mkdir()
     splits = {}
@@ -308,7 +310,7 @@ def _store(new: Path, folder: Path, key: list[Any], plan: _Plan) -> None:
         splits[split] = {"sha256": written.hexdigest(), "stats": asdict(plan.stats[split])}
     about = {"key": key, "splits": splits, "words": plan.vocabulary.words, "counts": plan.counts.tolist()}
     (new / "corpus.json").write_text(json.dumps(about), encoding="utf-8")
-    # What was there goes first, into the folder that will be removed; who has mapped it keeps it.
+    # First move the old folder into the one that will be removed. Processes that have mapped its files keep them.
     with contextlib.suppress(FileNotFoundError):
         folder.rename(new.with_name("old"))
     try:
@@ -325,11 +327,11 @@ def _write_header(file: BinaryIO, count: int) -> None:
 
 
 def _load(folder: Path, key: list[Any]) -> Encoded | None:
-    """What `folder` holds; None where that is nothing, damaged, or made from something else."""
+    """Return what `folder` holds; None if it is missing, damaged, or was made from something else."""
     try:
         about = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         if about["key"] != json.loads(json.dumps(key)):
-            log.info("the text has changed since its tokens were cached, or this program: reading it again")
+            log.info("the text, or this program, has changed since the tokens were cached: reading the text again")
             return None
         vocabulary = Vocabulary(about["words"])
         splits, stats = {}, {}
@@ -346,10 +348,10 @@ def _load(folder: Path, key: list[Any]) -> Encoded | None:
 
 
 def _map(path: Path, sha256: str) -> Ids:
-    """The ids of a file, mapped. Raises OSError, ValueError where they are not those that were written."""
+    """Map the ids of a file. Raises OSError; ValueError if they are not the ones that were written."""
     ids = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     if ids.dtype != np.int32 or ids.ndim != 1:
         raise ValueError(f"{path.name} holds {ids.dtype} {list(ids.shape)}")
     if digest(ids) != sha256:
-        raise ValueError(f"{path.name} does not hold what was written to it")
+        raise ValueError(f"{path.name} has changed since it was written")
     return ids

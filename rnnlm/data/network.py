@@ -1,4 +1,4 @@
-"""Is anything there? A quick answer, before a client that would retry for half a minute is asked."""
+"""Find out quickly whether a server can be reached, before using a client that would retry for half a minute."""
 
 import http.client
 import ssl
@@ -8,10 +8,10 @@ import urllib.request
 
 
 def why_unreachable(url: str, timeout_s: float = 3.0) -> str | None:
-    """None if something answers at `url`, else the reason in a few words, after `timeout_s` seconds at most.
+    """Return None if a server answers at `url`, else the reason in a few words, after at most `timeout_s` seconds.
 
-    Proxies come from the environment, as every client takes them. Any answer will do, a refusal too, but not one
-    that says a proxy or a server failed (407 and 5xx).
+    Proxies are taken from the environment, as other clients do. Any answer counts, also a refusal, except for those
+    by which a proxy or server reports its own failure (407 and 5xx).
     """
     reasons: list[str | None] = []
 
@@ -26,13 +26,13 @@ def why_unreachable(url: str, timeout_s: float = 3.0) -> str | None:
             reasons.append(f"HTTP {error.code}" if failed else None)
             error.close()
         except urllib.error.URLError as error:
-            # A certificate that we do not trust is an answer too: the real client may have other certificates.
+            # An untrusted certificate is an answer too: the real client may have other certificates.
             trust = isinstance(error.reason, ssl.SSLError)
             reasons.append(None if trust else getattr(error.reason, "strerror", None) or str(error.reason))
         except (OSError, http.client.HTTPException, ValueError) as error:
             reasons.append(str(error) or type(error).__name__)
 
-    # In a thread, for no timeout bounds the name look-up: half a minute where a firewall drops its packets.
+    # In a thread, since no timeout bounds the name look-up: it takes half a minute if a firewall drops its packets.
     thread = threading.Thread(target=probe, name="network-probe", daemon=True)
     thread.start()
     thread.join(timeout_s)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
@@ -10,6 +9,7 @@ from fastapi import Request as HttpRequest
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from rnnlm.language_model import perplexity
 from service import errors, schemas, sse
 from service.core import Service
 from service.engines import Step
@@ -196,7 +196,7 @@ def _score(request: Request) -> schemas.ScoreResponse:
         weights=request.weights_used(),
         tokens=[request.token(step) for step in steps],
         loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),  # e^700 is the largest power that JSON and floats carry
+        perplexity=perplexity(loss),
         unknown_words=list(request.prompts[0].unknown),
         timings=request.timings(),
     )

@@ -15,8 +15,8 @@ import pytest
 from conftest import ROOT
 from corpora import words_of
 
-from rnnlm.data import corpus
-from rnnlm.data.corpus import HUB_NAMES, CorpusError, SplitStats, load_corpus
+from rnnlm.data import corpus, hub, text_files
+from rnnlm.data.corpus import CorpusError, SplitStats, load_corpus
 from rnnlm.data.text import EOS, UNK, TextError
 
 write = corpora.write  # a fixture
@@ -120,7 +120,7 @@ def test_what_text_files_come_with(write, content: bytes) -> None:
 def test_chunks_may_end_anywhere(write, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     path = write("\N{BOM}" + "Das — “Größe” naïve 日本語 king’s\r\ncrown. " * 9)  # noqa: RUF001
     whole = load_corpus(path)
-    monkeypatch.setattr(corpus, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(text_files, "_CHUNK_BYTES", chunk)
     pieces = load_corpus(path)
     assert pieces.train.tolist() == whole.train.tolist()
     assert words_of(whole, "train").startswith("Das king | crown | Das")
@@ -140,16 +140,16 @@ def test_chunks_may_end_anywhere(write, monkeypatch: pytest.MonkeyPatch, chunk: 
 def test_what_is_not_utf8_names_the_file_and_the_byte(
     write, monkeypatch: pytest.MonkeyPatch, content: bytes, offset: int, chunk: int
 ) -> None:
-    monkeypatch.setattr(corpus, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(text_files, "_CHUNK_BYTES", chunk)
     with pytest.raises(CorpusError, match=rf"text\.txt' is not UTF-8 text: byte 0x\w\w at offset {offset};"):
         load_corpus(write(content))
 
 
 def test_one_huge_line_is_never_held_whole(write, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write("word " * 1_000_000 + ". " + "word . " * 2)  # 5 MB, one sentence of a million words
-    monkeypatch.setattr(corpus, "_CHUNK_BYTES", 1 << 16)
+    monkeypatch.setattr(text_files, "_CHUNK_BYTES", 1 << 16)
     tracemalloc.start()
-    pieces = sum(len(piece) for piece in corpus._read_text(Path(path)))
+    pieces = sum(len(piece) for piece in text_files._read_text(Path(path)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert pieces == os.path.getsize(path)
@@ -159,8 +159,8 @@ def test_one_huge_line_is_never_held_whole(write, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_stretch_without_white_space_is_no_text(write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "_CHUNK_BYTES", 100)
-    monkeypatch.setattr(corpus, "_MAX_TOKEN_CHARS", 1000)
+    monkeypatch.setattr(text_files, "_CHUNK_BYTES", 100)
+    monkeypatch.setattr(text_files, "_MAX_TOKEN_CHARS", 1000)
     with pytest.raises(CorpusError, match="1,098 characters without white space before byte 1,100"):
         load_corpus(write("a " + "x" * 5000))
     assert len(load_corpus(write("a " + "x" * 900 + " a. a.")).train) == 4
@@ -181,7 +181,7 @@ def test_a_folder_of_text_files_is_read_in_order(tmp_path: Path) -> None:
         ("", "holds no words in its training split"),
         (" \n\n", "holds no words in its training split"),
         ("1945. 3 , ! 日本", "holds no words in its training split"),
-        ("only one sentence", "holds one sentence: .* two at least"),
+        ("only one sentence", "holds one sentence: .* at least one each"),
     ],
 )
 def test_a_text_that_holds_too_little(write, content: str, message: str) -> None:
@@ -203,7 +203,7 @@ def test_an_unknown_name_lists_what_there_is(spec: str) -> None:
         load_corpus(spec)
     message = str(caught.value)
     assert repr(spec) in message and "\n" not in message
-    for accepted in (*HUB_NAMES, "OWNER/NAME:CONFIG", "FOLDER:CONFIG", "text file", "folder of .txt files", "demo"):
+    for accepted in (*hub.NAMES, "OWNER/NAME:CONFIG", "FOLDER:CONFIG", "text file", "folder of .txt files", "demo"):
         assert accepted in message
 
 
@@ -213,7 +213,7 @@ def test_a_file_that_cannot_be_opened(write, monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(corpus, "open", refuse, raising=False)  # the tests may run as root, whom nothing stops
+    monkeypatch.setattr(text_files, "open", refuse, raising=False)  # the tests may run as root, whom nothing stops
     with pytest.raises(CorpusError, match=r"cannot read '.*text\.txt': Permission denied"):
         load_corpus(path)
 

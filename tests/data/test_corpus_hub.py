@@ -12,8 +12,8 @@ import pytest
 from conftest import WIKITEXT, needs_wikitext
 from corpora import ROWS, words_of
 
-from rnnlm.data import corpus
-from rnnlm.data.corpus import HUB_NAMES, CorpusError, CorpusUnavailable, SplitStats, load_corpus
+from rnnlm.data import hub
+from rnnlm.data.corpus import CorpusError, CorpusUnavailable, SplitStats, load_corpus
 from rnnlm.data.text import EOS, UNK
 
 CLOSED_PORT = "http://127.0.0.1:9"  # "discard": nothing listens there
@@ -113,7 +113,7 @@ def test_wikitext_2_has_the_documented_counts() -> None:
 # ---- The hub ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", [*HUB_NAMES, "owner/name:config"])
+@pytest.mark.parametrize("spec", [*hub.NAMES, "owner/name:config"])
 def test_out_of_reach_is_one_line_at_once(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", CLOSED_PORT)
     begun = time.monotonic()
@@ -144,9 +144,24 @@ def test_out_of_reach_a_cached_copy_is_used(
         load_corpus("wikitext-103-v1")
 
 
+def test_offline_sets_what_both_libraries_look_at() -> None:
+    """Written for datasets 5.2.0 and huggingface_hub 2.4.0: both keep HF_HUB_OFFLINE in a module of constants."""
+    import huggingface_hub
+
+    places = (datasets.config, huggingface_hub.constants)
+    with pytest.raises(KeyError), hub._offline(datasets):
+        assert [place.HF_HUB_OFFLINE for place in places] == [True, True]
+        with pytest.raises(Exception, match=r"(?i)offline"):  # neither asks the network
+            huggingface_hub.HfApi().dataset_info("owner/name")
+        with pytest.raises((OSError, ValueError), match=r"(?i)offline|cache"):
+            datasets.load_dataset("owner/name")
+        raise KeyError
+    assert [place.HF_HUB_OFFLINE for place in places] == [False, False]  # also after an error
+
+
 def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(corpus, "why_unreachable", lambda _: pytest.fail("it asked the network"))
+    monkeypatch.setattr(hub, "why_unreachable", lambda _: pytest.fail("it asked the network"))
     with pytest.raises(CorpusUnavailable, match="offline mode is set"):
         load_corpus("wikitext-2-v1")
 
@@ -155,7 +170,7 @@ def test_within_reach_the_hub_is_asked_for_the_right_thing(hub_folder, monkeypat
     """There is no hub here, so this ends at the border to `datasets`."""
     loaded = datasets.load_dataset(str(hub_folder(ROWS)), "wikitext-2-v1")
     asked = []
-    monkeypatch.setattr(corpus, "why_unreachable", lambda _: None)
+    monkeypatch.setattr(hub, "why_unreachable", lambda _: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda *names: asked.append(names) or loaded)
     assert load_corpus("wikitext-103-v1").tokenizer == "wikitext"
     assert load_corpus("owner/some.name-1:config").tokenizer == "plain"
@@ -166,7 +181,7 @@ def test_whatever_the_hub_answers_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     def refuse(*_: str) -> None:
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'owner/name' doesn't exist\non the Hub")
 
-    monkeypatch.setattr(corpus, "why_unreachable", lambda _: None)
+    monkeypatch.setattr(hub, "why_unreachable", lambda _: None)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(CorpusError, match="DatasetNotFoundError: Dataset 'owner/name' doesn't exist on the Hub"):
         load_corpus("owner/name:config")

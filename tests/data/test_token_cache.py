@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from corpora import words_of
 
-from rnnlm.data import corpus, encoding
+from rnnlm.data import encoding, text_files
 from rnnlm.data.corpus import Corpus, load_corpus
 
 write = corpora.write  # a fixture
@@ -37,7 +37,7 @@ def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on, reading a text fails the test."""
-    return lambda: monkeypatch.setattr(corpus, "_read_text", lambda _: pytest.fail("the text was read again"))
+    return lambda: monkeypatch.setattr(text_files, "_read_text", lambda _: pytest.fail("the text was read again"))
 
 
 def test_the_second_start_maps_the_tokens(write, tokens: Path, no_reading) -> None:
@@ -58,7 +58,7 @@ def test_what_the_tokens_are_made_from_counts(write, tokens: Path, monkeypatch: 
     assert "x" in load_corpus(path).vocabulary.words
     code = encoding._code_version()
     monkeypatch.setattr(encoding, "_code_version", lambda: code + "x")
-    monkeypatch.setattr(corpus, "_read_text", lambda _: iter(["other words. here."]))
+    monkeypatch.setattr(text_files, "_read_text", lambda _: iter(["other words. here."]))
     assert "other" in load_corpus(path).vocabulary.words
     assert len(list(tokens.iterdir())) == 2  # one for each size: what is out of date is replaced
 
@@ -91,8 +91,8 @@ def test_of_two_first_starts_at_once_the_second_takes_what_the_first_has_stored(
             shutil.copytree(new, target)
         rename(new, target)
 
-    read = corpus._read_text
-    monkeypatch.setattr(corpus, "_read_text", lambda *given: passes.append(1) or read(*given))
+    read = text_files._read_text
+    monkeypatch.setattr(text_files, "_read_text", lambda *given: passes.append(1) or read(*given))
     monkeypatch.setattr(Path, "rename", late)
     assert isinstance(load_corpus(path).whole_train.base, np.memmap)
     assert len(passes) == 1 and "not cached" not in caplog.text
@@ -128,5 +128,5 @@ def test_a_text_larger_than_a_block_goes_through_the_disk(write, tokens: Path, m
     monkeypatch.setenv("RNN_CACHE_DIR", str(tokens / "other"))
     monkeypatch.setattr(encoding, "_BLOCK", 7)
     monkeypatch.setattr(encoding, "_IN_MEMORY_BYTES", 16)
-    monkeypatch.setattr(corpus, "_CHUNK_BYTES", 11)
+    monkeypatch.setattr(text_files, "_CHUNK_BYTES", 11)
     assert same(whole, load_corpus(path))

@@ -174,7 +174,7 @@ def test_a_place_that_cannot_be_written_is_a_save_error(tmp_path: Path, saver: C
     for name, reason in {
         "file/x.safetensors": "",
         "file/deeper/x.safetensors": "",
-        "folder": "what has that name is not a file",
+        "folder": "it is not a regular file",
         "x" * 300 + ".safetensors": "",
         "nul\0.safetensors": "",
     }.items():
@@ -191,7 +191,7 @@ def test_what_is_not_a_file_is_not_replaced(tmp_path: Path, saver: Callable[[Any
     """--out /dev/null, run as root, must not put a file in its place."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(SaveError, match="what has that name is not a file"):
+    with pytest.raises(SaveError, match="it is not a regular file"):
         saver(pipe)
     assert pipe.is_fifo() and os.listdir(tmp_path) == ["pipe"]
 

@@ -118,7 +118,7 @@ def test_the_schema_can_refuse(document: dict[str, Any], path: str, value: Any) 
 
 
 def test_the_service_and_the_page_agree(document: dict[str, Any]) -> None:
-    """deploy/README.md gives the same values as flags, and every variable is a setting."""
+    """docs/deploying.md gives the same values as flags, and every variable is a setting."""
     page = (ROOT / "deploy" / "README.md").read_text()
     spec = document["spec"]["template"]["spec"]
     [container] = spec["containers"]
@@ -228,7 +228,7 @@ def test_health_without_a_service() -> None:
 @needs_library
 @pytest.mark.parametrize("mode", ["map", "read"])
 def test_an_upload_to_one_server_is_seen_by_the_other(tmp_path: Path, mode: str) -> None:
-    """By its very next request: on a mounted bucket the file system's own delay comes on top (deploy/README.md)."""
+    """By its very next request: on a mounted bucket the file system's own delay comes on top (docs/deploying.md)."""
     folder = tmp_path / "weights"
     folder.mkdir()
     save_tiny(folder)

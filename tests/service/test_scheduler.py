@@ -1,20 +1,15 @@
-"""Continuous batching: joining, leaving, cancelling, limits, and that company changes nothing."""
+"""Continuous batching: joining, leaving, cancelling, limits."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
-from conftest import make_checkpoint
-from serving import GUARD_SECONDS, needs_library
+from scheduling import request_of, sequence, with_scheduler
+from serving import GUARD_SECONDS
 
-from rnnlm.checkpoint import Checkpoint
-from rnnlm.data.text import UNK, Vocabulary
-from rnnlm.language_model import Sampling
 from service.engines import Engine, Feed, Step
 from service.errors import Busy, ClientGone, Internal, ShuttingDown, TimeLimit
 from service.metrics import Metrics
@@ -22,8 +17,6 @@ from service.request import Request
 from service.scheduler import Scheduler
 from service.sequences import PREFILL_TOKENS, TokenSequence
 from service.wording import Phrase
-
-EOS = 0
 
 
 class CountingEngine(Engine):
@@ -50,37 +43,6 @@ class CountingEngine(Engine):
             raise RuntimeError("broken")
         self.batches.append(len(feeds))
         return [Step(state + 1, self.logprob, ()) for state in states], [state + 1 for state in states]
-
-
-def sequence(engine: Engine, *, prompt: Sequence[int] = (EOS,), max_tokens: int = 5, **options: Any) -> TokenSequence:
-    return TokenSequence(
-        engine, prompt, max_tokens=max_tokens, sampling=Sampling(), **{"seed": 1, "eos": EOS, **options}
-    )
-
-
-def request_of(*sequences: TokenSequence, seconds: float = GUARD_SECONDS, stream: bool = True) -> Request:
-    request = Request(backend="test", texts=(), max_tokens=0, stream=stream)
-    request.begin(sequences, seconds)
-    return request
-
-
-def with_scheduler(
-    test: Callable[[Scheduler, Metrics], Coroutine[Any, Any, None]], max_sequences: int = 4, max_waiting: int = 4
-) -> None:
-    metrics = Metrics()
-    scheduler = Scheduler(
-        name="test", max_sequences=max_sequences, max_waiting=max_waiting, metrics=metrics.backend("test")
-    )
-    scheduler.start()
-
-    async def body() -> None:
-        try:
-            async with asyncio.timeout(GUARD_SECONDS):
-                await test(scheduler, metrics)
-        finally:
-            await asyncio.to_thread(scheduler.close)
-
-    asyncio.run(body())
 
 
 def tokens(sequence: TokenSequence) -> list[int]:
@@ -399,118 +361,3 @@ def test_silence_is_told() -> None:
         assert told[:4] == [True, False, False, False] and told[-1]
 
     with_scheduler(test)
-
-
-# ---- The engines ----------------------------------------------------------------------------------------------------
-
-
-def source_with_unk() -> Checkpoint:
-    source = make_checkpoint(vocab=60, embed=9, hidden=12)
-    by = source.weights.by.copy()
-    by[4] = 3.0  # so probable that it would be drawn
-    words = (*source.vocabulary[:4], UNK, *source.vocabulary[5:])
-    return dataclasses.replace(source, weights=dataclasses.replace(source.weights, by=by), vocabulary=words)
-
-
-def c_engine() -> Engine:
-    import rnn
-    from service.engines import CEngine
-
-    return CEngine(rnn.RNN(source_with_unk()), 32)
-
-
-def torch_engine() -> Engine:
-    import torch_rnn
-    from service.engines import TorchEngine
-
-    source = source_with_unk()
-    return TorchEngine(torch_rnn.RNN.mapped(source.weights, Vocabulary(source.vocabulary)))
-
-
-def carry_out(requests: Callable[[], list[list[TokenSequence]]]) -> list[list[Step]]:
-    """The steps of every sequence, of requests that are submitted together."""
-    steps: list[list[Step]] = []
-
-    async def test(scheduler: Scheduler, metrics: Metrics) -> None:
-        made = [request_of(*sequences) for sequences in requests()]
-        for request in made:
-            scheduler.submit(request)
-        for request in made:
-            await request.wait()
-            steps.extend(sequence.steps for sequence in request.sequences)
-
-    with_scheduler(test, max_sequences=32, max_waiting=64)
-    return steps
-
-
-@needs_library
-@pytest.mark.parametrize("make", [c_engine, torch_engine])
-def test_company_changes_nothing(make: Callable[[], Engine]) -> None:
-    engine = make()
-
-    def one(seed: int, **options: Any) -> TokenSequence:
-        return sequence(engine, prompt=[0, seed % 50, 7], max_tokens=10 + seed % 7, seed=seed, eos=None, **options)
-
-    alone = [carry_out(lambda seed=seed: [[one(seed)]])[0] for seed in range(12)]  # type: ignore[misc]
-    together = carry_out(lambda: [[one(seed) for seed in range(6)], *([one(seed)] for seed in range(6, 12))])
-    assert together == alone
-    with_logits = carry_out(lambda: [[one(0, top=3)], *([one(seed)] for seed in range(1, 12))])
-    assert [[step.token for step in steps] for steps in with_logits] == [[s.token for s in steps] for steps in alone]
-
-
-@needs_library
-def test_the_engines_agree() -> None:
-    def both(make: Callable[[], Engine]) -> list[list[Step]]:
-        engine = make()
-        options: dict[str, Any] = {"max_tokens": 12, "eos": None, "top": 4}
-        return carry_out(
-            lambda: [
-                [sequence(engine, prompt=[0, 3, 5], seed=5, **options)],
-                [sequence(engine, prompt=[0, 3, 5, 9, 1], seed=6, scored=True, **options)],
-            ]
-        )
-
-    for ours, theirs in zip(both(c_engine), both(torch_engine), strict=True):
-        assert any(token == 4 for step in ours for token, _ in step.top)  # <UNK> is told of,
-        assert not any(step.token == 4 for step in ours)  # and never drawn
-        assert [step.token for step in ours] == [step.token for step in theirs]
-        assert [step.logprob for step in ours] == pytest.approx([step.logprob for step in theirs], abs=1e-4)
-        for a, b in zip(ours, theirs, strict=True):
-            assert [token for token, _ in a.top] == [token for token, _ in b.top]
-            assert [value for _, value in a.top] == pytest.approx([value for _, value in b.top], abs=1e-4)
-
-
-@needs_library
-@pytest.mark.parametrize("make", [c_engine, torch_engine])
-def test_scored_prompts_agree_with_the_model(make: Callable[[], Engine]) -> None:
-    engine = make()
-    prompt = [0, 3, 5, 9, 1, 0, 22]
-    (steps,) = carry_out(lambda: [[sequence(engine, prompt=prompt, max_tokens=0, scored=True, top=2)]])
-    import numpy as np
-
-    expected = engine.model.log_probabilities(np.array(prompt, dtype=np.int32))
-    assert [step.token for step in steps] == prompt[1:]
-    assert [step.logprob for step in steps] == pytest.approx(expected.tolist(), abs=1e-4)
-    assert all(len(step.top) == 2 and step.top[0][1] >= step.logprob - 1e-5 for step in steps)
-
-
-@needs_library
-def test_more_alternatives_than_words() -> None:
-    import rnn
-    from service.engines import CEngine
-
-    engine = CEngine(rnn.RNN(make_checkpoint(vocab=5)), 4)
-    (steps,) = carry_out(lambda: [[sequence(engine, max_tokens=2, eos=None, top=20)]])
-    assert all(sorted(token for token, _ in step.top) == [0, 1, 2, 3, 4] for step in steps)
-    assert all([value for _, value in step.top] == sorted((v for _, v in step.top), reverse=True) for step in steps)
-
-
-@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-30])
-def test_the_smallest_temperatures_take_the_most_probable_word(temperature: float) -> None:
-    import torch
-
-    import torch_rnn
-
-    logits = torch.tensor([-3.0, 2.0, 9.0, 1.0], dtype=torch.float64)
-    for u in (0.0, 0.5, 0.999):
-        assert torch_rnn.draw(logits, Sampling(temperature), u, banned=2) == 1

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, no_sanitizer
-from serving import ADMIN, needs_library, save_tiny, serving
-from test_service_api import refused
+from serving import ADMIN, needs_library, refused, save_tiny, serving
 from weights_files import resident
 
 from service import capacity

@@ -1,0 +1,186 @@
+"""Requests that are refused: bodies, fields, addresses and methods."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from serving import GOOD, needs_library, refused
+from starlette.testclient import TestClient
+
+pytest_plugins = ("service_fixtures",)
+pytestmark = needs_library
+
+
+@pytest.mark.parametrize("path", GOOD)
+@pytest.mark.parametrize(
+    ("raw", "status", "code"),
+    [
+        (b"", 422, "invalid_request"),
+        (b"{", 400, "malformed_request"),
+        (b"\xff\xfe", 400, "malformed_request"),
+        (b"[" * 30_000, 400, "malformed_request"),
+        (b'{"max_tokens": ' + b"9" * 5000 + b"}", 400, "malformed_request"),
+        (b"[]", 422, "invalid_request"),
+        (b"null", 422, "invalid_request"),
+        (b'"text"', 422, "invalid_request"),
+        (b'{"prompt": "waa", "text": "waa", "\\ud800": 1}', 422, "invalid_request"),
+        (b'{"prompt": "\\ud800", "text": "\\ud800"}', 422, "invalid_request"),
+        (b'{"prompt": "waa", "text": "waa", "top_logprobs": NaN}', 422, "invalid_request"),
+        (b'{"prompt": "waa", "text": "waa", "top_logprobs": 1e400}', 422, "invalid_request"),
+    ],
+)
+def test_bodies_that_are_no_request(client: TestClient, path: str, raw: bytes, status: int, code: str) -> None:
+    refused(client.post(path, content=raw, headers={"content-type": "application/json"}), status, code)
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_another_content_type(client: TestClient, path: str) -> None:
+    for content_type in ("text/plain", "application/x-www-form-urlencoded"):
+        response = client.post(path, content=json.dumps(GOOD[path]), headers={"content-type": content_type})
+        refused(response, 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt", ""),
+        ("prompt", 7),
+        ("prompt", None),
+        ("prompt", "w" * 201),
+        ("prompt", []),
+        ("prompt", ["waa", 1]),
+        ("prompt", ["waa", ""]),
+        ("prompt", ["waa"] * 9),
+        ("max_tokens", 0),
+        ("max_tokens", -1),
+        ("max_tokens", 51),
+        ("max_tokens", 10**30),
+        ("max_tokens", "5"),
+        ("max_tokens", 5.5),
+        ("max_tokens", True),
+        ("max_tokens", None),
+        ("temperature", -0.1),
+        ("temperature", 100.1),
+        ("temperature", "warm"),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_k", -1),
+        ("top_k", 2**40),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", "7"),
+        ("n", 0),
+        ("n", 9),
+        ("stop", 3),
+        ("stop", ""),
+        ("stop", ["a"] * 9),
+        ("stop", ["a" * 201]),
+        ("top_logprobs", -1),
+        ("top_logprobs", 6),
+        ("ignore_eos", "yes"),
+        ("stream", 1),
+        ("weights", ""),
+        ("weights", 1),
+        ("weights", "../demo"),
+        ("weights", "/etc/passwd"),
+        ("weights", "a/b"),
+        ("weights", ".hidden"),
+        ("weights", "a..b"),
+        ("weights", "w" * 65),
+        ("weights", "demo\n"),
+        ("weights", "demo\x00"),
+        ("surprise", 1),
+    ],
+)
+def test_fields_out_of_range(client: TestClient, field: str, value: Any) -> None:
+    body = json.dumps({**GOOD["/generate/c"], field: value})
+    for stream in ("false", "true"):
+        raw = body if field == "stream" else f'{body[:-1]}, "stream": {stream}}}'
+        problem = refused(
+            client.post("/generate/c", content=raw, headers={"content-type": "application/json"}),
+            422,
+            "invalid_request",
+        )
+        if field != "weights" or value in ("", 1):
+            assert any(field in complaint["field"] for complaint in problem["errors"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("text", ""), ("text", ["waa"]), ("text", "w" * 201), ("backend", "jax"), ("top_logprobs", 6), ("max_tokens", 1)],
+)
+def test_score_fields_out_of_range(client: TestClient, field: str, value: Any) -> None:
+    refused(client.post("/score", json={"text": "waa", field: value}), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("prompt", ["...", " \n ", "zebra", ["waa", "123"]])
+def test_prompts_without_a_known_word(client: TestClient, prompt: Any) -> None:
+    problem = refused(client.post("/generate/c", json={"prompt": prompt}), 422, "invalid_request")
+    assert "prompt" in problem["detail"]
+    if isinstance(prompt, str):
+        refused(client.post("/score", json={"text": prompt}), 422, "invalid_request")
+
+
+def test_more_tokens_than_a_request_may_make(client: TestClient) -> None:
+    body = {"prompt": "waa", "n": 8, "max_tokens": 50}
+    assert client.post("/generate/c", json=body).status_code == 200
+    problem = refused(client.post("/generate/c", json={**body, "prompt": ["waa"] * 2}), 422, "invalid_request")
+    assert "800" in problem["detail"] and "400" in problem["detail"]
+
+
+def test_a_body_too_large(client: TestClient) -> None:
+    raw = json.dumps({"prompt": "w" * (64 << 10)}).encode()
+    headers = {"content-type": "application/json"}
+    for path in ("/generate/c", "/score", "/nowhere"):
+        refused(client.post(path, content=raw, headers=headers), 413, "body_too_large")
+
+    def pieces() -> Iterator[bytes]:  # without a content length
+        yield from (raw[i : i + 1000] for i in range(0, len(raw), 1000))
+
+    refused(client.post("/generate/c", content=pieces(), headers=headers), 413, "body_too_large")
+
+
+def test_weights_that_are_not_there(client: TestClient) -> None:
+    for path, body in GOOD.items():
+        refused(client.post(path, json={**body, "weights": "nosuch"}), 404, "weights_not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("POST", "/generate/jax", 422, "invalid_request"),
+        ("GET", "/generate/c", 405, "method_not_allowed"),
+        ("PUT", "/weights", 405, "method_not_allowed"),
+        ("GET", "/../../etc/passwd", 404, "not_found"),
+        ("GET", "/weights/%2e%2e%2fdemo", 404, "not_found"),
+    ],
+)
+def test_addresses_that_do_not_exist(client: TestClient, method: str, path: str, status: int, code: str) -> None:
+    refused(client.request(method, path, json={"prompt": "waa"}), status, code)
+
+
+def test_the_allowed_methods_are_told(client: TestClient) -> None:
+    for path, allowed in (
+        ("/weights", "GET, HEAD, POST"),
+        ("/weights/demo", "DELETE"),
+        ("/score", "POST"),
+        ("/ready", "GET, HEAD"),
+    ):
+        assert client.patch(path).headers["allow"] == allowed
+
+
+def test_head_is_get_without_a_body(client: TestClient) -> None:
+    for path in ("/", "/health", "/ready", "/weights", "/metrics", "/openapi.json", "/docs", "/v1/models"):
+        head, whole = client.head(path), client.get(path)
+        assert head.status_code == 200 and head.content == b"", path
+        assert head.headers["content-type"] == whole.headers["content-type"]
+    assert client.head("/nowhere").status_code == 404 and client.head("/score").status_code == 405
+
+
+def test_an_address_with_a_slash_too_many_is_not_there(client: TestClient) -> None:
+    for path in ("/weights/", "/score/", "/health/", "/v1/models/"):
+        assert client.get(path, follow_redirects=False).status_code == 404, path

@@ -1,0 +1,147 @@
+"""Generating and scoring: replies, streams, seeds, stop phrases."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import events, needs_library
+from starlette.responses import JSONResponse
+from starlette.testclient import TestClient
+
+import rnn
+from service import schemas
+from service.request import Request
+
+pytest_plugins = ("service_fixtures",)
+pytestmark = needs_library
+
+
+@pytest.mark.parametrize("backend", ["c", "torch"])
+def test_generation_says_all_that_is_known(client: TestClient, folder: Path, backend: str) -> None:
+    body = {"prompt": "waa zebra wab", "max_tokens": 7, "seed": 3, "temperature": 1.0, "top_logprobs": 2}
+    reply = client.post(f"/generate/{backend}", json=body).json()
+    (choice,) = reply["choices"]
+    expected = rnn.RNN.load(folder / "demo.safetensors").generate("waa zebra wab", max_tokens=7, seed=3)
+    assert choice["text"] == expected.text
+    assert [token["id"] for token in choice["tokens"]] == [token.id for token in expected.tokens]
+    assert [token["logprob"] for token in choice["tokens"]] == pytest.approx(
+        [token.logprob for token in expected.tokens], abs=1e-4
+    )
+    assert all(len(token["top"]) == 2 for token in choice["tokens"])
+    assert choice["finish_reason"] == expected.finish_reason and choice["seed"] == 3
+    assert choice["unknown_words"] == ["zebra"]
+    assert reply["backend"] == backend and reply["weights"]["name"] == "demo"
+    with (folder / "demo.safetensors").open("rb") as file:
+        assert reply["weights"]["sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
+    assert reply["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": len(choice["tokens"]),
+        "total_tokens": 3 + len(choice["tokens"]),
+    }
+    assert reply["timings"]["total_ms"] >= reply["timings"]["first_token_ms"] >= reply["timings"]["queue_ms"] >= 0
+
+
+def test_each_back_end_has_its_own_way(client: TestClient) -> None:
+    def texts(backend: str) -> set[str]:
+        bodies = ({"prompt": "waa", "max_tokens": 12, "ignore_eos": True, "seed": seed} for seed in range(3))
+        return {client.post(f"/generate/{backend}", json=body).json()["choices"][0]["text"] for body in bodies}
+
+    assert len(texts("c")) == 3  # samples
+    assert len(texts("torch")) == 1  # takes the most probable word
+
+
+def test_several_prompts_and_choices(client: TestClient) -> None:
+    body = {"prompt": ["waa", "wab wac"], "n": 3, "max_tokens": 6, "seed": 11}
+    reply = client.post("/generate/c", json=body).json()
+    assert [choice["index"] for choice in reply["choices"]] == list(range(6))
+    assert [choice["prompt_index"] for choice in reply["choices"]] == [0, 0, 0, 1, 1, 1]
+    assert [choice["seed"] for choice in reply["choices"]] == [11, 12, 13] * 2
+    fifth = reply["choices"][4]
+    alone = client.post("/generate/c", json={"prompt": "wab wac", "max_tokens": 6, "seed": 12}).json()["choices"][0]
+    assert (alone["text"], alone["tokens"]) == (fifth["text"], fifth["tokens"])
+
+
+def test_a_seed_is_made_up_and_told(client: TestClient) -> None:
+    first = client.post("/generate/c", json={"prompt": "waa", "max_tokens": 9}).json()["choices"][0]
+    again = client.post("/generate/c", json={"prompt": "waa", "max_tokens": 9, "seed": first["seed"]}).json()
+    assert again["choices"][0]["text"] == first["text"]
+
+
+def test_the_largest_seed_wraps_around(client: TestClient) -> None:
+    reply = client.post("/generate/c", json={"prompt": "waa", "max_tokens": 2, "seed": 2**63 - 1, "n": 2}).json()
+    assert [choice["seed"] for choice in reply["choices"]] == [2**63 - 1, 0]
+
+
+def test_stop_words(client: TestClient) -> None:
+    body = {"prompt": "waa", "max_tokens": 40, "seed": 4, "ignore_eos": True}
+    words = client.post("/generate/c", json=body).json()["choices"][0]["text"].split()
+    stop = f"{words[5]} {words[6]}"
+    reply = client.post("/generate/c", json={**body, "stop": [stop, "zebra"]}).json()
+    (choice,) = reply["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert choice["text"].split() == words[: len(choice["text"].split())] and stop not in choice["text"]
+    assert reply["usage"]["completion_tokens"] == len(choice["tokens"]) + 2
+
+
+@pytest.mark.parametrize("backend", ["c", "torch"])
+@pytest.mark.parametrize("extra", [{}, {"n": 3}, {"stop": "wab"}, {"ignore_eos": True, "top_logprobs": 3}])
+def test_the_stream_is_the_reply(client: TestClient, backend: str, extra: dict[str, Any]) -> None:
+    body = {"prompt": "waa", "max_tokens": 20, "seed": 8, "temperature": 1.0, **extra}
+    whole = client.post(f"/generate/{backend}", json=body).json()
+    streamed = client.post(f"/generate/{backend}", json={**body, "stream": True})
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    *tokens, end, done = events(streamed.text)
+    assert done == "[DONE]"
+    for choice in whole["choices"]:
+        own = [event for event in tokens if event["index"] == choice["index"]]
+        assert "".join(event["text"] for event in own) == choice["text"]
+        assert [event["token"] for event in own] == choice["tokens"]
+        told = end["choices"][choice["index"]]
+        assert told == {key: value for key, value in choice.items() if key not in ("text", "tokens")}
+    assert end["usage"] == whole["usage"] and end["weights"] == whole["weights"]
+
+
+def test_a_score_is_the_models(client: TestClient, folder: Path) -> None:
+    expected = rnn.RNN.load(folder / "demo.safetensors").score("waa wab zebra. wac")
+    for backend in ("c", "torch"):
+        reply = client.post("/score", json={"text": "waa wab zebra. wac", "backend": backend, "top_logprobs": 3}).json()
+        assert [token["word"] for token in reply["tokens"]] == [token.word for token in expected.tokens]
+        assert reply["perplexity"] == pytest.approx(expected.perplexity, rel=1e-4)
+        assert reply["loss"] == pytest.approx(expected.loss, rel=1e-4)
+        assert reply["unknown_words"] == ["zebra"]
+        assert all(len(token["top"]) == 3 for token in reply["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate/c", {"prompt": "waa"}),
+        ("/score", {"text": "waa wab"}),
+        ("/v1/completions", {"model": "c/demo", "prompt": "waa", "logprobs": 1}),
+    ],
+)
+def test_replies_are_built_outside_the_event_loop(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    in_loop: list[bool] = []
+
+    def watch(owner: type, name: str) -> None:
+        method = getattr(owner, name)
+
+        def watched(*args: Any, **options: Any) -> Any:
+            in_loop.append(asyncio._get_running_loop() is not None)
+            return method(*args, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(Request, "token")
+    watch(Request, "usage")
+    watch(schemas.GenerateResponse, "model_dump_json")
+    watch(schemas.ScoreResponse, "model_dump_json")
+    watch(JSONResponse, "render")
+    assert client.post(path, json=body).status_code == 200
+    assert len(in_loop) >= 2 and not any(in_loop)

@@ -1,0 +1,117 @@
+"""Tokens, queues, time limits, and failures that show nothing of the machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import GOOD, events, needs_library, refused, save_tiny, serving
+
+pytest_plugins = ("service_fixtures",)
+pytestmark = needs_library
+
+
+def test_the_api_token_guards_all_but_three(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    with serving(tmp_path, api_token="user-secret") as client:
+        for path in ("/", "/health", "/ready"):
+            assert client.get(path).status_code == 200
+        for path in ("/weights", "/metrics", "/docs", "/openapi.json"):
+            response = client.get(path)
+            refused(response, 401, "unauthorized")
+            assert response.headers["www-authenticate"] == "Bearer"
+            for token in ("user-secret", "admin-secret"):
+                assert client.get(path, headers={"authorization": f"Bearer {token}"}).status_code == 200
+        for path, body in GOOD.items():
+            refused(client.post(path, json=body), 401, "unauthorized")
+            refused(client.post(path, json=body, headers={"authorization": "Basic abc"}), 401, "unauthorized")
+            refused(
+                client.post(path, json=body, headers={"authorization": "Bearer wróng".encode()}), 401, "unauthorized"
+            )
+            assert client.post(path, json=body, headers={"authorization": "Bearer user-secret"}).status_code == 200
+        user = {"authorization": "Bearer user-secret"}
+        refused(client.delete("/weights/demo", headers=user), 403, "forbidden")
+        assert client.post("/v1/completions", json={}).json()["error"]["type"] == "authentication_error"
+
+
+def test_the_queue_and_the_time_limit(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    with serving(tmp_path, max_sequences=1, max_waiting=0, max_prompts=1, max_choices=1) as client:
+        scheduler = client.app.state.service.schedulers["c"]  # type: ignore[attr-defined]
+        scheduler._max_waiting = -1
+        response = client.post("/generate/c", json={"prompt": "waa", "stream": True})
+        refused(response, 429, "busy")
+    with serving(tmp_path, request_seconds=0.01, max_tokens=1 << 20, max_request_tokens=1 << 20) as client:
+        body = {"prompt": "waa", "max_tokens": 1 << 20, "ignore_eos": True}
+        assert "0.01 seconds" in refused(client.post("/generate/c", json=body), 504, "time_limit")["detail"]
+        streamed = client.post("/generate/c", json={**body, "stream": True})
+        if streamed.status_code == 200:  # the first token was in time: then the error is an event
+            assert "event: error\ndata: " in streamed.text and events(streamed.text)[-1]["code"] == "time_limit"
+        else:
+            refused(streamed, 504, "time_limit")
+
+
+def test_requests_at_once_are_bounded(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    with serving(tmp_path, max_requests=1) as client:
+        tasks = client.app.state.service.tasks  # type: ignore[attr-defined]
+        assert client.post("/generate/c", json={"prompt": "waa"}).status_code == 200 and not tasks
+        tasks.add("another")
+        for path in ("/generate/c", "/v1/completions", "/nowhere"):
+            response = client.post(path, json={"prompt": "waa"})
+            assert response.status_code == 429 and int(response.headers["retry-after"]) > 0
+        assert client.get("/health").status_code == client.get("/ready").status_code == 200
+        tasks.clear()
+
+
+@pytest.mark.parametrize("path", ["/generate/c", "/score", "/v1/completions"])
+def test_limits_on_every_route_that_generates(tmp_path: Path, path: str) -> None:
+    """What a client can be told besides the faults of its own body; the slow body is in test_service_process."""
+    save_tiny(tmp_path)
+    body = {"/generate/c": {"prompt": "waa"}, "/score": {"text": "waa wab"}}.get(
+        path, {"model": "c/demo", "prompt": "waa"}
+    )
+
+    def code(response: Any) -> tuple[int, str]:
+        said = response.json()
+        return response.status_code, (said.get("error") or said)["code"]
+
+    with serving(tmp_path, max_sequences=1, max_waiting=0, max_prompts=1, max_choices=1) as client:
+        client.app.state.service.schedulers["c"]._max_waiting = -1  # type: ignore[attr-defined]
+        response = client.post(path, json=body)
+        assert code(response) == (429, "busy") and int(response.headers["retry-after"]) >= 1
+        assert "rnn_prompt_tokens_total{" not in client.get("/metrics").text  # nothing was taken in
+        assert code(client.post(path, json={**body, "prompt": "w" * 70_000})) == (413, "body_too_large")
+    with serving(tmp_path, request_seconds=0.01) as client:
+        generator = client.app.state.service.generator  # type: ignore[attr-defined]
+        prepare = generator._prepare
+        generator._prepare = lambda *order: time.sleep(0.1) or prepare(*order)
+        assert code(client.post(path, json=body)) == (504, "time_limit")
+
+
+def test_a_bug_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    save_tiny(tmp_path)
+    with serving(tmp_path) as client:
+        monkeypatch.setattr(client.app.state.service.generator, "_check_size", lambda *_: 1 / 0)  # type: ignore
+        problem = refused(client.post("/generate/c", json={"prompt": "waa"}), 500, "internal")
+        assert "division" not in json.dumps(problem)
+        assert any(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.parametrize("path", ["/generate/c", "/v1/completions"])
+def test_memory_that_runs_out_in_a_route(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    save_tiny(tmp_path)
+
+    def no_memory(*_: Any) -> None:
+        raise MemoryError
+
+    with serving(tmp_path) as client:
+        monkeypatch.setattr(client.app.state.service.generator, "_check_size", no_memory)  # type: ignore
+        response = client.post(
+            path, json={"prompt": "waa"} if path == "/generate/c" else {"model": "c/demo", "prompt": "waa"}
+        )
+        assert response.status_code == 503 and response.headers["retry-after"] == "5"
+        assert "no_memory" in response.text

@@ -1,0 +1,100 @@
+"""Settings, and what the log shows of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from serving import GUARD_SECONDS, StartServer, needs_library, until
+
+from service.settings import Settings, SettingsError, table, variable
+
+pytest_plugins = ("service_fixtures",)
+pytestmark = needs_library
+
+
+@pytest.mark.parametrize("options", [(), pytest.param(("--workers", "2"), marks=pytest.mark.slow)])
+def test_a_setting_out_of_range_is_told_in_one_line(server_folder: Path, options: tuple[str, ...]) -> None:
+    environment = {**os.environ, "RNN_MAX_TOKENS": "many"}
+    command = [sys.executable, "-m", "uvicorn", "api:app", "--port", "0", *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=GUARD_SECONDS)
+    assert "api.py: RNN_MAX_TOKENS must be an integer, got 'many'" in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
+    assert options or done.returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", "0"),
+        ("max_tokens", "1.5"),
+        ("request_seconds", "nan"),
+        ("request_seconds", "-1"),
+        ("max_body_bytes", "10"),
+        ("backends", "c,jax"),
+        ("backends", ","),
+        ("preload", "torch2"),
+        ("precision", "float8"),
+        ("weights_mode", "copy"),
+        ("log_level", "loud"),
+        ("api_token", "short"),
+        ("admin_token", "with a space"),
+        ("max_sequences", "2"),
+    ],
+)
+def test_settings_out_of_range(name: str, value: str) -> None:
+    environment = {variable(name): value, **({"RNN_MAX_WAITING": "0"} if name == "max_sequences" else {})}
+    with pytest.raises(SettingsError, match=variable(name)) as caught:
+        Settings.from_environment(environment)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_from_the_environment() -> None:
+    environment = {"RNN_PRELOAD": "c, torch", "RNN_MAX_TOKENS": "7", "RNN_REQUEST_SECONDS": "2.5", "RNN_API_TOKEN": ""}
+    settings = Settings.from_environment(environment)
+    assert (settings.preload, settings.max_tokens, settings.request_seconds) == (("c", "torch"), 7, 2.5)
+    assert settings.api_token == "" and settings.weights_dir == Path("weights")
+
+
+def test_the_table_names_every_setting() -> None:
+    from dataclasses import fields
+
+    assert all(f"| `{variable(spec.name)}` |" in table() for spec in fields(Settings))
+
+
+def test_a_slip_of_the_pen_is_told(start: StartServer) -> None:
+    server = start(RNN_MAX_TOKNES="5", RNN_QWERTZ="1", RNN_CACHE_DIR="/tmp")
+    said = [line["message"] for line in server.lines() if line["logger"] == "api"]
+    assert said == [
+        "RNN_MAX_TOKNES is not a setting: is RNN_MAX_TOKENS meant?",
+        "RNN_QWERTZ is not a setting, and changes nothing",
+    ]
+
+
+def test_no_log_level_hides_the_token_and_nothing_else_shows_one(start: StartServer) -> None:
+    server = start(RNN_ADMIN_TOKEN="", RNN_API_TOKEN="user-secret", RNN_LOG_LEVEL="error")
+    (line,) = (line for line in server.lines() if "admin token is" in line["message"])
+    token = line["message"].rsplit(" ", 1)[1]
+    assert len(token) == 64 and line["severity"] == "WARNING"
+    for secret in (token, "user-secret"):
+        server.get(f"/weights?token={secret}", headers={"authorization": f"Bearer {secret}"})
+        server.post("/generate/c", content=b"{", headers={"authorization": f"Bearer {secret}"})
+    assert server.text().count(token) == 1 and "user-secret" not in server.text()
+    assert "secret" not in repr(Settings(api_token="user-secret", admin_token="admin-secret"))
+
+
+def test_the_log_is_what_cloud_logging_reads(start: StartServer) -> None:
+    server = start(GOOGLE_CLOUD_PROJECT="my-project")
+    trace = "105445aa7843bc8bf206b12000100000"
+    server.get("/health?secret=1", headers={"x-cloud-trace-context": f"{trace}/1;o=1", "x-request-id": "mine"})
+    line: dict[str, Any] = until(lambda: [line for line in server.lines() if line.get("request_id") == "mine"])[0]
+    assert line["severity"] == "INFO" and line["message"] == "GET /health 200"
+    assert line["httpRequest"]["status"] == 200 and re.fullmatch(r"\d+\.\d+s", line["httpRequest"]["latency"])
+    assert line["logging.googleapis.com/trace"] == f"projects/my-project/traces/{trace}"
+    assert "secret" not in server.text()
