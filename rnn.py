@@ -63,7 +63,7 @@ class RNN(LanguageModel):
         threads: int = 1,
         vocabulary: Vocabulary | None = None,
     ) -> None:
-        self.vocabulary = vocabulary or Vocabulary(source.vocabulary)
+        self.vocabulary = vocabulary or Vocabulary(source.vocabulary, source.tokenizer)
         self.threads = threads
         self.model = Model(source.weights, precision=precision, threads=threads)
 

@@ -86,7 +86,7 @@ class RNN(nn.Module, LanguageModel):
         """The model of a weights file. Raises CheckpointError (missing, damaged, NaN or infinity in the weights)."""
         source = checkpoint.load(path)
         checkpoint.check_finite(source.weights, path)
-        return cls(source.weights, Vocabulary(source.vocabulary)).to(device).eval()
+        return cls(source.weights, Vocabulary(source.vocabulary, source.tokenizer)).to(device).eval()
 
     @classmethod
     def mapped(cls, weights: Weights, vocabulary: Vocabulary) -> Self:

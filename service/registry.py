@@ -40,7 +40,7 @@ class Entry:
         self.version = version
         self.name = version.name
         self.sha256 = sha256
-        self.vocabulary = Vocabulary(source.vocabulary)
+        self.vocabulary = Vocabulary(source.vocabulary, source.tokenizer)
         self.intact = intact
         self._source = source
         self._settings = settings

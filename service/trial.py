@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.write(objection + "\n")
                 return TOO_LARGE
         checkpoint.check_finite(source.weights, path)
-        vocabulary = Vocabulary(source.vocabulary)
+        vocabulary = Vocabulary(source.vocabulary, source.tokenizer)
         for backend in options.backends:
             _generate_one(_model(backend, source, vocabulary, options.precision))
     except THE_FILES_FAULT as error:

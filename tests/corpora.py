@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rnnlm.data.corpus import Corpus
-from rnnlm.data.text import EOS
+from rnnlm.data.text import EOS, TokenStream
 
 
 @pytest.fixture
@@ -23,6 +23,12 @@ def write(tmp_path: Path) -> Callable[[str | bytes], str]:
         return str(path)
 
     return write
+
+
+def tokenize(text: str, tokenizer: str) -> list[str]:
+    """All tokens of a text."""
+    stream = TokenStream(tokenizer)
+    return stream.feed(text) + stream.close()
 
 
 def words_of(found: Corpus, split: str) -> str:

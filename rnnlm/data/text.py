@@ -1,130 +1,171 @@
 """Tokens and the vocabulary: what training and serving must do alike. Nothing heavy is imported here.
 
-A line ends at a line feed or a carriage return. A sentence ends after a token (what stands between white space)
-whose last character is `.`, `!` or `?`, and at the end of its line. Of its tokens only those made of ASCII letters
-alone are kept, case kept; then comes `<EOS>`, also when no word was kept. A line without any text gives nothing.
+A line ends at a line feed or a carriage return. White space cuts it into tokens, and a tokenizer (see tokenizers.py)
+finds in each the words, the ends of sentences, and what is dropped. Each end of a sentence gives `<EOS>`, and so does
+the end of a line whose last token did not end a sentence, even if no word was kept. An empty line gives nothing.
 
-Two tokenizers differ in what they do before a token is judged:
-
-    "wikitext"   the text is tokenised already, and its tokens are taken as they stand
-    "plain"      the punctuation that clings to a word is stripped first: `end.` and `(the` keep their words. Two
-                 habits follow WikiText, which writes these apart: a dash (`--`, en or em) parts two words, and an
-                 apostrophe ends one (WikiText's `king 's` keeps `king`, so `king's` does). What is not
-                 punctuation is never stripped: `<unk>` does not become the word `unk`.
-
-Prompts are plain text, whatever the model learned from.
+Prompts are read by the tokenizer of the model's corpus, except that those of a "wikitext" model are plain text.
 """
 
 import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from types import MappingProxyType
+from typing import NamedTuple
 
+from rnnlm.data import tokenizers
+from rnnlm.data.tokenizers import DROPPED, EOS, TOKENIZERS, Piece, of_prompts
 from rnnlm.errors import UserError
 
-EOS = "<EOS>"
-UNK = "<UNK>"
-TOKENIZERS = ("wikitext", "plain")
+__all__ = ["DROPPED_MARK", "EOS", "TOKENIZERS", "UNK", "Span", "TextError", "TokenStream", "Vocabulary", "rank_words"]
 
-_SENTENCE_ENDS = (".", "!", "?")
-_DASHES = re.compile("--+|[\N{EN DASH}\N{EM DASH}\N{HORIZONTAL BAR}]")
-_APOSTROPHES = re.compile("['\N{RIGHT SINGLE QUOTATION MARK}]")
+UNK = "<UNK>"
+DROPPED_MARK = " "  # before a dropped word among the tokens of a TokenStream, where no other token has white space
+
+_CACHED_TOKENS = 1 << 16  # some 10 MB
+_CACHED_CHARS = 64  # longer tokens are rare, and would fill memory
 
 
 class TextError(UserError):
-    """A tokenizer, a vocabulary or a vocabulary size that cannot be used."""
+    """A tokenizer, a vocabulary or a vocabulary size cannot be used."""
 
 
-def _clings(char: str) -> bool:
-    # The grave accent opens quotations in typewritten text (``so''), though Unicode calls it a symbol.
-    return char == "`" or unicodedata.category(char).startswith("P")
+class Span(NamedTuple):
+    """A piece of a text: the characters [start, end), and what they are to a model.
 
+    kind: "known" (a word of the vocabulary), "unknown" (a word that it lacks), "sentence_end", or "dropped" (anything
+    else: punctuation, numbers, whatever the tokenizer makes no word of).
+    word: the word as the vocabulary spells it, <EOS> for a sentence end, "" for what is dropped.
+    id: the token that the model reads; None if it reads none: what is dropped, and unknown words if there is no <UNK>.
+    """
 
-def _words_within(token: str) -> tuple[str, ...]:
-    """The words of one token of plain text that is not a word as it stands."""
-    words = []
-    for part in _DASHES.split(token):
-        first, last = 0, len(part)
-        while first < last and _clings(part[first]):
-            first += 1
-        while first < last and _clings(part[last - 1]):
-            last -= 1
-        word = _APOSTROPHES.split(part[first:last], maxsplit=1)[0]
-        if word.isascii() and word.isalpha():
-            words.append(word)
-    return tuple(words)
-
-
-# A few thousand tokens ("said," "the) make up most of what comes here. What is longer is rare, and would fill memory.
-_CACHED_CHARS = 64
-_words_within_short = functools.lru_cache(maxsize=1 << 16)(_words_within)
+    start: int
+    end: int
+    kind: str
+    word: str
+    id: int | None
 
 
 class TokenStream:
-    """Tokens of a text that comes in pieces, cut at white space wherever that stands."""
+    """The tokens of a text that comes in pieces, each cut at any white space."""
 
-    def __init__(self, tokenizer: str) -> None:
-        if tokenizer not in TOKENIZERS:
-            raise TextError(f"unknown tokenizer {tokenizer!r}: it must be one of {', '.join(TOKENIZERS)}")
-        self._strip = tokenizer == "plain"
-        self._open = False  # has anything come since the last sentence or line ended?
+    def __init__(self, tokenizer: str, *, dropped: bool = False) -> None:
+        """Start a text. Raises TextError for a tokenizer that is not in TOKENIZERS.
+
+        dropped: also give the words that are dropped (what has a letter or digit), each with DROPPED_MARK before it.
+        """
+        _check_tokenizer(tokenizer)
+        self._tokenizer = tokenizer
+        self._outcomes = _Outcomes(tokenizer, dropped)
+        self._is_open = False  # whether anything has come since the last sentence or line ended
+        self._normalises = tokenizer.startswith("unicode")
 
     def feed(self, piece: str) -> list[str]:
-        """The tokens of the next piece, with `<EOS>` after each sentence that ends in it."""
+        """Return the tokens of the next piece: words, and `<EOS>` after each sentence that ends in it."""
+        if self._normalises and not unicodedata.is_normalized("NFC", piece):
+            piece = unicodedata.normalize("NFC", piece)
         tokens: list[str] = []
-        append = tokens.append
-        strip, is_open = self._strip, self._open
-        lines = piece.replace("\r", "\n").split("\n")  # "\r\n" gives an empty line more, and that gives nothing
+        outcome = self._outcomes.__getitem__
+        lines = piece.replace("\r", "\n").split("\n")  # "\r\n" makes an empty line more, which gives nothing
         for remaining, line in zip(range(len(lines) - 1, -1, -1), lines, strict=True):
-            for token in line.split():
-                if token.isalpha() and token.isascii():
-                    append(token)
-                    is_open = True
-                    continue
-                if strip:
-                    tokens += (_words_within_short if len(token) <= _CACHED_CHARS else _words_within)(token)
-                is_open = not token.endswith(_SENTENCE_ENDS)
-                if not is_open:
-                    append(EOS)
-            if is_open and remaining:
-                append(EOS)
-                is_open = False
-        self._open = is_open
+            found = line.split()
+            if found:
+                tokens.extend(chain.from_iterable(map(outcome, found)))
+                self._is_open = _pieces(found[-1], self._tokenizer)[-1][2] != EOS
+            if self._is_open and remaining:
+                tokens.append(EOS)
+                self._is_open = False
         return tokens
 
     def close(self) -> list[str]:
-        """The end of the text ends its last line: `<EOS>` if a sentence was still open."""
-        tokens = [EOS] if self._open else []
-        self._open = False
+        """End the text, and with it its last line. Returns `<EOS>` if a sentence was still open."""
+        tokens = [EOS] if self._is_open else []
+        self._is_open = False
         return tokens
 
 
-def tokenize(text: str, tokenizer: str) -> Iterator[str]:
-    """The words of `text`, with `<EOS>` after each sentence and at the end of each line; see the module's rules.
+class _Outcomes(dict[str, tuple[str, ...]]):
+    """What each token of a text becomes. Texts repeat their tokens, so most are looked up, not cut."""
 
-    Raises TextError for a tokenizer that is not in TOKENIZERS.
+    def __init__(self, tokenizer: str, dropped: bool) -> None:
+        super().__init__()
+        self._tokenizer, self._dropped = tokenizer, dropped
+        self._lower = tokenizer.endswith(tokenizers.LOWERCASE)
+
+    def __missing__(self, token: str) -> tuple[str, ...]:
+        is_word = token.isascii() and token.isalpha() and not self._lower  # for all tokenizers, and most often
+        found = (token,) if is_word else tuple(self._become(token))
+        if len(token) <= _CACHED_CHARS:
+            if len(self) >= _CACHED_TOKENS:
+                self.clear()
+            self[token] = found
+        return found
+
+    def _become(self, token: str) -> Iterator[str]:
+        for start, end, word in tokenizers.pieces(token, self._tokenizer):
+            if word != DROPPED:
+                yield word
+            elif self._dropped and (name := tokenizers.bare(token[start:end])):
+                yield DROPPED_MARK + name
+
+
+def _check_tokenizer(tokenizer: str) -> None:
+    if tokenizer not in TOKENIZERS:
+        raise TextError(f"unknown tokenizer {tokenizer!r}: it must be one of {', '.join(TOKENIZERS)}")
+
+
+_cached_pieces = functools.lru_cache(maxsize=1 << 14)(tokenizers.pieces)
+
+
+def _pieces(token: str, tokenizer: str) -> tuple[Piece, ...]:
+    return (_cached_pieces if len(token) <= _CACHED_CHARS else tokenizers.pieces)(token, tokenizer)
+
+
+_LINE_END_OR_TOKEN = re.compile(r"[\r\n]|\S+")
+
+
+def _cut(text: str, tokenizer: str) -> Iterator[Piece]:
+    """Cut a whole text as a TokenStream does. The pieces leave out nothing but white space.
+
+    The end of the text ends no sentence; a line end that does is the piece.
     """
-    stream = TokenStream(tokenizer)
-    yield from stream.feed(text)
-    yield from stream.close()
+    is_open = False
+    for match in _LINE_END_OR_TOKEN.finditer(text):
+        token, place = match[0], match.start()
+        if token in "\r\n":
+            if is_open:
+                yield place, place + 1, EOS
+            is_open = False
+            continue
+        found = _pieces(token, tokenizer)
+        for start, end, word in found:
+            yield place + start, place + end, word
+        is_open = found[-1][2] != EOS
 
 
 class Vocabulary:
-    """The words of a model, in id order; `eos` and `unk` are the ids of `<EOS>` and `<UNK>` (None: it has none)."""
+    """The words of a model, in id order, and how its prompts are read.
 
-    def __init__(self, words: Iterable[str]) -> None:
-        """words: in id order, as a corpus gives them or as a weights file keeps them.
+    eos, unk: the ids of `<EOS>` and `<UNK>`; unk is None if there is none.
+    """
 
-        Raises TextError if a word is empty, holds white space or stands twice, or if `<EOS>` is missing.
+    def __init__(self, words: Iterable[str], tokenizer: str = "plain") -> None:
+        """words: in id order, as a corpus gives them or a weights file keeps them.   tokenizer: the corpus's.
+
+        Raises TextError if a word is empty, contains white space or occurs twice, if `<EOS>` is missing, or if the
+        tokenizer is unknown.
         """
+        _check_tokenizer(tokenizer)
+        self.tokenizer = of_prompts(tokenizer)
         self.words: tuple[str, ...] = tuple(words)
         ids: dict[str, int] = {}
         for i, word in enumerate(self.words):
             if not word or word.split() != [word]:
-                raise TextError(f"vocabulary word {i} is {word!r}: a word may not be empty or hold white space")
+                raise TextError(f"vocabulary word {i} is {word!r}: a word must not be empty or contain white space")
             if ids.setdefault(word, i) != i:
-                raise TextError(f"vocabulary words {ids[word]} and {i} are both {word!r}: each must stand once")
+                raise TextError(f"vocabulary words {ids[word]} and {i} are both {word!r}: each word must occur once")
         if EOS not in ids:
             raise TextError(f"the vocabulary of {len(ids)} words lacks {EOS}, which ends every sentence")
         self.ids: Mapping[str, int] = MappingProxyType(ids)
@@ -137,25 +178,33 @@ class Vocabulary:
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} words{'' if self.unk is None else f', {UNK} among them'})"
 
-    def encode_prompt(self, text: str) -> tuple[list[int], list[str]]:
-        """Ids of a prompt, and the distinct words in it that the vocabulary lacks, in order.
+    def encode(self, text: str) -> list[Span]:
+        """Return everything in a prompt, in order: the model reads those spans that have an id.
 
-        An unknown word becomes `<UNK>` where the vocabulary has it and is dropped where not. A sentence that the
-        prompt finishes gives its `<EOS>`, also the last one ("He died."). An unfinished last sentence gives none,
-        for the model is to go on with it; white space after it (a stray line feed) does not finish it.
+        The spans leave out nothing but white space. An unknown word becomes `<UNK>` if the vocabulary has it, and
+        has no id otherwise. Every sentence that the prompt finishes ends in a span of kind "sentence_end", also the
+        last one ("He died."): its punctuation, or the line feed that ends it. An unfinished last sentence has none,
+        since the model is to continue it, and white space after it (a stray line feed) does not finish it.
         """
-        ids: list[int] = []
-        unknown: dict[str, None] = {}
-        for token in TokenStream("plain").feed(text.rstrip()):
-            i = self.ids.get(token, self.unk)
-            if token not in self.ids:
-                unknown[token] = None
-            if i is not None:
-                ids.append(i)
-        return ids, list(unknown)
+        return [self._span(*piece) for piece in _cut(text.rstrip(), self.tokenizer)]
+
+    def _span(self, start: int, end: int, word: str) -> Span:
+        if word == DROPPED:
+            return Span(start, end, "dropped", word, None)
+        if word == EOS:
+            return Span(start, end, "sentence_end", word, self.eos)
+        if word in self.ids:
+            return Span(start, end, "known", word, self.ids[word])
+        return Span(start, end, "unknown", word, self.unk)
+
+    def encode_prompt(self, text: str) -> tuple[list[int], list[str]]:
+        """Return the ids of a prompt, and the distinct words in it that the vocabulary lacks, in order."""
+        spans = self.encode(text)
+        unknown = dict.fromkeys(span.word for span in spans if span.kind == "unknown")
+        return [span.id for span in spans if span.id is not None], list(unknown)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words joined by spaces, `<EOS>` as a line break. Raises IndexError for an id outside [0, V)."""
+        """Return the words joined by spaces, `<EOS>` as a line feed. Raises IndexError for an id outside [0, V)."""
         pieces: list[str] = []
         gap = ""
         for i in ids:
@@ -171,13 +220,13 @@ class Vocabulary:
 
 
 def rank_words(counts: Mapping[str, int], *, vocab_size: int | None = None, has_unseen: bool = False) -> dict[str, int]:
-    """What a vocabulary holds: word to count, by decreasing count, ties in alphabetical (code point) order.
+    """Choose the words of a vocabulary: word to count, by decreasing count, ties in code point order.
 
-    counts: word to its count, at least 1, in the training text; `<EOS>` among them.
-    vocab_size: how many words to keep in all, `<EOS>` and `<UNK>` included; None keeps every one.
-    has_unseen: other splits hold words that `counts` lacks.
-    `<UNK>` is there only if words are cut or has_unseen is true; its count is the sum over the words cut.
-    Raises TextError for a vocab_size below 3 or above what there is.
+    counts: the count of each word of the training text, at least 1; `<EOS>` is one of them.
+    vocab_size: how many words to keep in all, with `<EOS>` and `<UNK>`; None keeps all.
+    has_unseen: whether other splits have words that are not in `counts`.
+    `<UNK>` is included only if words are cut or has_unseen is true. Its count is the sum over the words that are cut.
+    Raises TextError for a vocab_size below 3 or above the number of words.
     """
     available = len(counts) + has_unseen
     ranked = sorted(counts, key=lambda word: (-counts[word], word))

@@ -12,13 +12,14 @@ from typing import Any
 
 import fuzz_weights
 import pytest
+from corpora import tokenize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import ADMIN, needs_library, save_tiny, serving
 from starlette.testclient import TestClient
 
 from rnnlm import checkpoint
-from rnnlm.data.text import EOS, TOKENIZERS, UNK, TokenStream, Vocabulary, tokenize
+from rnnlm.data.text import EOS, TOKENIZERS, UNK, TokenStream, Vocabulary
 
 pytestmark = needs_library
 
@@ -90,8 +91,9 @@ TEXTS = st.text() | st.text(st.sampled_from("abZ .,!?'`-\n\r\t\u2014\u2019\u00e9
 @shared
 @given(text=TEXTS, tokenizer=st.sampled_from(TOKENIZERS))
 def test_any_text_gives_words_of_letters_and_ends_of_sentences(text: str, tokenizer: str) -> None:
-    tokens = list(tokenize(text, tokenizer))
-    assert all(token == EOS or (token.isascii() and token.isalpha()) for token in tokens)
+    tokens = tokenize(text, tokenizer)
+    if not tokenizer.startswith("unicode"):
+        assert all(token == EOS or (token.isascii() and token.isalpha()) for token in tokens)
     assert not tokens or tokens[-1] == EOS
     assert len(tokens) <= 2 * len(text) + 1
 
@@ -101,13 +103,18 @@ def test_any_text_gives_words_of_letters_and_ends_of_sentences(text: str, tokeni
 def test_a_text_that_comes_in_pieces_is_the_same_text(pieces: list[str], tokenizer: str) -> None:
     stream = TokenStream(tokenizer)
     tokens = [token for piece in pieces for token in stream.feed(piece + " ")] + stream.close()
-    assert tokens == list(tokenize("".join(piece + " " for piece in pieces), tokenizer))
+    assert tokens == tokenize("".join(piece + " " for piece in pieces), tokenizer)
 
 
 @shared
-@given(text=TEXTS, words=st.sets(st.text("abZ", min_size=1, max_size=2)), unk=st.booleans())
-def test_any_prompt_becomes_ids_of_the_vocabulary(text: str, words: set[str], unk: bool) -> None:
-    vocabulary = Vocabulary([EOS, *([UNK] if unk else []), *sorted(words)])
+@given(
+    text=TEXTS,
+    words=st.sets(st.text("abZ", min_size=1, max_size=2)),
+    unk=st.booleans(),
+    tokenizer=st.sampled_from(TOKENIZERS),
+)
+def test_any_prompt_becomes_ids_of_the_vocabulary(text: str, words: set[str], unk: bool, tokenizer: str) -> None:
+    vocabulary = Vocabulary([EOS, *([UNK] if unk else []), *sorted(words)], tokenizer)
     ids, unknown = vocabulary.encode_prompt(text)
     assert all(0 <= i < len(vocabulary) for i in ids)
     assert not words & set(unknown) and len(unknown) == len(set(unknown))

@@ -246,7 +246,7 @@ def test_extreme_weights_give_finite_numbers(weights_path: Path) -> None:
 def test_logits_that_overflow_are_refused(weights_path: Path) -> None:
     source = checkpoint.load(weights_path)
     weights = replace(source.weights, Why=np.full_like(source.weights.Why, 3e38))
-    model = torch_rnn.RNN.mapped(weights, torch_rnn.Vocabulary(source.vocabulary))
+    model = torch_rnn.RNN.mapped(weights, torch_rnn.Vocabulary(source.vocabulary, source.tokenizer))
     with pytest.raises(InspectionError, match="not finite"):
         model.inspect(TEXT)
 
@@ -315,7 +315,7 @@ def test_neighbours_of_zero_and_of_huge_vectors(monkeypatch: pytest.MonkeyPatch)
     embeddings[4] = 1e30
     embeddings[6] = -1e-30
     model = torch_rnn.RNN.mapped(
-        replace(source.weights, embeddings=embeddings), torch_rnn.Vocabulary(source.vocabulary)
+        replace(source.weights, embeddings=embeddings), torch_rnn.Vocabulary(source.vocabulary, source.tokenizer)
     )
     words = model.vocabulary.words
     assert {entry.value for entry in model.neighbours(words[3], 5).by_input} == {0.0}
@@ -390,7 +390,7 @@ def test_a_smaller_copy_of_why_gives_nearly_the_same(weights_path: Path) -> None
 
 def test_weights_are_not_copied(weights_path: Path) -> None:
     source = checkpoint.load(weights_path)
-    vocabulary = torch_rnn.Vocabulary(source.vocabulary)
+    vocabulary = torch_rnn.Vocabulary(source.vocabulary, source.tokenizer)
     for model in (rnn.RNN(source, vocabulary=vocabulary), torch_rnn.RNN.mapped(source.weights, vocabulary)):
         for name, view in model.matrices()._asdict().items():
             assert np.shares_memory(view, getattr(source.weights, name)), name

@@ -40,7 +40,7 @@ def torch_engine() -> Engine:
     from service.engines import TorchEngine
 
     source = source_with_unk()
-    return TorchEngine(torch_rnn.RNN.mapped(source.weights, Vocabulary(source.vocabulary)))
+    return TorchEngine(torch_rnn.RNN.mapped(source.weights, Vocabulary(source.vocabulary, source.tokenizer)))
 
 
 def carry_out(requests: Callable[[], list[list[TokenSequence]]]) -> list[list[Step]]:
