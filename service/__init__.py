@@ -1,7 +1,7 @@
-"""The inference service: small modules by subject, assembled by app.py. They depend on each other downwards only:
+"""The HTTP service: small modules by subject, put together by app.py. Each depends only on those below it:
 
 app                     puts it together (api.py, at the top, is what uvicorn runs)
-routes/                 what each address does
+routes/                 what each route does
 lifecycle               start and stop
 middleware, exchange    what holds for every HTTP exchange; one exchange: its body, its reply, their limits
 core                    the parts of one service
@@ -11,8 +11,8 @@ scheduler, registry     sequences that advance together, token by token; the mod
 request, sequences      one HTTP request in progress; the texts that it generates
 folder                  the weights files, guarded where they are mapped
 engines                 the two models behind one interface
-schemas, auth           bodies; tokens
-capacity                how large a model fits
-__main__, health        `python -m service`, and what asks it whether it is up
+schemas, auth           bodies of requests and replies; tokens
+capacity                how large a model fits in memory
+__main__, health        `python -m service`; `python -m service.health`, which asks it whether it is up
 metrics, logs, errors, settings, wording
 """

@@ -1,4 +1,4 @@
-"""Bearer tokens: one for administrators, and optionally one for everybody."""
+"""Bearer tokens: one for administrators, and optionally one for all users."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from service.settings import Settings
 _bearer = HTTPBearer(auto_error=False, description="RNN_API_TOKEN, or RNN_ADMIN_TOKEN for uploads and deletions")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 
-OPEN = ("/", "/health", "/ready")  # to everybody, and so are the page's files
+OPEN = ("/", "/health", "/ready")  # to everybody, as are the page's files
 OPEN_FOLDER = "/web/"
 
 
 def make_admin_token() -> str:
-    """A token that holds until the service stops, and is the same in all of its worker processes.
+    """Make a token that is valid until the service stops, and the same in all of its worker processes.
 
-    uvicorn starts workers by `multiprocessing`, which hands its random authentication key to every child.
+    uvicorn starts workers by `multiprocessing`, which passes its random authentication key on to every child.
     """
     return hmac.new(bytes(multiprocessing.current_process().authkey), b"admin token", hashlib.sha256).hexdigest()
 
 
 class Guard:
-    """The checks, as dependencies of routes: `users` and `admins`.
+    """Checks tokens. `users` and `admins` are dependencies of routes.
 
-    The framework reads a request's body before it runs these. So `admit` is asked first, before anything is read.
+    FastAPI reads a request's body before it runs dependencies, so `admit` is called first, before anything is read.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.made_token = None if settings.admin_token else make_admin_token()
         self._admin = settings.admin_token or make_admin_token()
         self._user = settings.api_token
-        # Without an API token nothing is asked for, and the OpenAPI document does not say so either.
+        # Without an API token the routes are open, and the OpenAPI document shows them without a lock.
         self.users = [Depends(self._ask_user)] if settings.api_token else []
         self.admins = [Depends(self._ask_admin)]
 
     def admit(self, path: str, headers: Headers) -> None:
-        """Raises Unauthorized for who has no token at all where everything asks for one."""
+        """Raise Unauthorized if the service requires a token and the request has no valid one."""
         if not self._user or path in OPEN or path.startswith(OPEN_FOLDER):
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -52,7 +52,7 @@ class Guard:
             HTTPAuthorizationCredentials(scheme=scheme, credentials=token) if scheme.lower() == "bearer" else None
         )
 
-    # For plain functions the framework takes one of its few threads, which those may all hold who wait for the disk.
+    # FastAPI runs plain functions in its few threads, which requests that wait for the disk may all occupy.
 
     async def _ask_user(self, credentials: Credentials) -> None:
         self.user(credentials)
@@ -61,18 +61,20 @@ class Guard:
         self.admin(credentials)
 
     def user(self, credentials: Credentials) -> None:
-        """Raises Unauthorized unless the caller may use the service."""
+        """Raise Unauthorized unless the caller may use the service."""
         if not (_is(credentials, self._user) or _is(credentials, self._admin)):
-            raise Unauthorized("this service asks for its token: send the header Authorization: Bearer TOKEN")
+            raise Unauthorized(
+                "this service requires its token (RNN_API_TOKEN): send the header Authorization: Bearer TOKEN"
+            )
 
     def admin(self, credentials: Credentials) -> None:
-        """Raises Unauthorized or Forbidden unless the caller may change the weights."""
+        """Raise Unauthorized or Forbidden unless the caller may change the weights."""
         if _is(credentials, self._admin):
             return
         if self._user and _is(credentials, self._user):
-            raise Forbidden("this needs the admin token (RNN_ADMIN_TOKEN), not the API token")
+            raise Forbidden("this requires the admin token (RNN_ADMIN_TOKEN), not the API token")
         raise Unauthorized(
-            "this needs the admin token: RNN_ADMIN_TOKEN, or where that is unset the one in the service's log; "
+            "this requires the admin token: RNN_ADMIN_TOKEN, or if that is not set, the token in the service's log; "
             "send the header Authorization: Bearer TOKEN"
         )
 

@@ -1,9 +1,9 @@
-"""How large a model fits: computed here alone, told by GET /weights and by the refusal of an upload that does not fit.
+"""How large a model fits in memory. GET /weights reports it, and an upload that does not fit is refused by it.
 
-What counts is memory that the system cannot take back. A mapped file's pages it can, so of the file only Why counts,
-which every token reads; the rest comes and goes. While an upload replaces the weights, two models are there at once.
-The bases were read off running processes (RssAnon) under bench/small.py, which shows that the sum holds. Where the
-weights folder itself is kept in memory, as a container's often is, the files count besides: set RNN_MEMORY_MB lower.
+Only memory that the system cannot reclaim counts. It can reclaim a mapped file's pages, so of the file only Why counts,
+because every token reads it. While an upload replaces the weights, two models are loaded at once. The bases were
+measured on running processes (RssAnon) by bench/small.py, which checks the sum. If the weights folder itself is in
+memory, as a container's often is, the files count too: set RNN_MEMORY_MB lower.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from rnnlm.arrays import MAX_VOCAB
 from service.settings import Settings
 
 MB = 10**6
-SERVER_BASE = {"c": 60 * MB, "torch": 140 * MB}  # of the process that serves, torch's on top
-TRIAL_BASE = {"c": 40 * MB, "torch": 150 * MB}  # of an upload's trial
-MODELS = 2  # the one that is served, and either the trial's or, once that has ended, its replacement
-WORD_BYTES = 160  # a word's text, and its place in a dict
-LOGIT_ROWS = 16 + 2  # streams that the C decoder takes through Why together, and its sampler's rows
-TORCH_LOGIT_BYTES = 24  # a row of float64, its log-softmax and its copy
-PRECISION_BYTES = {"float32": 0, "bfloat16": 2, "int8": 1}  # of the C model's own copy of Why, for each weight
-SHOWN = (50, 100, 200, 500, 1000)  # hidden sizes for which the largest vocabulary is told
+SERVER_BASE = {"c": 60 * MB, "torch": 140 * MB}  # of the serving process; torch adds its own
+TRIAL_BASE = {"c": 40 * MB, "torch": 150 * MB}  # of the process that tries an upload
+MODELS = 2  # the one that is served, and the one in trial or, after the trial, its replacement
+WORD_BYTES = 160  # a word's text and its entry in a dict
+LOGIT_ROWS = 16 + 2  # sequences that the C decoder takes through Why together, and its sampler's rows
+TORCH_LOGIT_BYTES = 24  # per word: a row of float64, its log-softmax and a copy
+PRECISION_BYTES = {"float32": 0, "bfloat16": 2, "int8": 1}  # per weight of the C model's own copy of Why
+SHOWN = (50, 100, 200, 500, 1000)  # hidden sizes for which the largest vocabulary is reported
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """memory: bytes that this service may take.   backends: those that are served."""
+    """What the service has.   memory: bytes that it may use.   backends: those it serves."""
 
     memory: int
     backends: tuple[str, ...]
@@ -41,28 +41,28 @@ class Capacity:
         return cls(settings.memory_mb * MB or granted(), settings.served_backends, settings.precision)
 
     def needs(self, vocab: int, hidden: int) -> int:
-        """Bytes for serving a model of these sizes, and for replacing it."""
+        """Return the bytes for serving a model of these sizes, and for replacing it."""
         base = sum(SERVER_BASE[name] + TRIAL_BASE[name] for name in {"c", *self.backends})
         return base + vocab * self._bytes_of_a_word(hidden)
 
     def largest_vocabulary(self, hidden: int) -> int:
-        """The most words of a model of this hidden size; 0 where not even the program fits."""
+        """Return the most words that a model of this hidden size may have; 0 if not even the program fits."""
         words = (self.memory - self.needs(0, hidden)) // self._bytes_of_a_word(hidden)
         return max(0, min(words, MAX_VOCAB))
 
     def table(self) -> dict[str, int]:
-        """The most words, by hidden size."""
+        """Return the most words, by hidden size."""
         return {str(hidden): self.largest_vocabulary(hidden) for hidden in SHOWN}
 
     def objection(self, vocab: int, hidden: int) -> str:
-        """Why a model of these sizes does not fit, for whoever sent it; empty if it does."""
+        """Return why a model of these sizes does not fit, for its sender; empty if it fits."""
         needs = self.needs(vocab, hidden)
         if needs <= self.memory:
             return ""
         return (
-            f"a model of {vocab:,} words and hidden size {hidden:,} takes some {needs // MB:,} MB to serve and to "
+            f"a model of {vocab:,} words and hidden size {hidden:,} needs about {needs // MB:,} MB to serve and to "
             f"replace, and this service has {self.memory // MB:,} MB: train with {self.largest_vocabulary(hidden):,} "
-            "words at most (--vocab-size), or give the service more memory (RNN_MEMORY_MB, where it is set)"
+            "words at most (--vocab-size), or give the service more memory (RNN_MEMORY_MB, if it is set)"
         )
 
     def _bytes_of_a_word(self, hidden: int) -> int:
@@ -75,7 +75,7 @@ class Capacity:
 
 
 def granted() -> int:
-    """Bytes that the system grants this process: the least of its control group, its limits and the machine."""
+    """Return the bytes that this process may use: the least of its control group, its limits and the machine."""
     return min(limit for read in (_machine, *_groups(), _rlimit) if (limit := read()) is not None)
 
 
@@ -87,11 +87,11 @@ def _machine() -> int | None:
 
 
 def _groups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[Callable[[], int | None]]:
-    """Of version 2 and version 1 of control groups, as a container sees its own."""
+    """Yield readers for versions 2 and 1 of control groups, as a container sees its own."""
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
 
         def read(path: Path = root / name) -> int | None:
-            with contextlib.suppress(OSError, ValueError):  # it is not there, or says `max`
+            with contextlib.suppress(OSError, ValueError):  # missing, or `max`
                 return int(path.read_text())
             return None
 
@@ -99,7 +99,7 @@ def _groups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[Callable[[], int | 
 
 
 def _rlimit() -> int | None:
-    """`prlimit --data`, `ulimit -d` or `ulimit -v`."""
+    """Read the limits that `prlimit --data`, `ulimit -d` or `ulimit -v` set."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""The parts of one service, made once and handed to the routes."""
+"""The parts of one service, made once and passed to the routes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from service.settings import Settings
 
 
 class Service:
-    """stopping: the service was told to stop; what runs may still finish.   cut_off: it may no longer.
-    tasks: the requests that are being answered.
+    """One service.   stopping: it received a signal to stop, and running requests may still finish.   cut_off: they may
+    no longer.   tasks: the HTTP exchanges in progress.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -39,17 +39,17 @@ class Service:
         self.cut_off = False
 
     def _models(self) -> list[tuple[str, str, str, str]]:
-        """(back end, weights, their SHA-256, size of the vocabulary) of each model that is loaded."""
+        """Return (back end, weights, their SHA-256, size of the vocabulary) for each loaded model."""
         loaded = self.registry.loaded()
         return [(backend, entry.name, entry.sha256, str(len(entry.vocabulary))) for backend, entry in loaded]
 
     def cut(self) -> None:
-        """End what is still running: its clients are told to come again."""
+        """End what is still running; its clients get an error that asks them to try again."""
         self.cut_off = True
         for scheduler in self.schedulers.values():
             scheduler.cut()
 
     def cancel(self) -> None:
-        """End what did not heed `cut`: uploads, and clients that do not read."""
+        """End what `cut` does not reach: uploads, and clients that do not read."""
         for task in self.tasks:
             task.cancel()

@@ -1,7 +1,7 @@
-"""The two back ends behind one interface: sequences in, one token more for each of them out.
+"""The two back ends behind one interface: take several sequences, and return one more token for each.
 
-An engine belongs to the scheduler's thread. What one sequence gets does not depend on its company: the C library
-promises it of its many-stream step, and the torch engine takes one sequence at a time. <UNK> is never drawn.
+An engine belongs to the scheduler's thread. A sequence's tokens do not depend on the other sequences in the step: the C
+library guarantees it, and the torch engine takes one sequence at a time. <UNK> is never drawn.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Step(NamedTuple):
-    """One token, its log-probability before temperature and top_k, and the `top` most probable (id, logprob)."""
+    """A token, its log-probability under the model itself, and the `top` most probable (id, logprob)."""
 
     token: int
     logprob: float
@@ -31,10 +31,10 @@ class Step(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """What one step of one sequence needs.
+    """The input of one step of one sequence.
 
-    token: what it is fed.   u: the uniform that draws its next token.   top: how many alternatives to tell.
-    target: the token that must come next, for a text that is scored; None draws one.
+    token: what it is fed.   u: the uniform that draws the next token.   top: how many alternatives to report.
+    target: the next token of a text that is scored; None draws one.
     """
 
     token: int
@@ -45,29 +45,29 @@ class Feed(NamedTuple):
 
 
 class Engine(ABC):
-    """One model, ready to advance sequences. `State` is a hidden state, opaque to the caller."""
+    """A model that advances sequences. Their hidden states are opaque to the caller."""
 
     model: LanguageModel
 
     def intact(self) -> bool:
-        """Whether the weights that all steps until now were made with are the ones that were loaded."""
+        """Return whether all steps until now used the weights as they were loaded."""
         return True
 
     @abstractmethod
     def begin(self) -> Any:
-        """The state of a sequence that has seen nothing."""
+        """Return the state of a sequence that has read nothing."""
 
     @abstractmethod
     def prefill(self, tokens: Sequence[int], state: Any) -> Any:
-        """The state after `tokens`."""
+        """Return the state after reading `tokens`."""
 
     @abstractmethod
     def step(self, feeds: Sequence[Feed], states: Sequence[Any]) -> tuple[list[Step], Sequence[Any]]:
-        """One token for each sequence, and their new states."""
+        """Return one token for each sequence, and the new states."""
 
 
 class CEngine(Engine):
-    """Sequences of the C model share one pass over Why."""
+    """The C model. Sequences share one pass over Why."""
 
     def __init__(self, model: rnn.RNN, max_sequences: int) -> None:
         self.model = model
@@ -102,7 +102,7 @@ class CEngine(Engine):
 
 
 def _look_up(feed: Feed, step: Step, logits: F32) -> Step:
-    """`step` with what only the logits (V,) tell: the alternatives, and the log-probability of a given target."""
+    """Add to `step` what only the logits (V,) show: the alternatives, and the log-probability of a given target."""
     if not feed.top and feed.target is None:
         return step
     normaliser = float(logits[step.token]) - step.logprob
@@ -115,7 +115,7 @@ def _look_up(feed: Feed, step: Step, logits: F32) -> Step:
 
 
 class TorchEngine(Engine):
-    """Sequences of the torch model take turns, one step each: a batched product would round differently."""
+    """The torch model. Sequences take turns, one step each: a batched product would round differently."""
 
     def __init__(self, model: torch_rnn.RNN) -> None:
         import torch

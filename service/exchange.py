@@ -1,4 +1,4 @@
-"""One request and its response, as the server hands them over: bounds on the body, on the reply, and on both's time."""
+"""One HTTP exchange, a request and its response: bounds on the body, on the reply, and on the time of both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service import errors
 from service.errors import BodyTooLarge, ClientGone, ServiceError, SlowRequest
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that went away; nobody receives it
+CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that disconnected; nobody receives it
 
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
@@ -29,17 +29,17 @@ SECURITY_HEADERS = {
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
-# A client that is still sending when the connection closes may never read our refusal. So between the refusal and its
-# end some of what is sent is taken and dropped (nginx calls it a lingering close).
+# A client that is still sending when the connection closes may never read our refusal. So before closing, some of what
+# it sends is read and discarded (nginx calls this a lingering close).
 DISCARD_BYTES = 16 << 20
 DISCARD_SECONDS = 3.0
 
-PIECE_BYTES = 64 << 10  # of a reply at a time: the next is sent once the client has made room for it
+PIECE_BYTES = 64 << 10  # of a reply at a time; the next piece is sent once the client has made room for it
 FLUSH_POLL_SECONDS = 0.05
 
 
 class Exchange:
-    """status: of the response; until it has started, 500.   method: the client's; a HEAD is answered as a GET."""
+    """One exchange.   status: of the response; 500 until it starts.   method: the client's; HEAD is answered as GET."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -50,21 +50,20 @@ class Exchange:
         self.started_at = time.monotonic()
         self.status = 500
         self.sent_bytes = 0
-        self.linger = True  # whether a client that still sends is heard out, a little, when it is refused
+        self.linger = True  # whether to read on a little when refusing a client that is still sending
         self._receive = receive
         self._send = send
-        # uvicorn's `send` is a method of the object that has the connection. Other servers and tests have none.
-        self._transport: asyncio.WriteTransport | None = getattr(getattr(send, "__self__", None), "transport", None)
+        self._transport = transport_of(send)
         self._responding = False
-        self._complete = False  # whether all of the body has come
+        self._complete = False  # whether the whole body has arrived
         self._expects_continue = headers.get("expect", "").lower() == "100-continue"
-        self._body: bytes | None = None  # read already, to be handed on
+        self._body: bytes | None = None  # read already, to be passed on
 
     async def read_body(self, limit: int, seconds: float) -> None:
         """Raises BodyTooLarge, SlowRequest, ClientGone."""
         if declares_more(Headers(scope=self.scope), limit):
             raise _too_large(limit)
-        async with within(seconds, SlowRequest(f"the body did not come within {seconds:g} seconds")):
+        async with within(seconds, SlowRequest(f"the body did not arrive within {seconds:g} seconds")):
             self._body = await self._read(limit)
 
     async def _read(self, limit: int) -> bytes:
@@ -119,7 +118,7 @@ class Exchange:
         return self.linger and not (self._complete or self._expects_continue or too_slow)
 
     async def _discard(self) -> None:
-        """Take the rest of the body, within bounds."""
+        """Read the rest of the body, within bounds."""
         left = DISCARD_BYTES
         try:
             async with asyncio.timeout(DISCARD_SECONDS):
@@ -129,22 +128,30 @@ class Exchange:
             return
 
     async def refuse(self, error: ServiceError) -> None:
-        """Answer with an error, if there is still a choice."""
+        """Answer with an error, unless the response has started."""
         if not self._responding:
             await errors.response(error, self.scope)(self.scope, self.receive, self.send)
 
     async def flushed(self) -> None:
-        """Until the system has taken all that was sent, so that no reply is left behind with nobody to watch it."""
+        """Wait until the system has taken all that was sent, so that no reply is left without a time limit."""
         while self._transport is not None and self._transport.get_write_buffer_size():
             await asyncio.sleep(FLUSH_POLL_SECONDS)
 
     async def abort(self) -> None:
-        """Close the connection at once. To close it in good order takes a client that reads."""
+        """Close the connection at once. An orderly close needs a client that reads."""
         if not self._responding:
             self.status = CLIENT_CLOSED_REQUEST
         if self._transport is not None:
             self._transport.abort()
-            await asyncio.sleep(0)  # lets the server see that the connection is gone
+            await asyncio.sleep(0)  # lets the server notice that the connection is gone
+
+
+def transport_of(send: Send) -> asyncio.WriteTransport | None:
+    """Return the connection behind a server's `send`, which ASGI does not give to applications.
+
+    uvicorn's (0.54) `send` is a method of an object that has the transport. Other servers' and tests' may have none.
+    """
+    return getattr(getattr(send, "__self__", None), "transport", None)
 
 
 def _part(body: bytes, last: bool = False) -> Message:
@@ -152,12 +159,12 @@ def _part(body: bytes, last: bool = False) -> Message:
 
 
 def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the body may have {limit:,} bytes at most")
+    return BodyTooLarge(f"the body may have at most {limit:,} bytes: send less")
 
 
 @contextlib.asynccontextmanager
 async def within(seconds: float, otherwise: ServiceError) -> AsyncIterator[None]:
-    """Raise `otherwise` once the time is up. A disk's own TimeoutError (ETIMEDOUT, of a mounted folder) stays one."""
+    """Raise `otherwise` when the time is up. A disk's own TimeoutError (ETIMEDOUT, of a mounted folder) passes."""
     try:
         async with asyncio.timeout(seconds) as limit:
             yield
@@ -168,6 +175,6 @@ async def within(seconds: float, otherwise: ServiceError) -> AsyncIterator[None]
 
 
 def declares_more(headers: Headers, limit: int) -> bool:
-    """Whether a request says of its body that it has more bytes than the limit, so that nobody need wait for it."""
+    """Return whether a request announces a body above the limit, so that it need not be read."""
     length = headers.get("content-length", "")
     return length.isdecimal() and (len(length) > 18 or int(length) > limit)  # int() refuses thousands of digits

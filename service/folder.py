@@ -1,9 +1,9 @@
-"""The weights folder: which files are there, and what each of them says of itself.
+"""The weights folder: which files it has, and what their headers say.
 
-A file is known by its inode, time and size: whoever asks for it asks the file system for these, so that a file which
-was replaced, by an upload here, in another process or on a mounted bucket, is seen at once.
+A file is identified by its inode, time and size. Every request for it asks the file system for these, so a file that
+was replaced (by an upload here, in another process or on a mounted bucket) is noticed at once.
 
-Symbolic links are followed within the folder only: what a link leads to elsewhere is not there for this service.
+Symbolic links are followed within the folder only. A link that leads elsewhere counts as missing.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
 
-# What the file system says of what is not there. All else that it may say means that it does not know.
+# The file system's errors for what does not exist. Any other error means that it does not know.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
-# Of a link besides: it leads round in a circle, or to where this service may not look.
+# Further errors for a link: it leads in a circle, or to where this service has no access.
 _ASTRAY = (*_ABSENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
 def check_name(name: str) -> str:
-    """A weights name without its suffix. Raises InvalidRequest for what is not one: so no path can be named."""
+    """Return a weights name without its suffix. Raises InvalidRequest for anything else, and so for any path."""
     bare = name.removesuffix(SUFFIX)
     if not _is_name(bare):
         raise InvalidRequest(
             "a weights name has 1 to 64 letters, digits, '.', '_' and '-', starts with a letter or digit, "
-            f"has no '..' in it, and does not end with {SUFFIX} twice"
+            f"does not contain '..', and does not end with {SUFFIX} twice"
         )
     return bare
 
@@ -55,7 +55,7 @@ def _is_name(bare: str) -> bool:
 
 
 class Fingerprint(NamedTuple):
-    """What tells one version of a file from another."""
+    """Distinguishes one version of a file from another."""
 
     inode: int
     modified_ns: int
@@ -68,7 +68,7 @@ class Fingerprint(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """What is told of a weights file. problem: why it cannot be used; the rest is then not known."""
+    """What is shown of a weights file.   problem: why it cannot be used; the rest is then unknown."""
 
     name: str
     size: int
@@ -84,7 +84,7 @@ class Summary:
 
 
 class Loaded(NamedTuple):
-    """A file that was read. source: None where it cannot be used.   intact: whether it still is what was read."""
+    """A file that was read.   source: None if it cannot be used.   intact: whether it is still what was read."""
 
     summary: Summary
     source: Checkpoint | None
@@ -92,7 +92,7 @@ class Loaded(NamedTuple):
 
 
 class Version:
-    """One version of a weights file. What is learned of it is learned once, however many ask at a time."""
+    """One version of a weights file. It is read once and hashed once, however many requests ask at a time."""
 
     def __init__(self, name: str, path: Path, fingerprint: Fingerprint) -> None:
         self.name = name
@@ -104,7 +104,7 @@ class Version:
         self._sha256: str | None = None
 
     def summary(self) -> Summary:
-        """From the file's header and vocabulary alone."""
+        """Return what the file's header and vocabulary say."""
         known = self._summary
         if known is not None:
             return known  # without the lock, which a slow load may hold
@@ -112,7 +112,7 @@ class Version:
             return self._summary or self._read(copy=False).summary
 
     def sha256(self) -> str:
-        """Of all of the file. Raises OSError, also for a file that is not this version any more."""
+        """Return the digest of the whole file. Raises OSError, also if the file is no longer this version."""
         with self._hashing:
             if self._sha256 is None:
                 with self.path.open("rb") as file:
@@ -123,7 +123,7 @@ class Version:
             return self._sha256
 
     def load(self, *, copy: bool) -> Loaded:
-        """Check and map a file, or copy it to memory."""
+        """Check the file and map it, or copy it to memory."""
         with self._reading:
             return self._read(copy=copy)
 
@@ -152,14 +152,14 @@ class Version:
         except checkpoint.CheckpointError as error:
             summary = Summary(**known, problem=public_reason(error, self.path))
             log.warning("%s", error)
-            passing = isinstance(getattr(error.__cause__, "__cause__", None), OSError)  # not the file's own fault
+            passing = isinstance(getattr(error.__cause__, "__cause__", None), OSError)  # not the file's fault
         except OSError as error:
             summary, passing = Summary(**known, problem="it cannot be read"), True
             log.warning("%s cannot be read: %s", self.path, error)
         except MemoryError:
-            summary, passing = Summary(**known, problem="there is no memory left for it"), True
+            summary, passing = Summary(**known, problem="there is not enough memory for it"), True
             log.warning("%s: out of memory", self.path)
-        self._summary = None if passing else summary  # what passes is tried again
+        self._summary = None if passing else summary  # a passing problem is tried again
         return Loaded(summary, source, intact)
 
 
@@ -181,18 +181,18 @@ def _watch(mapping: MappedFile) -> Callable[[], bool]:
 
 
 class Folder:
-    """Safe to share between threads; all methods may wait for the disk."""
+    """A folder of weights files. Threads may share it; all methods may wait for the disk."""
 
     def __init__(self, path: Path) -> None:
         self.root = path
         self._lock = threading.Lock()
-        self._versions: dict[str, Version] = {}  # the last that was seen of each name
+        self._versions: dict[str, Version] = {}  # the last version seen of each name
 
     def path(self, name: str) -> Path:
         return self.root / (check_name(name) + SUFFIX)
 
     def names(self) -> list[str]:
-        """The weights files there, by name, whether they can be used or not. Raises FolderFailed."""
+        """Return the names of the weights files, sorted, usable or not. Raises FolderFailed."""
         try:
             with os.scandir(self.root) as found:
                 files = [entry.name for entry in found if entry.name.endswith(SUFFIX) and self._is_file(entry)]
@@ -207,7 +207,7 @@ class Folder:
         return names
 
     def version(self, name: str) -> Version:
-        """The newest version of a file. Raises WeightsNotFound, InvalidRequest, FolderFailed."""
+        """Return the newest version of a file. Raises WeightsNotFound, InvalidRequest, FolderFailed."""
         name = check_name(name)
         path = self.path(name)
         try:
@@ -228,7 +228,7 @@ class Folder:
             return version
 
     def versions(self) -> list[Version]:
-        """The newest version of every file, by name. Raises FolderFailed."""
+        """Return the newest version of every file, by name. Raises FolderFailed."""
         found = []
         for name in self.names():
             try:
@@ -238,7 +238,7 @@ class Folder:
         return found
 
     def delete(self, name: str) -> None:
-        """Remove a file; who runs on it is not disturbed.
+        """Remove a file. Requests that use it are not disturbed.
 
         Raises WeightsNotFound, InvalidRequest, FolderFailed, NoSpace.
         """
@@ -249,7 +249,7 @@ class Folder:
             raise _no_such(version.name) from error
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise NoSpace("the weights folder of this service cannot be written to") from error
+                raise NoSpace("the weights folder of this service is not writable") from error
             raise
 
     def _is_file(self, entry: os.DirEntry[str]) -> bool:
@@ -262,16 +262,16 @@ class Folder:
         """Raises OSError."""
         try:
             return link.resolve(strict=True).is_relative_to(self.root.resolve())
-        except RuntimeError:  # what Python 3.11 raises for a circle
+        except RuntimeError:  # Python 3.11 raises this for a circle
             return False
         except OSError as error:
             if error.errno in _ASTRAY:
-                return False  # no reason to hide the others
+                return False  # no reason to hide the other files
             raise
 
 
 def _no_such(name: str) -> WeightsNotFound:
-    return WeightsNotFound(f"there are no weights named {name}: GET /weights lists what there is")
+    return WeightsNotFound(f"there are no weights named {name}: GET /weights lists those that exist")
 
 
 def _failed(path: Path, error: OSError) -> FolderFailed:
@@ -280,14 +280,14 @@ def _failed(path: Path, error: OSError) -> FolderFailed:
 
 
 def _can_guard() -> bool:
-    """Whether mapped files can be guarded, which takes the C library. A service of torch alone does without it."""
+    """Return whether mapped files can be guarded. That needs the C library, which a torch-only service may lack."""
     try:
         return bool(library())
     except RNNLibraryError as error:
-        log.warning("%s: until then weights are copied, not mapped", error)
+        log.warning("%s: until then weights are copied to memory, not mapped", error)
         return False
 
 
 def public_reason(error: UserError, path: Path) -> str:
-    """What is wrong with a file, without the path that the message starts with."""
+    """Return what is wrong with a file, without the path at the start of the message."""
     return str(error).removeprefix(f"{path}: ")

@@ -1,4 +1,4 @@
-"""Asks the service of this machine whether it is up: `python -m service.health` ends with 0 if so, else with 1."""
+"""Asks the service on this machine whether it is up: `python -m service.health` exits with 0 if it is, else with 1."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ SECONDS = 4.0
 
 
 def address() -> str:
-    """Where this machine reaches the service, by the HOST and PORT that `python -m service` takes."""
+    """Return where this machine reaches the service, from the HOST and PORT that `python -m service` reads."""
     host, port = os.environ.get("HOST") or "127.0.0.1", os.environ.get("PORT") or "8000"
     with contextlib.suppress(ValueError):  # a name
-        if ipaddress.ip_address(host).is_unspecified:  # who listens everywhere is reached here
+        if ipaddress.ip_address(host).is_unspecified:  # a service that listens everywhere is reached here
             host = "127.0.0.1"
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/health"
 
 
 def main() -> int:
     url = address()
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is no way to oneself
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy: it could not reach this machine
     try:
         with opener.open(url, timeout=SECONDS) as reply:
             return 0 if reply.status == 200 else 1

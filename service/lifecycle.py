@@ -1,4 +1,4 @@
-"""Start and stop."""
+"""Start and stop of the service."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ EXIT_AFTER_SECONDS = 1.5  # after the cut, too
 
 @contextlib.asynccontextmanager
 async def running(service: Service) -> AsyncIterator[None]:
-    """The service between its start and its end."""
-    told = _listen(service)  # first: loading may be slow, and a signal may come meanwhile
+    """Start the service; stop it at the end of the block."""
+    signalled = _listen(service)  # first: loading may be slow, and a signal may arrive meanwhile
     if service.guard.made_token:
-        said = "RNN_ADMIN_TOKEN is not set; until this service stops, the admin token is %s"
-        # Past the log level: without this line nobody could upload.
-        log.handle(log.makeRecord(log.name, logging.WARNING, __file__, 0, said, (service.guard.made_token,), None))
+        message = "RNN_ADMIN_TOKEN is not set; until this service stops, the admin token is %s"
+        # Bypasses the log level: without this line nobody could upload.
+        log.handle(log.makeRecord(log.name, logging.WARNING, __file__, 0, message, (service.guard.made_token,), None))
     for scheduler in service.schedulers.values():
         scheduler.start()
     for backend in service.settings.preload:
-        if told.is_set():
+        if signalled.is_set():
             break
         try:
             await asyncio.to_thread(service.registry.engine, backend, None)
@@ -48,10 +48,18 @@ async def running(service: Service) -> AsyncIterator[None]:
         for scheduler in service.schedulers.values():
             await asyncio.to_thread(scheduler.close)
         service.metrics.close()
-        if told.is_set() and hasattr(signal, "pthread_sigmask"):
-            # uvicorn now raises the signal once more, under the system's own handler: the process would end with 143
-            # after a stop in good order. What is blocked is not delivered any more.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if signalled.is_set():
+            _ignore_the_second_sigterm()
+
+
+def _ignore_the_second_sigterm() -> None:
+    """Make a clean stop exit with 0.
+
+    uvicorn (0.54) raises the signal again at the end, under the system's default handler, and the process would exit
+    with 143. A blocked signal is not delivered.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
 async def _keep_house(service: Service) -> None:
@@ -61,30 +69,31 @@ async def _keep_house(service: Service) -> None:
 
 
 def _tidy(service: Service) -> None:
-    """Look after files that no request may ever ask for again."""
+    """Drop what no request may ever ask for again: replaced models, and uploads that were cut off."""
     try:
         service.registry.prune()
         remove_stale(service.settings.weights_dir, 2 * service.settings.upload_seconds)
     except Exception:
-        log.exception("the housekeeping failed")
+        log.exception("housekeeping failed")
 
 
 def _listen(service: Service) -> threading.Event:
-    """Begin to stop at SIGTERM or SIGINT, before uvicorn does. Returns what is set once one has come.
+    """Begin to stop at SIGTERM or SIGINT, before uvicorn does. Returns an event that is set when one arrives.
 
-    uvicorn waits for all responses before it tells the application, and so without end for one that does not end.
+    uvicorn (0.54) waits for all responses before it notifies the application, and so forever for an endless one. Its
+    own handlers stand when the application starts, and are called from ours.
     """
-    told = threading.Event()
+    signalled = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        return told  # in a test's thread: signals are not ours
+        return signalled  # in a test's thread: signals are not ours
     loop = asyncio.get_running_loop()
 
     def chain(number: signal.Signals) -> None:
         uvicorns = signal.getsignal(number)
 
         def handle(received: int, frame: FrameType | None) -> None:
-            if not told.is_set():
-                told.set()
+            if not signalled.is_set():
+                signalled.set()
                 loop.call_soon_threadsafe(_stop, service, loop)
             if callable(uvicorns):
                 uvicorns(received, frame)
@@ -93,7 +102,7 @@ def _listen(service: Service) -> threading.Event:
 
     chain(signal.SIGTERM)
     chain(signal.SIGINT)
-    return told
+    return signalled
 
 
 def _stop(service: Service, loop: asyncio.AbstractEventLoop) -> None:
@@ -102,7 +111,7 @@ def _stop(service: Service, loop: asyncio.AbstractEventLoop) -> None:
     service.stopping = True
     loop.call_later(seconds, service.cut)
     loop.call_later(seconds + CANCEL_AFTER_SECONDS, service.cancel)
-    # A connection whose client does not read is never done for uvicorn, which waits for it. There is nothing to save.
+    # uvicorn waits forever for a connection whose client does not read. There is nothing left to save: exit.
     watchdog = threading.Timer(seconds + EXIT_AFTER_SECONDS, os._exit, (0,))
     watchdog.daemon = True
     watchdog.start()

@@ -1,4 +1,4 @@
-"""Logs as JSON lines on stderr, in the shape that Cloud Logging reads; any other collector can, too.
+"""Logs as JSON lines on stderr, in the format of Cloud Logging, which other collectors read, too.
 
 https://cloud.google.com/logging/docs/structured-logging
 """
@@ -15,7 +15,7 @@ _SEVERITIES = {"WARN": "WARNING", "FATAL": "CRITICAL"}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record. What a caller passes as extra={"fields": {...}} becomes keys of it."""
+    """Formats a record as one JSON object, with the keys that a caller passes as extra={"fields": {...}}."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
@@ -32,7 +32,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str) -> None:
-    """Every logger of the process, uvicorn's too, writes JSON to stderr. Our line a request replaces uvicorn's."""
+    """Make every logger of the process write JSON to stderr, uvicorn's too. Our line per request replaces its own."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()

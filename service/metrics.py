@@ -1,8 +1,8 @@
-"""What Prometheus reads at /metrics.
+"""Metrics for Prometheus, at /metrics.
 
-Each process counts for itself. With several workers set PROMETHEUS_MULTIPROC_DIR to an empty folder, and any worker
-answers for all of them (the prometheus_client package then keeps its numbers in that folder); only the models are
-those of the worker that answers.
+Each process counts for itself. With several workers, set PROMETHEUS_MULTIPROC_DIR to an empty folder: any worker then
+answers for all of them (prometheus_client keeps its numbers in that folder). Only the list of models is that of the
+worker that answers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-disable_created_metrics()  # a series more for each series, which nobody reads
+disable_created_metrics()  # one more series for each series, which nobody reads
 
 _REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -38,7 +38,7 @@ Model = tuple[str, str, str, str]  # back end, weights, SHA-256, size of the voc
 
 
 class BackendMetrics:
-    """The series of one back end, looked up once: a token must cost little."""
+    """The series of one back end, looked up once, because a token must cost little."""
 
     def __init__(self, metrics: Metrics, backend: str) -> None:
         self.running = metrics.running.labels(backend)
@@ -50,9 +50,9 @@ class BackendMetrics:
 
 
 class Metrics:
-    """All series. A registry of its own, so that several apps (in tests) do not meet.
+    """All series, in a registry of their own, so that several apps in one process (tests) stay apart.
 
-    models: tells which are loaded, when it is asked.
+    models: returns the loaded models.
     """
 
     def __init__(self, models: Callable[[], list[Model]] = list) -> None:
@@ -64,29 +64,37 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return make(Gauge, name, text, *labels, multiprocess_mode="livesum")
 
-        self.requests = make(Counter, "requests", "Requests answered", "route", "method", "status")
+        self.requests = make(Counter, "requests", "HTTP requests answered", "route", "method", "status")
         self.duration_seconds = make(
-            Histogram, "request_duration_seconds", "From a request to its last byte", "route", buckets=_REQUEST_SECONDS
+            Histogram,
+            "request_duration_seconds",
+            "Seconds from a request's arrival to the last byte of its response",
+            "route",
+            buckets=_REQUEST_SECONDS,
         )
-        self.in_flight = gauge("requests_in_flight", "Requests being answered")
+        self.in_flight = gauge("requests_in_flight", "HTTP requests in progress")
         self.first_token_seconds = make(
             Histogram,
             "time_to_first_token_seconds",
-            "From a sequence's request to its first token",
+            "Seconds from a request's arrival to the first token of a sequence",
             "backend",
             buckets=_REQUEST_SECONDS,
         )
         self.between_tokens_seconds = make(
-            Histogram, "time_between_tokens_seconds", "Between two tokens", "backend", buckets=_TOKEN_SECONDS
+            Histogram,
+            "time_between_tokens_seconds",
+            "Seconds between two tokens of a sequence",
+            "backend",
+            buckets=_TOKEN_SECONDS,
         )
-        self.tokens = make(Counter, "tokens", "Tokens written or scored", "backend")
-        self.prompt_tokens = make(Counter, "prompt_tokens", "Tokens of prompts", "backend")
-        self.running = gauge("sequences_running", "Sequences that advance together", "backend")
-        self.waiting = gauge("sequences_waiting", "Sequences that wait for a place", "backend")
+        self.tokens = make(Counter, "tokens", "Tokens generated or scored", "backend")
+        self.prompt_tokens = make(Counter, "prompt_tokens", "Tokens of the prompts that were accepted", "backend")
+        self.running = gauge("sequences_running", "Sequences being generated or scored", "backend")
+        self.waiting = gauge("sequences_waiting", "Sequences waiting to start", "backend")
         self.cancelled = make(
-            Counter, "sequences_cancelled", "Sequences stopped because their client went away", "backend"
+            Counter, "sequences_cancelled", "Sequences stopped because their client disconnected", "backend"
         )
-        self.uploads = make(Counter, "uploads", "Uploads by what became of them", "result")
+        self.uploads = make(Counter, "uploads", "Uploads, by outcome", "result")
         self._models = _Models(models)
         self.registry.register(self._models)
         ProcessCollector(registry=self.registry)
@@ -95,7 +103,7 @@ class Metrics:
         return BackendMetrics(self, name)
 
     def exposition(self) -> bytes:
-        """The text that Prometheus reads."""
+        """Return the text that Prometheus reads."""
         folder = _shared_folder()
         if not folder:
             return generate_latest(self.registry)
@@ -106,7 +114,7 @@ class Metrics:
         return generate_latest(everyone)
 
     def close(self) -> None:
-        """This process ends: its gauges, such as the requests that it answers, no longer count."""
+        """Take this process, which ends, out of the gauges."""
         if _shared_folder():
             mark_process_dead(os.getpid())
 
@@ -116,7 +124,10 @@ def _shared_folder() -> str:
 
 
 def _living(folder: str) -> list[int]:
-    """The workers, by the files that they write. Those of one that was killed are put away."""
+    """Return the process ids of the living workers; remove the gauges of those that were killed.
+
+    The ids are in the names of the files that prometheus_client (0.26) writes: gauge_livesum_PID.db.
+    """
     found = {int(path.stem.rsplit("_", 1)[1]) for path in Path(folder).glob("gauge_live*_*.db")}
     gone = {pid for pid in found if not Path(f"/proc/{pid}").exists()}
     for pid in gone:
@@ -125,7 +136,7 @@ def _living(folder: str) -> list[int]:
 
 
 class _Models(Collector):
-    """The models that are loaded now: with a gauge, those of replaced files would stay for ever."""
+    """The models that are loaded now. A gauge would keep those of replaced files forever."""
 
     def __init__(self, models: Callable[[], list[Model]]) -> None:
         self._models = models
@@ -133,7 +144,7 @@ class _Models(Collector):
     def collect(self) -> Iterator[Metric]:
         labels = ("backend", "weights", "sha256", "vocabulary")
         family = GaugeMetricFamily(
-            "rnn_model_info", "Models loaded by the process that answers: always 1", labels=labels
+            "rnn_model_info", "Models loaded by the process that answers; the value is always 1", labels=labels
         )
         for model in self._models():
             family.add_metric(model, 1)
@@ -141,7 +152,7 @@ class _Models(Collector):
 
 
 class _Workers(Collector):
-    """Memory, processor time and files of each worker process: prometheus_client tells them of one process only."""
+    """Memory, processor time and open files of each worker: prometheus_client reports one process only."""
 
     def __init__(self, pids: list[int]) -> None:
         self._pids = pids

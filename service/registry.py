@@ -1,12 +1,12 @@
 """The models that are loaded from the weights folder.
 
-A file is mapped once and shared by both back ends (and, through the page cache, by all worker processes). What is
-loaded stays in a small cache. Each request asks whether the file is still the same; where it was replaced, the request
-loads the new one, while those that run keep the old one until they are done. `prune` lets go of what nobody asks for.
+A file is mapped once and shared by both back ends (and, through the page cache, by all worker processes). Loaded models
+stay in a small cache. Each request checks whether the file is still the same. If it was replaced, the request loads the
+new one, and running requests keep the old one until they finish. `prune` drops models that no request can ask for.
 
-A mapped file must be replaced by renaming, as our uploads and trainers do. Who changes it in place (`cp` over it) ends
-the requests that run on it with an error (service/watch.py); the next ones load it anew. For folders where that is the
-custom, RNN_WEIGHTS_MODE=read copies the weights to memory instead, and those requests end well.
+A mapped file must be replaced by renaming, as our uploads and trainers do. Changing it in place (`cp` over it) ends the
+requests that use it with an error (service/folder.py), and the next ones load it again. For folders where files change
+in place, RNN_WEIGHTS_MODE=read copies the weights to memory, and such requests finish.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Entry:
-    """One version of a weights file: mapped, and with the models that were asked for."""
+    """One version of a weights file, mapped, with the models that requests asked for."""
 
     def __init__(
         self, version: Version, sha256: str, source: Checkpoint, settings: Settings, intact: Callable[[], bool]
@@ -45,10 +45,10 @@ class Entry:
         self._source = source
         self._settings = settings
         self._engines: dict[str, Engine] = {}
-        self._locks = {backend: threading.Lock() for backend in BACKENDS}  # a slow load holds its own back end up only
+        self._locks = {backend: threading.Lock() for backend in BACKENDS}  # a slow load delays only its own back end
 
     def engine(self, backend: str) -> Engine:
-        """The model under a back end, loaded at first use. Raises BackendMissing, WeightsUnusable."""
+        """Return the model under a back end, loading it at first use. Raises BackendMissing, WeightsUnusable."""
         if (engine := self._engines.get(backend)) is not None:
             return engine
         with self._locks[backend]:
@@ -59,14 +59,14 @@ class Entry:
                 except RNNLibraryError as error:
                     log.error("%s", error)
                     raise BackendMissing(
-                        "the C library cannot be loaded; build it with `make lib`, the log says more"
+                        "the C library cannot be loaded: build it with `make lib`; the log has the details"
                     ) from error
                 except (UserError, MemoryError) as error:
                     raise WeightsUnusable(f"the weights {self.name} cannot be used: {error}") from error
                 engine.intact = self.intact
-                # Read as a whole just now, for what the C model computes of them or torch checks; hardly ever again.
+                # Loading has just read all of them (C computes from them, torch checks them); serving hardly does.
                 checkpoint.drop_pages(self._source.weights.embeddings)
-                self._engines[backend] = engine  # last: who takes it from here waits for no lock
+                self._engines[backend] = engine  # last: readers of this dict take no lock
                 log.info("loaded %s for %s in %.3f s", self.name, backend, time.monotonic() - started)
             return self._engines[backend]
 
@@ -85,7 +85,7 @@ class Entry:
         import torch_rnn
 
         torch.set_num_threads(self._settings.torch_threads)
-        checkpoint.check_finite(self._source.weights, self.name)  # the C model checks for itself
+        checkpoint.check_finite(self._source.weights, self.name)  # the C model checks its own
         return TorchEngine(torch_rnn.RNN.mapped(self._source.weights, self.vocabulary))
 
     @property
@@ -94,24 +94,24 @@ class Entry:
 
 
 class Registry:
-    """The weights of one folder. Safe to share between threads; all methods may wait for the disk."""
+    """The models of one folder. Threads may share it; all methods may wait for the disk."""
 
     def __init__(self, settings: Settings) -> None:
         self.folder = Folder(settings.weights_dir)
         self._settings = settings
-        self._lock = threading.Lock()  # guards what follows, for moments
-        self._entries: OrderedDict[str, Entry] = OrderedDict()  # the least recently used first
-        self._loading = threading.Lock()  # one load at a time; who finds what is loaded does not wait for it
+        self._lock = threading.Lock()  # guards the next line, for moments
+        self._entries: OrderedDict[str, Entry] = OrderedDict()  # least recently used first
+        self._loading = threading.Lock()  # one load at a time; requests for loaded weights do not wait for it
 
     def default(self) -> str:
-        """The weights for a request that names none. Raises NotReady where there are none, and FolderFailed."""
+        """Return the weights for a request that names none. Raises NotReady if there are none, and FolderFailed."""
         names = self.folder.names()
         if not names:
             raise NotReady("there are no weights yet: train some (make train), or upload a file (POST /weights)")
         return self._settings.default_weights if self._settings.default_weights in names else names[0]
 
     def check_ready(self) -> None:
-        """Raises NotReady unless the default weights look as if they could be used, and FolderFailed."""
+        """Raise NotReady unless the header of the default weights is valid. Raises FolderFailed, too."""
         name = self.default()
         if self.folder.version(name).summary().problem:
             raise NotReady(
@@ -120,19 +120,19 @@ class Registry:
             )
 
     def get(self, name: str | None) -> Entry:
-        """The newest version of some weights.
+        """Return the newest version of some weights.
 
         Raises InvalidRequest, WeightsNotFound, WeightsUnusable, NotReady, FolderFailed.
         """
         name = self._name(name)
-        for _ in range(3):  # a file that is replaced just now is looked at again
+        for _ in range(3):  # look again at a file that is being replaced
             version = self.folder.version(name)
             entry = self._kept(name)
             if entry and _is_current(entry, version):
                 return entry
             with self._loading:
                 if self._entries.get(name) is not entry:
-                    continue  # another request has loaded it meanwhile
+                    continue  # another request has loaded it
                 summary, source, intact = version.load(copy=self._settings.weights_mode == "read")
                 if source is None:
                     if self.folder.version(name) is version:
@@ -147,16 +147,16 @@ class Registry:
                 entry = Entry(version, sha256, source, self._settings, intact)
                 self._keep(entry)
                 return entry
-        raise WeightsUnusable(f"the weights {name} are being replaced over and over: try again")
+        raise WeightsUnusable(f"the weights {name} are being replaced again and again: try again later")
 
     def engine(self, backend: str, name: str | None) -> tuple[Entry, Engine]:
-        """Weights and a model that runs them. Raises as `get`, and BackendMissing."""
+        """Return weights and a model that runs them. Raises as `get` does, and BackendMissing."""
         self._check_served(backend)
         entry = self.get(name)
         return entry, entry.engine(backend)
 
     def loaded_engine(self, backend: str, name: str | None) -> tuple[Entry, Engine] | None:
-        """What `engine` gives, or None where it would have to load something first."""
+        """Return what `engine` returns, or None if it would have to load something first."""
         self._check_served(backend)
         name = self._name(name)
         version = self.folder.version(name)
@@ -166,18 +166,18 @@ class Registry:
         return None
 
     def loaded(self) -> list[tuple[str, Entry]]:
-        """(back end, weights) of every model in the cache."""
+        """Return (back end, weights) for each model in the cache."""
         with self._lock:
             entries = list(self._entries.values())
         return [(backend, entry) for entry in entries for backend in entry.loaded]
 
     def delete(self, name: str) -> None:
-        """Remove a weights file; requests that run on it are not disturbed. Raises as Folder.delete."""
+        """Remove a weights file. Requests that use it are not disturbed. Raises as Folder.delete does."""
         self.folder.delete(name)
         self.prune()
 
     def prune(self) -> None:
-        """Let go of weights whose file was replaced or deleted, which a request may never ask for again."""
+        """Drop models whose file was replaced or deleted, which no request may ever ask for again."""
         with self._lock:
             entries = list(self._entries.values())
         gone = [entry for entry in entries if not self._is_there(entry)]
@@ -186,7 +186,7 @@ class Registry:
                 if self._entries.get(entry.name) is entry:
                     del self._entries[entry.name]
         if gone:
-            log.info("let go of %s", ", ".join(entry.name for entry in gone))
+            log.info("dropped %s", ", ".join(entry.name for entry in gone))
             del entries, gone, entry
             gc.collect()  # torch's modules refer to themselves
 
@@ -195,7 +195,7 @@ class Registry:
             return _is_current(entry, self.folder.version(entry.name))
         except WeightsNotFound:
             return False
-        except FolderFailed:  # it may still be there, and be asked for again
+        except FolderFailed:  # it may still exist
             return True
 
     def _name(self, name: str | None) -> str:
@@ -210,7 +210,7 @@ class Registry:
             )
 
     def _kept(self, name: str) -> Entry | None:
-        """What is loaded of some weights, newest or not; it is then the last to be dropped."""
+        """Return the cached version of some weights, newest or not, and make it the last to be dropped."""
         with self._lock:
             entry = self._entries.get(name)
             if entry:

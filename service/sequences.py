@@ -11,15 +11,15 @@ from rnnlm.language_model import Sampling
 from service.engines import Engine, Feed, Step
 from service.wording import Phrase, StopMatcher
 
-PREFILL_TOKENS = 64  # of a prompt at a time, so that a long one does not hold the others' next token up for long
+PREFILL_TOKENS = 64  # of a prompt at a time, so that a long one does not delay the next token of the others
 
 
 class TokenSequence:
-    """One prompt and what is written after it.
+    """A prompt and the tokens generated after it.
 
-    prompt: ids; at least one.   eos: the id that ends it; None to go on after the end of a sentence.
-    scored: its prompt's tokens but the first are steps too, which tell how probable they are.
-    max_tokens: may be 0 when it is scored.   uniforms: (max_tokens,) draw its tokens: its own, whatever its company.
+    prompt: ids; at least one.   eos: the id that ends the sequence; None to go on after the end of a sentence.
+    scored: make a step of each prompt token but the first, too, which has its log-probability.
+    max_tokens: may be 0 if scored.   seed: of the uniforms that draw its tokens, whatever runs beside it.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class TokenSequence:
         self.max_tokens = max_tokens
         self.seed = seed
         self.prompt_steps = len(self.prompt) - 1 if scored else 0
-        self.steps: list[Step] = []  # the prompt's, then the new ones
-        self.visible = 0  # how many of them can be shown: the rest may be the start of a stop phrase
+        self.steps: list[Step] = []  # those of the prompt, then the new ones
+        self.visible = 0  # how many of them can be shown; the rest may be the start of a stop phrase
         self.finish_reason: str | None = None  # "eos", "stop" or "length"
         self.started_at: float | None = None  # this and the next two on the clock of time.monotonic
         self.first_at: float | None = None
@@ -57,16 +57,16 @@ class TokenSequence:
 
     @property
     def new_tokens(self) -> int:
-        """Tokens written, those of a stop phrase included."""
+        """Tokens generated, those of a stop phrase included."""
         return len(self._new)
 
-    # What follows is the thread's.
+    # The scheduler's thread calls the rest.
 
     def prefill(self) -> bool:
-        """Let the next part of the prompt through the hidden layer. Returns whether the first step can be taken."""
+        """Feed the next part of the prompt to the hidden layer. Returns whether the first step can be taken."""
         if self._state is None:
             self._state = self.engine.begin()
-        end = 0 if self.prompt_steps else len(self.prompt) - 1  # a scored prompt is fed step by step
+        end = 0 if self.prompt_steps else len(self.prompt) - 1  # a scored prompt is fed in steps
         if self._prefilled < end:
             part = self.prompt[self._prefilled : min(self._prefilled + PREFILL_TOKENS, end)]
             self._state = self.engine.prefill(part, self._state)
@@ -74,7 +74,7 @@ class TokenSequence:
         return self._prefilled >= end
 
     def feed(self) -> tuple[Feed, Any]:
-        """What the next step needs."""
+        """Return the input of the next step, and the state."""
         done = len(self.steps)
         if done < self.prompt_steps:
             return Feed(self.prompt[done], 0.0, self._sampling, self._top, self.prompt[done + 1]), self._state
@@ -82,7 +82,7 @@ class TokenSequence:
         return Feed(token, self._uniforms[len(self._new)], self._sampling, self._top, None), self._state
 
     def take(self, step: Step, state: Any) -> None:
-        """Add a token, and see whether it is the last."""
+        """Add a token, and find out whether it is the last."""
         self._state = state
         self.steps.append(step)
         held_back = 0
@@ -102,4 +102,4 @@ class TokenSequence:
 
     def _finish(self, reason: str, visible: int) -> None:
         self.visible = visible
-        self.finish_reason = reason  # last: the reader takes `visible` for final once it sees this
+        self.finish_reason = reason  # last: once the reader sees this, `visible` is final

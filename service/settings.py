@@ -1,6 +1,6 @@
-"""Settings: environment variables, checked once, at start. `python -m service.settings` prints the table of them.
+"""Settings: environment variables, checked once, at start. `python -m service.settings` prints a table of them.
 
-A setting is written once, as a field of `Settings`: its variable is RNN_ and the field's name in capitals.
+Each setting is a field of `Settings`; its variable is RNN_ and the field's name in capitals.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from rnnlm.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 OTHERS = {"RNN_ISA", "RNN_CACHE_DIR", "RNN_PLAIN_WEIGHTS"}  # of the library, the trainers and the load test
-WEIGHTS = Path("weights")  # of the folder that the service is started in
+WEIGHTS = Path("weights")  # in the folder where the service is started
 
 
 class SettingsError(UserError, ValueError):
-    """A setting out of its range: the service refuses to start."""
+    """A setting is out of range: the service refuses to start."""
 
 
 def setting(default: Any, help_text: str, *, least: float | None = None, most: float | None = None) -> Any:
@@ -33,19 +33,19 @@ def setting(default: Any, help_text: str, *, least: float | None = None, most: f
 
 
 def secret(help_text: str) -> Any:
-    """A setting that no representation shows: those end up in logs."""
+    """A setting that repr() leaves out, because that ends up in logs."""
     return field(default="", repr=False, metadata={"help": help_text, "least": None, "most": None})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What can be set from outside. Raises SettingsError, which names the variable, its value and its limit."""
+    """All settings. Raises SettingsError, which names the variable, its value and its limit."""
 
     # What is served
     weights_dir: Path = setting(WEIGHTS, "folder of the weights files")  # noqa: RUF009 (a Path is immutable)
-    default_weights: str = setting("demo", "weights used when a request names none; if missing: first by name")
+    default_weights: str = setting("demo", "weights used when a request names none; if missing, the first by name")
     backends: tuple[str, ...] = setting(("c", "torch"), "back ends offered; torch only where it is installed")
-    preload: tuple[str, ...] = setting((), "back ends that load the default weights at start, not at first use")
+    preload: tuple[str, ...] = setting((), "back ends that load the default weights at start instead of at first use")
     weights_mode: str = setting(
         "map", "`map`: share the files' pages; `read`: copy them, for folders where files change in place"
     )
@@ -55,36 +55,44 @@ class Settings:
     torch_threads: int = setting(1, "threads of one step of the torch model", least=1, most=1024)
 
     # Who may use it
-    api_token: str = secret("if set, all but the page, /health and /ready asks for it (Authorization: Bearer ...)")
-    admin_token: str = secret("asked for by uploads and deletions; if unset, one is made and logged at start")
+    api_token: str = secret("if set, required by all but the page, /health and /ready (Authorization: Bearer ...)")
+    admin_token: str = secret("required by uploads and deletions; if unset, one is made at start and logged")
 
     # What a request may ask for
-    max_tokens: int = setting(1000, "tokens of one sequence, at most", least=1, most=1 << 20)
-    max_prompt_chars: int = setting(10_000, "characters of one prompt, at most", least=1, most=1 << 20)
-    max_prompts: int = setting(8, "prompts of one request, at most", least=1, most=64)
-    max_choices: int = setting(8, "sequences for one prompt (`n`), at most", least=1, most=64)
-    max_request_tokens: int = setting(10_000, "tokens of all sequences of a request together", least=1, most=1 << 20)
-    max_top_logprobs: int = setting(20, "alternatives shown for a token, at most", least=0, most=100)
-    max_body_bytes: int = setting(64 << 10, "bytes of a request's body, uploads apart", least=1024, most=16 << 20)
-    max_upload_bytes: int = setting(1 << 30, "bytes of an uploaded weights file", least=1024)
-    memory_mb: int = setting(
-        0, "MB of memory that the service may take, for telling which models fit; 0: what the system grants", least=0
+    max_tokens: int = setting(1000, "most tokens of one sequence", least=1, most=1 << 20)
+    max_prompt_chars: int = setting(10_000, "most characters of one prompt", least=1, most=1 << 20)
+    max_prompts: int = setting(8, "most prompts of one request", least=1, most=64)
+    max_choices: int = setting(8, "most sequences for one prompt (`n`)", least=1, most=64)
+    max_request_tokens: int = setting(
+        10_000, "most tokens of all sequences of a request together", least=1, most=1 << 20
     )
-    trial_memory_mb: int = setting(512, "MB of memory for trying an upload out; past that: 507", least=64, most=1 << 20)
+    max_top_logprobs: int = setting(20, "most alternatives shown for a token", least=0, most=100)
+    max_body_bytes: int = setting(64 << 10, "most bytes of a request's body, except uploads", least=1024, most=16 << 20)
+    max_upload_bytes: int = setting(1 << 30, "most bytes of an uploaded weights file", least=1024)
+    memory_mb: int = setting(
+        0, "MB of memory that the service may use, which decides what models fit; 0: what the system grants", least=0
+    )
+    trial_memory_mb: int = setting(
+        512, "MB of memory for trying an upload; more is answered 507", least=64, most=1 << 20
+    )
 
     # How much at once, how long
     max_sequences: int = setting(64, "sequences of a back end that advance together", least=1, most=4096)
-    max_waiting: int = setting(128, "sequences that may wait for a place; past that: 429", least=0, most=1 << 16)
-    max_requests: int = setting(512, "requests answered at once; past that: 429", least=1, most=1 << 16)
-    request_seconds: float = setting(120.0, "time limit of a request, waiting included", least=0.01, most=3600)
-    upload_seconds: float = setting(300.0, "time limit of an upload", least=0.01, most=3600)
-    watch_seconds: float = setting(
-        10.0, "time after which a file that was replaced is let go of", least=0.01, most=3600
+    max_waiting: int = setting(128, "sequences that may wait; more are answered 429", least=0, most=1 << 16)
+    max_requests: int = setting(512, "requests in progress at once; more are answered 429", least=1, most=1 << 16)
+    request_seconds: float = setting(
+        120.0, "time limit of a request in seconds, waiting included", least=0.01, most=3600
     )
-    comment_seconds: float = setting(15.0, "silence after which a stream sends a comment", least=0.01, most=3600)
-    shutdown_seconds: float = setting(6.0, "time that running requests get at SIGTERM", least=0.0, most=3600)
+    upload_seconds: float = setting(300.0, "time limit of an upload in seconds", least=0.01, most=3600)
+    watch_seconds: float = setting(
+        10.0, "seconds after which the model of a replaced file is dropped", least=0.01, most=3600
+    )
+    comment_seconds: float = setting(
+        15.0, "seconds of silence after which a stream sends a comment", least=0.01, most=3600
+    )
+    shutdown_seconds: float = setting(6.0, "seconds that running requests get at SIGTERM", least=0.0, most=3600)
 
-    # How it tells
+    # Logs
     log_level: str = setting("info", "debug, info, warning or error")
 
     def __post_init__(self) -> None:
@@ -120,34 +128,34 @@ class Settings:
 
     @property
     def torch_installed(self) -> bool:
-        """Whether torch can be imported; asking does not import it."""
+        """Return whether torch can be imported, without importing it."""
         return find_spec("torch") is not None
 
     @property
     def served_backends(self) -> tuple[str, ...]:
-        """`backends`, without torch where it is not installed."""
+        """Return `backends`, without torch if it is not installed."""
         return tuple(name for name in self.backends if name != "torch" or self.torch_installed)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """The settings of RNN_* variables; one that is empty counts as unset. Raises SettingsError."""
+        """Return the settings that RNN_* variables give; an empty one counts as unset. Raises SettingsError."""
         hints = typing.get_type_hints(cls)
         given = {spec.name: environment.get(variable(spec.name), "") for spec in fields(cls)}
         return cls(**{name: _parse(name, text, hints[name]) for name, text in given.items() if text})
 
 
 def unknown(environment: Mapping[str, str]) -> list[str]:
-    """A sentence for each variable that looks like a setting and is none: mostly a slip of the pen."""
+    """Return a sentence for each variable that looks like a setting and is not one, mostly by a typing error."""
     known = {variable(spec.name) for spec in fields(Settings)}
     sentences = []
     for name in sorted(name for name in environment if name.startswith("RNN_") and name not in known | OTHERS):
         near = difflib.get_close_matches(name, known, 1)
-        sentences.append(f"{name} is not a setting" + (f": is {near[0]} meant?" if near else ", and changes nothing"))
+        sentences.append(f"{name} is not a setting" + (f": do you mean {near[0]}?" if near else ", and has no effect"))
     return sentences
 
 
 def variable(name: str) -> str:
-    """The environment variable of a field."""
+    """Return the environment variable of a field."""
     return f"RNN_{name.upper()}"
 
 
@@ -162,7 +170,7 @@ def _parse(name: str, text: str, kind: Any) -> Any:
 
 
 def table() -> str:
-    """The documented table, in Markdown."""
+    """Return the table of settings for the documentation, in Markdown."""
     rows = ["| variable | default | what |", "| --- | --- | --- |"]
     for spec in fields(Settings):
         default = ",".join(spec.default) if isinstance(spec.default, tuple) else spec.default

@@ -1,11 +1,11 @@
-"""Tries a weights file out, in a process of its own: `python -m service.trial FILE [BACKEND ...]`.
+"""Tries a weights file in a process of its own: `python -m service.trial FILE [BACKEND ...]`.
 
-What comes from outside can so harm nobody, whatever it makes a library do, and a service that runs the C model only
-need not load torch to find out whether torch can run the file.
+So a file from outside can harm nobody, whatever it makes a library do, and a service that runs only the C model need
+not load torch to find out whether torch can run the file.
 
-Exit code 0; or 2, where the file is at fault, with the reason on stdout, one line that its sender may read; 5, with
-such a line, where the model is too large for the service; 4, where the memory did not suffice; 3, where something else
-is at fault. stderr is for this machine's log only: libraries write there too, and paths.
+Exit codes: 0, the file is good; 2, the file is at fault; 5, the model is too large for the service; 4, memory ran out;
+3, something else failed. With 2 and 5, stdout has the reason in one line that the sender may read. stderr is for this
+machine's log only: libraries write there, and paths.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from service.capacity import Capacity
 
 
 class Overflow(UserError):
-    """A model whose numbers are finite, and what it makes of them is not."""
+    """The model's numbers are finite, but its results are not."""
 
 
 THE_FILES_FAULT = (checkpoint.CheckpointError, checkpoint.VocabularyError, TextError, RNNNonFiniteError, Overflow)
@@ -39,12 +39,12 @@ TOO_LARGE = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="service.trial", description="Try a weights file out.")
+    parser = argparse.ArgumentParser(prog="service.trial", description="Try a weights file.")
     parser.add_argument("file", type=Path)
     parser.add_argument("backends", nargs="*", choices=checkpoint.BACKENDS)
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="how the C model keeps Why")
-    parser.add_argument("--memory-mb", type=int, help="how much memory of its own the trial may take")
-    parser.add_argument("--service-bytes", type=int, help="how much memory the service has, which must hold the model")
+    parser.add_argument("--memory-mb", type=int, help="how much memory of its own the trial may use")
+    parser.add_argument("--service-bytes", type=int, help="how much memory the service has to hold the model")
     options = parser.parse_args(arguments)
     path = options.file
     try:
@@ -70,12 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _limit_memory(size: int) -> None:
-    """Bound what this process takes from now on, mapped files apart; where the machine's runs out, it goes first."""
+    """Bound the memory that this process may still take, mapped files aside; go first if the machine's runs out."""
     try:
         import resource
     except ImportError:  # Windows
         return
-    with contextlib.suppress(OSError, StopIteration):  # not Linux: what there is counts too, some 30 MB
+    with contextlib.suppress(
+        OSError, StopIteration
+    ):  # not on Linux; the memory in use counts as well there, some 30 MB
         lines = Path("/proc/self/status").read_text().splitlines()
         size += next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
@@ -84,9 +86,9 @@ def _limit_memory(size: int) -> None:
 
 
 def _is_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out, as Python, the C library, torch or the system's loader (an ImportError) say it."""
-    said = isinstance(error, MemoryError) or any(word in str(error) for word in ("alloc", "memory", "failed to map"))
-    return error is not None and (said or _is_memory(error.__cause__))
+    """Return whether memory ran out, as Python, the C library, torch or the system's loader (ImportError) report it."""
+    found = isinstance(error, MemoryError) or any(word in str(error) for word in ("alloc", "memory", "failed to map"))
+    return error is not None and (found or _is_memory(error.__cause__))
 
 
 def _model(backend: str, source: checkpoint.Checkpoint, vocabulary: Vocabulary, precision: str) -> LanguageModel:
@@ -106,7 +108,7 @@ def _generate_one(model: LanguageModel) -> None:
     stream = model.open_stream([], Sampling(temperature=1.0))
     token, logprob = stream.step(model.vocabulary.eos, 0.5)
     if not (0 <= token < len(model.vocabulary) and np.isfinite(logprob)):
-        raise Overflow("the numbers are so large that they overflow: the model cannot write a word")
+        raise Overflow("its numbers are so large that the results overflow: the model cannot write a word")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Uploads: from the network to a temporary file, from there through every check to its name.
+"""Uploads: from the network to a temporary file, then through every check to its name.
 
-The body is parsed as it comes. The framework's own form parser would first put all of it somewhere else, unbounded.
+The body is parsed as it arrives. FastAPI's form parser would first store all of it elsewhere, without a bound.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LOCKED_SECONDS = 10.0  # by this age a file is locked, if ever
-PREFIX = ".upload-"  # of files that are not weights yet; no listing shows a name that starts with a dot
+LOCKED_SECONDS = 10.0  # an upload's file is locked by this age, if the file system has locks
+PREFIX = ".upload-"  # of files in upload; no list shows a name that starts with a dot
 FIELDS = ("file", "name", "sha256", "overwrite")
 MAX_FIELD_BYTES = 256
-MAX_FORM_BYTES = 16 << 10  # what a form may take besides the file
+MAX_FORM_BYTES = 16 << 10  # of a form, besides the file
 TRIAL_SECONDS = 120.0
-OUT_OF_MEMORY, TOO_LARGE = 4, 5  # exit codes of service/trial.py, which is not imported: it is another program
+OUT_OF_MEMORY, TOO_LARGE = 4, 5  # exit codes of service/trial.py, another program, which is not imported
 CRASHES = (
     signal.SIGABRT,
     signal.SIGFPE,
@@ -75,11 +75,11 @@ CRASHES = (
         if hasattr(signal, name)  # not on Windows
     ),
 )
-SECRETS = (variable("api_token"), variable("admin_token"))  # a trial has no use for them
+SECRETS = (variable("api_token"), variable("admin_token"))  # a trial does not need them
 
 
 class Uploader:
-    """Takes one upload at a time: each needs room on the disk, and a processor for its trial."""
+    """Receives one upload at a time, since each needs room on the disk and a processor for its trial."""
 
     def __init__(self, settings: Settings, folder: Folder, metrics: Metrics) -> None:
         self._settings = settings
@@ -88,9 +88,9 @@ class Uploader:
         self._busy = False
 
     async def receive(self, request: Request) -> schemas.Uploaded:
-        """Raises the ServiceErrors of an upload that is refused; nothing of it is then left."""
+        """Receive an upload. Raises the ServiceErrors of one that is refused, of which nothing is left."""
         if self._busy:
-            raise Busy("another upload is under way: try again later", 10)
+            raise Busy("another upload is in progress: try again later", 10)
         self._busy = True
         result = "failed"
         try:
@@ -109,9 +109,9 @@ class Uploader:
             raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise NoSpace("there is no room for the file") from error
+                raise NoSpace("the disk has no room for the file") from error
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise NoSpace("the weights folder of this service cannot be written to") from error
+                raise NoSpace("the weights folder of this service is not writable") from error
             raise
         finally:
             self._busy = False
@@ -145,9 +145,9 @@ class Uploader:
         return BodyTooLarge(f"a weights file may have {self._settings.max_upload_bytes:,} bytes at most")
 
     async def _try_out(self, path: Path, name: str) -> None:
-        """Every check there is, in a process of its own (service/trial.py).
+        """Run every check on the file in a process of its own (service/trial.py).
 
-        Raises InvalidUpload with its reason, NoSpace, or TrialInterrupted or Internal where it is not the file's fault.
+        Raises InvalidUpload with the reason, NoSpace, or TrialInterrupted or Internal if the file is not at fault.
         """
         memory, capacity = self._settings.trial_memory_mb, Capacity.of(self._settings)
         process = await asyncio.create_subprocess_exec(
@@ -170,7 +170,7 @@ class Uploader:
             async with asyncio.timeout(TRIAL_SECONDS):
                 reason, said = await process.communicate()
         except TimeoutError:
-            raise TrialInterrupted(f"was not over within {TRIAL_SECONDS:g} seconds") from None
+            raise TrialInterrupted(f"did not finish within {TRIAL_SECONDS:g} seconds") from None
         finally:
             if process.returncode is None:
                 process.kill()
@@ -181,20 +181,22 @@ class Uploader:
             raise NoSpace(f"{name}: {reason.decode().strip()}")
         if process.returncode == OUT_OF_MEMORY:
             raise NoSpace(
-                f"a model of this size takes more than the {memory:,} MB of memory that this service gives to the "
+                f"a model of this size needs more than the {memory:,} MB of memory that this service gives to the "
                 f"trial of an upload ({variable('trial_memory_mb')})"
             )
         if process.returncode != 0:
             log.error("the trial of an upload ended with %d: %s", process.returncode, said.decode("utf-8", "replace"))
             if process.returncode > 0:
                 raise Internal
-            if -process.returncode not in CRASHES:  # by the system, where memory runs out, or by who stops the service
-                raise TrialInterrupted(f"was ended from outside, by signal {-process.returncode}")
+            if (
+                -process.returncode not in CRASHES
+            ):  # by the system when memory runs out, or by whoever stops the service
+                raise TrialInterrupted(f"was ended from outside by signal {-process.returncode}")
             raise InvalidUpload("the file made the model crash")
 
 
 class _Form:
-    """The fields of a multipart form as its body comes; `file` goes straight to disk."""
+    """Parses a multipart form as its body arrives; the field `file` goes straight to disk."""
 
     def __init__(self, content_type: str, file: IO[bytes]) -> None:
         kind, options = parse_options_header(content_type)
@@ -227,28 +229,30 @@ class _Form:
         return self._digest.hexdigest()
 
     def feed(self, chunk: bytes) -> None:
-        """Raises MalformedRequest, InvalidRequest; OSError when the disk is full."""
+        """Parse the next piece. Raises MalformedRequest, InvalidRequest; OSError when the disk is full."""
         try:
             self._parser.write(chunk)
         except FormParserError as error:
             raise MalformedRequest("the body is not a well-formed multipart form") from error
 
     def close(self) -> None:
-        """Raises MalformedRequest when the form ends before its last boundary."""
+        """Raise MalformedRequest if the form ended before its last boundary."""
         if not self._complete:
-            raise MalformedRequest("the form is cut short: its last boundary is missing")
+            raise MalformedRequest("the form is incomplete: its last boundary is missing")
 
     def check(self) -> tuple[str, bool]:
-        """(name, overwrite) of a form that is complete. Raises InvalidRequest, InvalidUpload."""
+        """Return (name, overwrite) of a complete form. Raises InvalidRequest, InvalidUpload."""
         if "file" not in self._values:
             raise InvalidRequest("the form lacks the field file")
         name, overwrite, expected = self._fields()
         if expected and expected != self.sha256:
-            raise InvalidUpload(f"the SHA-256 of what came is {self.sha256}, not the one given: send the file again")
+            raise InvalidUpload(
+                f"the SHA-256 of the file received is {self.sha256}, not the one given: send the file again"
+            )
         return name or check_name(self._filename), overwrite
 
     def _fields(self) -> tuple[str, bool, str]:
-        """(name, overwrite, sha256) as far as they have come; "" for one that has not. Raises InvalidRequest."""
+        """Return (name, overwrite, sha256), each "" if it has not arrived yet. Raises InvalidRequest."""
         values = {key: value.decode("utf-8", "replace").strip() for key, value in self._values.items()}
         name = values.get("name", "")
         overwrite = values.get("overwrite", "false").lower()
@@ -280,7 +284,7 @@ class _Form:
             raise InvalidRequest(f"the form has the field {self._current} twice")
         self._values[self._current] = b""
         if self._current == "file":
-            self._fields()  # for a bad one the file need not be received
+            self._fields()  # if one is bad, the file need not be received
             self._filename = options.get(b"filename", b"").decode("utf-8", "replace")
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -300,9 +304,9 @@ class _Form:
 
 @contextlib.asynccontextmanager
 async def _temporary_file(folder: Path) -> AsyncIterator[IO[bytes]]:
-    """A file beside the weights, on their file system, that is gone in the end unless it was renamed.
+    """Create a file beside the weights, on their file system; remove it at the end unless it was renamed.
 
-    It stays open, and locked, to the end: so `remove_stale` knows it from what a process left that has died.
+    It stays open and locked until then, so `remove_stale` can tell it from what a dead process left behind.
     """
     making = asyncio.create_task(asyncio.to_thread(_create, folder))
     try:
@@ -328,17 +332,17 @@ def _create(folder: Path) -> IO[bytes]:
 def _remove(file: IO[bytes]) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(file.name)
-    with contextlib.suppress(OSError):  # what it could not write any more, on a full disk
+    with contextlib.suppress(OSError):  # on a full disk: what it could not write
         file.close()
 
 
 def remove_stale(folder: Path, seconds: float) -> None:
-    """Remove what uploads left whose process has died. seconds: how old a file is then, where there are no locks."""
+    """Remove the files of uploads whose process died.   seconds: the age that tells, where there are no locks."""
     for path in folder.glob(PREFIX + "*"):
         try:
             found = path.lstat()
             if not stat.S_ISREG(found.st_mode):
-                continue  # nobody's upload: to open a pipe would wait for its other end
+                continue  # not an upload; opening a pipe would wait for its other end
             age = time.time() - found.st_mtime
             if age > LOCKED_SECONDS and not _in_use(path, age < seconds):
                 path.unlink()
@@ -348,7 +352,7 @@ def remove_stale(folder: Path, seconds: float) -> None:
 
 
 def _in_use(path: Path, perhaps: bool) -> bool:
-    """Whether a process holds the lock of a file; `perhaps` where that cannot be known."""
+    """Return whether a process holds the lock of a file; `perhaps` if that cannot be known."""
     if not fcntl:
         return perhaps
     with path.open("rb") as file:
@@ -362,22 +366,22 @@ def _in_use(path: Path, perhaps: bool) -> bool:
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
-    """Raises WeightsExist, before the trial and not only after it."""
+    """Raise WeightsExist before the trial, not only after it."""
     if target.is_dir() and not target.is_symlink():
-        raise WeightsExist(f"there is a folder named {target.name} among the weights: choose another name")
+        raise WeightsExist(f"the weights folder has a folder named {target.name}: choose another name")
     if os.path.lexists(target) and not overwrite:
         raise _exists(target.stem)
 
 
 def _settle(file: IO[bytes]) -> None:
-    """Put what was written on the disk, readable by all like every weights file."""
+    """Sync the file to disk, readable by all like every weights file."""
     file.flush()
     os.chmod(file.name, 0o644)
     os.fsync(file.fileno())
 
 
 def _publish(temporary: Path, target: Path, overwrite: bool) -> bool:
-    """Give a file its name, whole and at once, for good. Returns whether it replaced another. Raises WeightsExist."""
+    """Give a file its name, atomically and durably. Returns whether it replaced another. Raises WeightsExist."""
     replaced = overwrite and os.path.lexists(target)
     if overwrite:
         os.replace(temporary, target)
@@ -388,7 +392,7 @@ def _publish(temporary: Path, target: Path, overwrite: bool) -> bool:
 
 
 def _claim(temporary: Path, target: Path) -> None:
-    """Give a file a name that nobody has. Raises WeightsExist, Busy."""
+    """Give a file a name that no other file has. Raises WeightsExist, Busy."""
     try:
         os.link(temporary, target)  # unlike a rename, this never replaces
     except FileExistsError as error:
@@ -398,7 +402,7 @@ def _claim(temporary: Path, target: Path) -> None:
         try:
             os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         except FileExistsError as error:
-            raise Busy(f"another upload of {target.stem} is under way: try again later", 10) from error
+            raise Busy(f"another upload of {target.stem} is in progress: try again later", 10) from error
         try:
             if os.path.lexists(target):
                 raise _exists(target.stem) from None
@@ -408,9 +412,9 @@ def _claim(temporary: Path, target: Path) -> None:
 
 
 async def _to_the_end(function: Callable[..., T], *arguments: object) -> T:
-    """What a function returns that runs in a thread and that no cancellation cuts short.
+    """Run a function in a thread and return its result, whatever cancellations arrive meanwhile.
 
-    A thread cannot be stopped. To leave it behind would be to tell of a failure, and to tidy up, while it publishes.
+    A thread cannot be stopped. Leaving it behind would report a failure, and clean up, while it publishes the file.
     """
     task = asyncio.create_task(asyncio.to_thread(function, *arguments))
     while not task.done():

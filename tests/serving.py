@@ -110,7 +110,7 @@ def nothing_left(folder: Path) -> bool:
 class Server:
     """`uvicorn api:app --http h11` in a process of its own, on a free port, with its log in a file."""
 
-    def __init__(self, folder: Path, log: Path, *options: str, **environment: str) -> None:
+    def __init__(self, folder: Path, log: Path, *options: str, app: str = "api:app", **environment: str) -> None:
         self.log = log
         self._connections: list[socket.socket] = []
         # A connection for each request, so that with several workers each gets some.
@@ -118,7 +118,7 @@ class Server:
         self._client = httpx2.Client(timeout=GUARD_SECONDS, limits=limits, verify=False)
         variables = {"RNN_WEIGHTS_DIR": str(folder), "RNN_ADMIN_TOKEN": "admin-secret", "RNN_BACKENDS": "c"}
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("RNN_")}
-        command = [sys.executable, "-m", "uvicorn", "api:app", "--http", "h11", "--port", "0", *options]
+        command = [sys.executable, "-m", "uvicorn", app, "--app-dir", "tests", "--http", "h11", "--port", "0", *options]
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=inherited | variables | environment, stdin=subprocess.DEVNULL, stderr=file

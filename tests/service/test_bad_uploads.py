@@ -245,4 +245,4 @@ def test_a_folder_that_cannot_be_written(client: TestClient, sound: bytes, monke
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("tempfile.NamedTemporaryFile", read_only)
-    assert "written" in refused(upload(client, sound), 507, "no_space")["detail"]
+    assert "not writable" in refused(upload(client, sound), 507, "no_space")["detail"]

@@ -178,6 +178,7 @@ def started(folder: Path, **environment: str) -> Iterator[tuple[subprocess.Popen
 
 
 @needs_library
+@pytest.mark.slow
 def test_the_port_is_honoured_and_the_stop_is_in_time(tmp_path: Path) -> None:
     """With a generation under way that would last longer than the platform waits."""
     save_tiny(tmp_path, vocab=600, hidden=40)

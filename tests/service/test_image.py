@@ -131,7 +131,7 @@ def test_the_image_needs_no_place_to_write_to(target: str, start: Any) -> None:
     for backend in ("c", "torch") if target == "serve" else ("c",):
         assert container.ask(f"/generate/{backend}", {"prompt": "The", "max_tokens": 3})[0] == 200
     status, reply = container.upload()
-    assert status == 507 and "cannot be written to" in reply["detail"]
+    assert status == 507 and "not writable" in reply["detail"]
     assert container.terminate() == 0
 
 

@@ -69,7 +69,7 @@ def test_requests_at_once_are_bounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/generate/c", "/score", "/v1/completions"])
 def test_limits_on_every_route_that_generates(tmp_path: Path, path: str) -> None:
-    """What a client can be told besides the faults of its own body; the slow body is in test_service_process."""
+    """What a client can be told besides the faults of its own body; the slow body is in test_slow_clients.py."""
     save_tiny(tmp_path)
     body = {"/generate/c": {"prompt": "waa"}, "/score": {"text": "waa wab"}}.get(
         path, {"model": "c/demo", "prompt": "waa"}

@@ -72,8 +72,8 @@ def test_a_slip_of_the_pen_is_told(start: StartServer) -> None:
     server = start(RNN_MAX_TOKNES="5", RNN_QWERTZ="1", RNN_CACHE_DIR="/tmp")
     said = [line["message"] for line in server.lines() if line["logger"] == "api"]
     assert said == [
-        "RNN_MAX_TOKNES is not a setting: is RNN_MAX_TOKENS meant?",
-        "RNN_QWERTZ is not a setting, and changes nothing",
+        "RNN_MAX_TOKNES is not a setting: do you mean RNN_MAX_TOKENS?",
+        "RNN_QWERTZ is not a setting, and has no effect",
     ]
 
 
