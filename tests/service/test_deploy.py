@@ -119,7 +119,7 @@ def test_the_schema_can_refuse(document: dict[str, Any], path: str, value: Any) 
 
 def test_the_service_and_the_page_agree(document: dict[str, Any]) -> None:
     """docs/deploying.md gives the same values as flags, and every variable is a setting."""
-    page = (ROOT / "deploy" / "README.md").read_text()
+    page = (ROOT / "docs" / "deploying.md").read_text()
     spec = document["spec"]["template"]["spec"]
     [container] = spec["containers"]
     limits = container["resources"]["limits"]
