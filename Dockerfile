@@ -1,10 +1,10 @@
-# The service as an image: `serve`, with both back ends, or `slim`, the C model alone (/generate/torch answers 501).
+# The service as an image: `serve` has both back ends, `slim` only the C model (/generate/torch answers 501).
 #
-#     make image                                     both, with docker, podman or buildah; sees to weights first
+#     make image                                     builds both with docker, podman or buildah; trains weights if needed
 #     docker build --target slim --tag rnn:slim .
 #
 # BASE       Debian with Python 3.11 or newer
-# INSTALLER  uv, or pip: for a network that reaches its own index alone. pip is then configured by the secret pip.conf:
+# INSTALLER  uv, or pip for a network that reaches only its own index. The secret pip.conf then configures pip:
 #            docker build --build-arg INSTALLER=pip --secret id=pip.conf,src=/etc/pip.conf .
 # VERSION, REVISION  for the labels
 
@@ -44,7 +44,7 @@ EXPOSE 8080
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s CMD ["python", "-m", "service.health"]
 CMD ["python", "-m", "service"]
 
-# ---- The two images: Python packages, each checked against its hash, and the service ------------------------------------
+# ---- The two images: Python packages, each checked against its hash, plus the service ----------------------------------
 
 FROM ${BASE} AS slim-packages
 ARG INSTALLER=uv
@@ -56,7 +56,7 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
 FROM app AS slim
 COPY --from=slim-packages /opt/venv /opt/venv
 
-# The full image comes last: a builder that takes the stages in order then makes `slim` without fetching torch.
+# The full image comes last, so that a builder that runs the stages in order builds `slim` without fetching torch.
 
 FROM ${BASE} AS full-packages
 ARG INSTALLER=uv

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Used by the Dockerfile: install-packages.sh INSTALLER VENV REQUIREMENTS...
-# makes a virtual environment without pip and puts packages into it, each checked against its hash.
+# install-packages.sh INSTALLER VENV REQUIREMENTS...
+# Creates a virtual environment without pip and installs packages in it, each checked against its hash. For the Dockerfile.
 set -eu
 installer=$1 venv=$2 tools=$(mktemp -d)
 shift 2
@@ -26,7 +26,7 @@ case $installer in
 esac
 rm -rf "$tools"
 
-# Of torch, what only compilers and its own tests need: 190 MB. It looks for torch_shm_manager when it is imported.
+# Remove 190 MB of torch that only compilers and its own tests need. It looks for torch_shm_manager when imported.
 for torch in "$venv"/lib/python3*/site-packages/torch; do
     rm -rf "$torch/include" "$torch/test"
     find "$torch/bin" -type f ! -name torch_shm_manager -delete 2>/dev/null || true

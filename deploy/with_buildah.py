@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Builds the image, and runs it, without a Docker engine: by buildah, in a chroot. Needs root and two Debian packages:
+"""Build and run the image without a Docker engine: with buildah, in a chroot. Needs root and two Debian packages:
 
     apt-get install buildah debootstrap
-    deploy/with_buildah.py build slim          # or serve; --installer uv where PyTorch's index can be reached
+    deploy/with_buildah.py build slim          # or serve; add --installer uv if PyTorch's index is within reach
     deploy/with_buildah.py run slim --port 8080
 
-The base image, python:3.11-slim, is made by debootstrap from the Debian mirror that this machine uses, once. pip's
-configuration of this machine, with the files that it names, is lent to the build and does not stay in the image.
+debootstrap makes the base image, python:3.11-slim, once, from the Debian mirror that apt uses on this machine. The build
+also uses this machine's pip configuration and the files that it names; neither stays in the image.
 
-`run` starts the image's own command as its own user, on this machine's network, until it is told to stop;
-`--read-only` does so on a root file system that cannot be written to, as `docker run --read-only` would.
+`run` starts the image's command as the image's user, on this machine's network, and runs until SIGTERM or SIGINT.
+`--read-only` makes the root file system read-only, like `docker run --read-only`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TARGETS = ("slim", "serve")
 
 
 class CannotDo(Exception):
-    """Something is missing here; the message says what, and what to do."""
+    """Something is missing on this machine; the message says what, and what to do."""
 
 
 def output(*command: str | Path) -> str:
@@ -43,9 +43,9 @@ def output(*command: str | Path) -> str:
 
 
 def check_tools() -> None:
-    """Raises CannotDo."""
+    """Raise CannotDo without root, buildah or debootstrap."""
     if os.geteuid() != 0:
-        raise CannotDo("this needs root: a chroot is made")
+        raise CannotDo("this needs root, to make a chroot")
     for tool in ("buildah", "debootstrap"):
         if shutil.which(tool) is None:
             raise CannotDo(f"{tool} is missing: apt-get install buildah debootstrap")
@@ -60,7 +60,7 @@ def has_image(name: str) -> bool:
 
 
 def make_base() -> None:
-    """The base image, unless it is there. Raises CannotDo where Debian's Python is too old."""
+    """Make the base image unless it exists. Raises CannotDo where Debian's Python is too old."""
     if has_image(BASE):
         return
     mirror, suite = debian()
@@ -70,7 +70,7 @@ def make_base() -> None:
         subprocess.run(["debootstrap", "--variant=minbase", packages, suite, root, mirror], check=True)
         version = output("chroot", root, "python3", "-c", "import sys; print(*sys.version_info[:2])")
         if tuple(map(int, version.split())) < PYTHON:
-            raise CannotDo(f"Debian {suite} has Python {version}; {BASE} needs 3.11: use a newer Debian, 12 at least")
+            raise CannotDo(f"Debian {suite} has Python {version}, and {BASE} needs 3.11: use Debian 12 or newer")
         for leftover in ("var/cache/apt", "var/lib/apt/lists", "var/log", "tmp"):
             for path in (root / leftover).iterdir():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -84,7 +84,7 @@ def make_base() -> None:
 
 
 def debian() -> tuple[str, str]:
-    """The mirror and the suite that this machine's apt is set up with. Raises CannotDo."""
+    """Return the mirror and the suite that apt uses on this machine. Raises CannotDo."""
     lines = output("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages").splitlines()
     for line in lines:
         mirror, suite = line.split()
@@ -98,17 +98,17 @@ def debian() -> tuple[str, str]:
 
 @contextlib.contextmanager
 def pip_configuration() -> Iterator[tuple[Path, list[str]]]:
-    """pip's settings here, from its files and its variables, as one file; and the files and folders that they name."""
+    """Yield pip's settings (files and variables) as one file, and the files and folders that they name."""
     settings: dict[str, str] = {}
     for line in output(sys.executable, "-m", "pip", "config", "list").splitlines():
-        key, _, value = line.partition("=")  # a variable's, which win in pip too, come after the files'
+        key, _, value = line.partition("=")  # variables come after files, and win, as in pip
         settings[key.rsplit(".", 1)[1]] = value[1:-1].encode().decode("unicode_escape")
     words = " ".join(settings.values()).split()
     local = [word for word in words if word.startswith("/")]
     local += [
         str(Path(word.removeprefix("file://")).parent) for word in words if word.startswith("file:///")
     ]  # an index
-    with tempfile.TemporaryDirectory(prefix="rnn-pip-") as folder:  # of mode 700: there may be passwords in it
+    with tempfile.TemporaryDirectory(prefix="rnn-pip-") as folder:  # its mode is 700: there may be passwords in it
         file = Path(folder) / "pip.conf"
         indented = (f"{key} = {value.strip()}".replace("\n", "\n    ") for key, value in settings.items())
         file.write_text("[global]\n" + "\n".join(indented) + "\n")
@@ -132,18 +132,18 @@ def build(target: str, installer: str) -> None:
             str(ROOT),
         ]
         subprocess.run(command, check=True)
-    sys.stdout.write(f"{NAME}:{target} has {size_of(target) / 1e6:.0f} MB\n")
+    sys.stdout.write(f"{NAME}:{target}: {size_of(target) / 1e6:.0f} MB\n")
 
 
 def image(target: str) -> dict[str, Any]:
-    """What an image says of itself. Raises CannotDo."""
+    """Return the image's metadata. Raises CannotDo if there is no such image."""
     if not has_image(f"{NAME}:{target}"):
         raise CannotDo(f"there is no image {NAME}:{target}: {sys.argv[0]} build {target}")
     return json.loads(output("buildah", "inspect", "--type", "image", f"{NAME}:{target}"))
 
 
 def size_of(target: str) -> int:
-    """Bytes of all layers."""
+    """Return the size of all layers in bytes."""
     listed = json.loads(output("buildah", "images", "--json"))
     [size] = {entry["size"] for entry in listed if f"{NAME}:{target}" in (entry["names"] or ())}
     number, unit = size.split()
@@ -154,7 +154,7 @@ def size_of(target: str) -> int:
 
 
 def run(target: str, environment: dict[str, str], read_only: bool, command: Sequence[str]) -> int:
-    """Run `command`, or the image's own, until it ends; SIGTERM and SIGINT are handed on. Returns its exit code."""
+    """Run `command` or the image's own; forward SIGTERM and SIGINT to it. Returns its exit code."""
     config = image(target)["Docker"]["config"]
     command = command or config["Cmd"]
     container = output("buildah", "from", "--pull-never", f"{NAME}:{target}")
@@ -163,7 +163,7 @@ def run(target: str, environment: dict[str, str], read_only: bool, command: Sequ
             settings = dict(pair.split("=", 1) for pair in config["Env"]) | environment
             root = output("buildah", "mount", container)
             user, group = config["User"].split(":")
-            # A mount namespace of its own, in which the container's files are mounted once more, read-only.
+            # In a mount namespace of its own, the container's files are mounted a second time, read-only.
             script = (
                 'mount --bind "$1" "$1" && mount -t proc proc "$1/proc" && mount --bind /dev "$1/dev" && '
                 'mount -o remount,bind,ro "$1" && cd "$1" && shift && exec "$@"'
@@ -183,19 +183,19 @@ def run(target: str, environment: dict[str, str], read_only: bool, command: Sequ
 
 
 def innermost(pid: int) -> int:
-    """The process that buildah started in the container. buildah itself would kill it at a SIGTERM."""
+    """Return the process that buildah started in the container: on SIGTERM, buildah itself would kill it."""
     while Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"buildah"):
         children = "".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))  # of any thread
         if not children:
-            break  # it has ended
+            break  # the process has ended
         pid = int(children.split()[0])
     return pid
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="with_buildah.py", description="Build and run the image by buildah.")
+    parser = argparse.ArgumentParser(prog="with_buildah.py", description="Build and run the image with buildah.")
     actions = parser.add_subparsers(dest="action", required=True)
-    for name, what in (("build", "build an image"), ("run", "run it"), ("size", "print the bytes of its layers")):
+    for name, what in (("build", "build an image"), ("run", "run it"), ("size", "print the size of its layers in bytes")):
         action = actions.add_parser(name, help=what)
         action.add_argument("target", choices=TARGETS)
         if name == "build":
@@ -203,8 +203,8 @@ def main() -> int:
         if name == "run":
             action.add_argument("--port", type=int, default=8080)
             action.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
-            action.add_argument("--read-only", action="store_true", help="with a root file system like that")
-            action.epilog = "What follows -- is run in place of the image's own command."
+            action.add_argument("--read-only", action="store_true", help="make the root file system read-only")
+            action.epilog = "A command after -- runs instead of the image's own."
     given = sys.argv[1:]
     split = given.index("--") if "--" in given else len(given)
     options, command = parser.parse_args(given[:split]), given[split + 1 :]
@@ -222,7 +222,7 @@ def main() -> int:
         sys.stderr.write(f"with_buildah.py: {error}\n")
         return 2
     except subprocess.CalledProcessError as error:
-        sys.stderr.write(f"with_buildah.py: {error.cmd[0]} ended with {error.returncode}\n")
+        sys.stderr.write(f"with_buildah.py: {error.cmd[0]} exited with status {error.returncode}\n")
         return 1
     return 0
 
