@@ -5,8 +5,8 @@
     deploy/with_buildah.py build slim          # or serve; add --installer uv if PyTorch's index is within reach
     deploy/with_buildah.py run slim --port 8080
 
-debootstrap makes the base image, python:3.11-slim, once, from the Debian mirror that apt uses on this machine. The build
-also uses this machine's pip configuration and the files that it names; neither stays in the image.
+debootstrap makes the base image, python:3.11-slim, once, from the Debian mirror that apt uses here. The build also uses
+this machine's pip configuration and the files that it names; neither stays in the image.
 
 `run` starts the image's command as the image's user, on this machine's network, and runs until SIGTERM or SIGINT.
 `--read-only` makes the root file system read-only, like `docker run --read-only`.
@@ -195,7 +195,7 @@ def innermost(pid: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="with_buildah.py", description="Build and run the image with buildah.")
     actions = parser.add_subparsers(dest="action", required=True)
-    for name, what in (("build", "build an image"), ("run", "run it"), ("size", "print the size of its layers in bytes")):
+    for name, what in (("build", "build an image"), ("run", "run it"), ("size", "print its size in bytes")):
         action = actions.add_parser(name, help=what)
         action.add_argument("target", choices=TARGETS)
         if name == "build":

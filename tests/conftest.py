@@ -1,4 +1,4 @@
-"""What the tests share: tiny models of unequal sizes, and where the real text lies."""
+"""What the tests share: tiny models of unequal sizes, texts, caches, and the local copy of WikiText-2."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ WIKITEXT = ROOT.parent / "shared" / "wikitext"
 
 WORDS = "the a king queen sat stood walked here there with was old young and then".split()  # noqa: SIM905
 
-# `make fuzz-python` and `make faults` ask for many.
+# The profile of `make fuzz-python`.
 hypothesis.settings.register_profile("long", max_examples=10_000, deadline=None)
 
 needs_wikitext = pytest.mark.skipif(not WIKITEXT.is_dir(), reason=f"the local copy of WikiText-2 is not at {WIKITEXT}")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--moments", type=int, default=3, help="at how many random moments a fault strikes")
+    parser.addoption("--moments", type=int, default=3, help="number of random moments at which each fault strikes")
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def moments(request: pytest.FixtureRequest) -> int:
 
 
 def make_weights(vocab: int, embed: int, hidden: int, seed: int = 0, scale: float = 1.0) -> Weights:
-    """Random weights of standard deviation scale / sqrt(fan-in), at which float32 follows float64 closely."""
+    """Return random weights of standard deviation scale / sqrt(fan-in), at which float32 stays close to float64."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int, fan_in: int = 1) -> np.ndarray:
@@ -61,13 +61,13 @@ def make_weights(vocab: int, embed: int, hidden: int, seed: int = 0, scale: floa
 
 
 def make_checkpoint(vocab: int = 13, embed: int = 9, hidden: int = 6, seed: int = 0) -> Checkpoint:
-    """Its words are <EOS>, waa, wab, ... wzz, waaa, ..."""
+    """Return a checkpoint with random weights and the words <EOS>, waa, wab, ... wzz, waaa, ..."""
     letters = itertools.chain.from_iterable(itertools.product(ascii_lowercase, repeat=n) for n in itertools.count(2))
     words = (EOS, *("w" + "".join(next(letters)) for _ in range(vocab - 1)))
     return Checkpoint(make_weights(vocab, embed, hidden, seed), words, "plain", "c", {}, [])
 
 
-INSTRUCTION_SETS = {  # and the flags of /proc/cpuinfo without which a processor lacks them
+INSTRUCTION_SETS = {  # with the flags that /proc/cpuinfo shows on a processor that has them
     "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl"},
     "avx2": {"avx2", "fma"},
     "baseline": set(),
@@ -75,33 +75,35 @@ INSTRUCTION_SETS = {  # and the flags of /proc/cpuinfo without which a processor
 }
 
 
-# AddressSanitizer itself maps terabytes, and ends the process where an allocation is refused.
-no_sanitizer = pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="needs memory without ASan")
+# AddressSanitizer maps terabytes itself, and ends the process when an allocation fails.
+no_sanitizer = pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="limits memory, which AddressSanitizer exceeds"
+)
 
 
 def force_kernels(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here to the end of the test, the C library takes the kernels of `isa`; the test is skipped without them."""
+    """Make the C library use the kernels of `isa` for this test, or skip the test if the processor lacks them."""
     monkeypatch.setenv("RNN_ISA", isa)
     if binding.kernel() != isa:
         flags = set(Path("/proc/cpuinfo").read_text().split())
-        assert not INSTRUCTION_SETS[isa] <= flags, f"RNN_ISA={isa} was not heeded"
+        assert not INSTRUCTION_SETS[isa] <= flags, f"RNN_ISA={isa} was ignored"
         pytest.skip(f"this processor has no {isa}")
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    """Per tensor: element-wise errors mean nothing for entries near zero. The floor is for a tensor of zeros."""
-    return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-8))
+    """Return max |got - want| / max |want|: per tensor, since entries near zero have no useful error of their own."""
+    return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-8))  # a tensor may be all zeros
 
 
 @pytest.fixture(scope="session")
 def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all worker processes of this run of the tests share."""
+    """Return a folder that all worker processes of pytest-xdist share."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
-    """Call make(path) in the first worker process that gets here; the others wait, and find the file at `path`."""
+    """Call make(path) in the first worker process that gets here; the others wait and use the same file."""
     import fcntl
 
     with path.with_name(f"{path.name}.lock").open("w") as lock:
@@ -113,22 +115,25 @@ def made_once(path: Path, make: Callable[[Path], object]) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(common_folder: Path) -> None:
-    """Tokens and vectors are cached in a folder of the tests' own, also by the programs that they start."""
+    """Cache tokens and vectors in a folder of this test run, in the programs that tests start as well."""
     os.environ["RNN_CACHE_DIR"] = str(common_folder / "cache")
 
 
 @pytest.fixture
 def weights_file(tmp_path: Path) -> Path:
-    """A weights file of a tiny untrained model with words waa, wab, ..."""
+    """Save the weights file of a tiny untrained model with the words waa, wab, ..."""
     path = tmp_path / "tiny.safetensors"
     checkpoint.save(path, make_checkpoint(vocab=40, embed=9, hidden=12))
     return path
 
 
+def write_text(path: Path, sentences: int) -> Path:
+    """Write sentences of 3 to 8 random WORDS."""
+    rng = np.random.default_rng(0)
+    path.write_text("\n".join(" ".join(rng.choice(WORDS, rng.integers(3, 9))) + "." for _ in range(sentences)))
+    return path
+
+
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small text with something to learn: 600 sentences of a tiny grammar."""
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("text") / "grammar.txt"
-    path.write_text("\n".join(" ".join(rng.choice(WORDS, rng.integers(3, 9))) + "." for _ in range(600)))
-    return path
+    return write_text(tmp_path_factory.mktemp("text") / "grammar.txt", sentences=600)

@@ -1,7 +1,7 @@
-"""Known holes in what is installed, and dangerous habits in the sources: `make audit`.
+"""Look for known vulnerabilities in installed packages, and for dangerous habits in the sources: `make audit`.
 
-pip-audit asks the advisory database of PyPI, which needs a network: where that cannot be reached, one line says so, and
-it is no failure. bandit reads the sources and needs none. Exit code 1 when either finds something.
+pip-audit queries PyPI's advisory database. Without a network it says so in one line, which is not a failure. bandit
+reads the sources and needs no network. Exits with 1 if either finds something.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 REQUIREMENTS = ("deploy/requirements-serve.txt", "requirements.txt", "tests/requirements-dev.txt")
 
-# Not asked for: asserts; programs started without a shell, found on the PATH; `try ... pass`; addresses of this
-# machine; and data sets without a revision, which the user names, and which hold text.
+# Checks that are skipped: asserts; programs started without a shell and found on the PATH; `try ... pass`; addresses of
+# this machine; data sets without a pinned revision, because the user names them and they hold only text.
 SKIPPED = "B101,B404,B603,B607,B110,B310,B615"
 OFFLINE = re.compile(r"ConnectionError|Max retries|NameResolution|ConnectTimeout|ServiceError|ProxyError|resolve", re.I)
 
 
 def pinned() -> list[str]:
-    """What is installed of the requirements and of what those require in turn, as name==version."""
+    """Return the installed requirements, and theirs in turn, as name==version."""
     wanted = [
         line.split("#")[0].strip()
         for name in REQUIREMENTS
@@ -47,7 +47,7 @@ def pinned() -> list[str]:
 
 
 def audit_packages() -> bool:
-    """Whether pip-audit found nothing."""
+    """Return whether pip-audit found nothing."""
     packages = pinned()
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(packages) + "\n")
@@ -62,21 +62,19 @@ def audit_packages() -> bool:
             print(done.stderr)
             return False
         told = []
-    # Behind a mirror of the registry pip-audit leaves packages out, and calls that a success.
+    # Behind a mirror of the registry, pip-audit omits packages and still reports success.
     checked = [package for package in told if "vulns" in package]
     holes = [f"{each['name']} {each['version']}: {hole['id']}" for each in checked for hole in each["vulns"]]
     if checked:
-        print("\n".join(holes) or f"pip-audit: no known hole in {len(checked)} packages")
+        print("\n".join(holes) or f"pip-audit: no known vulnerability in {len(checked)} packages")
     if len(checked) < len(packages):
         left = len(packages) - len(checked)
-        print(
-            f"pip-audit: {left} of {len(packages)} packages were NOT checked: the advisory database cannot be reached"
-        )
+        print(f"pip-audit: {left} of {len(packages)} packages were NOT checked: the advisory database is out of reach")
     return not holes
 
 
 def audit_sources() -> bool:
-    """Whether bandit found nothing."""
+    """Return whether bandit found nothing."""
     sources = [
         str(path) for path in (*sorted(ROOT.glob("*.py")), *(ROOT / name for name in ("bench", "rnnlm", "service")))
     ]

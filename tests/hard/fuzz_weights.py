@@ -1,9 +1,9 @@
-"""Mutated weights files: `make fuzz-weights`, or `python tests/fuzz_weights.py --files 100000`.
+"""Check mutated weights files: `make fuzz-weights`, or `python tests/hard/fuzz_weights.py --files 100000`.
 
-Each file is a sound one with one thing changed: a field of its header, a length, bytes of a tensor, its end; or a few
-things at once. It is given to what an upload is tried out with (service/trial.py), and must be refused with one line,
-or serve: then tokens are generated from it, all of them words with finite probabilities. Nothing else may be raised,
-and the memory of this process must stay flat.
+Each file is a valid one with one change (a field of its header, a length, bytes of a tensor, the end of the file), or
+with several. It goes through the trial that every upload goes through (service/trial.py), which must refuse it with one
+line or accept it; an accepted file must then generate words with finite probabilities. Nothing else may be raised, and
+the memory of this process must stay flat.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent.parent), str(Path(__f
 
 import numpy as np
 from conftest import make_checkpoint
+from weights_files import join, split
 
 import rnn
 from rnnlm import checkpoint
@@ -33,7 +34,7 @@ from rnnlm.language_model import Sampling
 from service import trial
 from service.engines import CEngine, Feed
 
-MAX_GROWTH_BYTES = 8 << 20  # of the process's memory, from a tenth of the files to the last
+MAX_GROWTH_BYTES = 8 << 20  # growth of this process's memory from a tenth of the files to the last
 ODD_NUMBERS = (0, 1, -1, 2, 12, 13, 255, 2**16, 2**24 + 1, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63, 2**64, 10**40)
 ODD_VALUES: tuple[Any, ...] = (
     *ODD_NUMBERS,
@@ -54,18 +55,8 @@ def sound_file() -> bytes:
         return path.read_bytes()
 
 
-def split(raw: bytes) -> tuple[dict[str, Any], bytes]:
-    length = int.from_bytes(raw[:8], "little")
-    return json.loads(raw[8 : 8 + length]), raw[8 + length :]
-
-
-def join(header: Any, data: bytes) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data
-
-
 def places(value: Any, *keys: Any) -> Iterator[tuple[Any, ...]]:
-    """Every place in a JSON value, as the keys that lead there."""
+    """Yield every place in a JSON value, as the keys that lead to it."""
     yield keys
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
@@ -84,7 +75,7 @@ def replaced(header: Any, keys: Sequence[Any], value: Any) -> Any:
 
 
 def systematic(raw: bytes) -> Iterator[bytes]:
-    """Each field of the header by each odd value, each taken away, and each length of the file and of the header."""
+    """Replace each field of the header by each odd value, remove each, and try every length of file and header."""
     header, data = split(raw)
     for keys in places(header):
         for value in ODD_VALUES:
@@ -125,14 +116,14 @@ def odd_field(header: dict[str, Any], data: bytes, random: random.Random) -> byt
 
 
 def other_sizes(header: dict[str, Any], data: bytes, random: random.Random) -> bytes:
-    """Offsets moved, by a little, at one place."""
+    """Move one offset a little."""
     entry = header[random.choice([key for key in header if key != "__metadata__"])]
     entry["data_offsets"][random.randrange(2)] += random.choice([-8, -4, -1, 1, 4, 8, 64])
     return join(header, data)
 
 
 def resized(header: dict[str, Any], data: bytes, random: random.Random) -> bytes:
-    """A header that is right by itself, of other sizes: V, E and H as they please."""
+    """Write a consistent header for other sizes V, E and H."""
     v, e, h = (random.choice([1, 2, 5, 6, 9, 12, 13, 14, 40, 2**14, 2**14 + 1, 2**24]) for _ in range(3))
     shapes = {"embeddings": [v, e], "Wxh": [e, h], "Whh": [h, h], "bh": [h], "Why": [h, v], "by": [v]}
     position = 0
@@ -145,7 +136,7 @@ def resized(header: dict[str, Any], data: bytes, random: random.Random) -> bytes
 
 
 def odd_floats(header: dict[str, Any], data: bytes, random: random.Random) -> bytes:
-    """Numbers of a tensor replaced: one of them, or all."""
+    """Replace one number of a tensor, or all of them."""
     name = random.choice(["embeddings", *checkpoint.PARAMETERS])
     begin, end = header[name]["data_offsets"]
     values = np.frombuffer(data[begin:end], np.float32).copy()
@@ -157,7 +148,7 @@ def odd_floats(header: dict[str, Any], data: bytes, random: random.Random) -> by
 
 
 def odd_words(header: dict[str, Any], data: bytes, random: random.Random) -> bytes:
-    """Bytes of the vocabulary replaced, its length kept or told anew."""
+    """Replace bytes of the vocabulary; its length stays, or the header says the new one."""
     begin, end = header["vocabulary"]["data_offsets"]
     words = data[begin:end]
     at = random.randrange(len(words))
@@ -181,7 +172,7 @@ def spliced(header: dict[str, Any], data: bytes, random: random.Random) -> bytes
 
 
 def odd_text(header: dict[str, Any], data: bytes, random: random.Random) -> bytes:
-    """A header that is no JSON of ours: duplicate keys, nesting, endless numbers, other encodings."""
+    """Break the header's JSON: duplicate keys, nesting, endless numbers, other encodings."""
     text = json.dumps(header)
     at = random.randrange(len(text))
     piece = random.choice(
@@ -196,7 +187,7 @@ MUTATIONS: tuple[Callable[[dict[str, Any], bytes, random.Random], bytes], ...] =
 
 
 def files(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """`count` mutated files with the name of their mutation: the systematic ones first, then random ones."""
+    """Yield `count` mutated files, each with the name of its mutation: systematic ones first, then random ones."""
     raw = sound_file()
     made = 0
     for mutated in systematic(raw):
@@ -211,11 +202,11 @@ def files(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
         yield mutation.__name__, mutation(header, data, generator)
 
 
-# ---- What becomes of them -------------------------------------------------------------------------------------------
+# ---- Refused or served ----------------------------------------------------------------------------------------------
 
 
 def serves(path: Path) -> None:
-    """Generate from an accepted file, as the service does. Raises AssertionError."""
+    """Generate from an accepted file as the service does. Raises AssertionError."""
     source = checkpoint.load(path)
     model = rnn.RNN(source)
     engine = CEngine(model, 2)
@@ -232,7 +223,7 @@ def serves(path: Path) -> None:
 
 
 def judge(path: Path, raw: bytes, *backends: str) -> str:
-    """ "refused" or "accepted". Raises AssertionError for anything else."""
+    """Return "refused" or "accepted". Raises AssertionError for anything else."""
     path.write_bytes(raw)
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -251,15 +242,15 @@ def resident_bytes() -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="fuzz_weights.py", description="Give mutated weights files to the checks.")
-    parser.add_argument("--files", type=int, default=100_000, help="how many (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random ones (%(default)s)")
+    parser = argparse.ArgumentParser(prog="fuzz_weights.py", description="Check mutated weights files.")
+    parser.add_argument("--files", type=int, default=100_000, help="number of files (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random mutations (%(default)s)")
     options = parser.parse_args(arguments)
     verdicts: Counter[tuple[str, str]] = Counter()
     started, at_first = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as folder:
         for number, (kind, raw) in enumerate(files(options.files, options.seed)):
-            # The torch model takes part now and then: it is slow, and has no checks of its own.
+            # The torch model is slow and has no checks of its own: every 500th file is enough.
             path = Path(folder) / "mutated.safetensors"
             try:
                 verdicts[kind, judge(path, raw, "c", *(("torch",) if number % 500 == 0 else ()))] += 1
@@ -272,11 +263,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 at_first = resident_bytes()
     growth = resident_bytes() - at_first
     for kind in sorted({kind for kind, _ in verdicts}):
-        print(f"{kind:12} {verdicts[kind, 'refused']:8,} refused {verdicts[kind, 'accepted']:8,} accepted, and serve")
+        print(f"{kind:12} {verdicts[kind, 'refused']:8,} refused {verdicts[kind, 'accepted']:8,} accepted and served")
     total = sum(verdicts.values())
     print(f"{total:,} files in {time.monotonic() - started:.0f} s; memory grew by {growth / 2**20:.1f} MB")
     if growth > MAX_GROWTH_BYTES:
-        print(f"more than {MAX_GROWTH_BYTES / 2**20:.0f} MB", file=sys.stderr)
+        print(f"more than the {MAX_GROWTH_BYTES / 2**20:.0f} MB allowed", file=sys.stderr)
     return int(growth > MAX_GROWTH_BYTES)
 
 

@@ -1,9 +1,9 @@
-"""Mixed load on a real server for many minutes, its weights replaced every 5 seconds: `make soak SOAK_MINUTES=20`.
+"""Put mixed load on a real server for many minutes and replace its weights every 5 s: `make soak SOAK_MINUTES=20`.
 
-Clients generate with both back ends, streamed or not, score, speak OpenAI's protocol, list weights, send what is
-refused, and hang up. It fails when an answer is 5xx or none, when the server's memory in the last quarter is not within
-5% of that in the first after the warm-up, or when it holds more files open than then. Prints a line a minute, and a
-summary that docs/reliability.md quotes.
+Clients generate with both back ends, streamed or not, score, speak OpenAI's protocol, list weights, send invalid
+requests, and hang up. The test fails if a reply is 5xx or missing, if the server's memory in the last quarter differs
+by more than 5% from the first quarter after the warm-up, or if more files are open than then. It prints a line a minute
+and a summary, which docs/reliability.md quotes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ CLIENTS = 8
 REPLACE_SECONDS = 5.0
 SAMPLE_SECONDS = 2.0
 TOLERANCE = 0.05
-PATIENCE_SECONDS = 600.0  # of clients and server: a machine that others use may stand still for a while
+PATIENCE_SECONDS = 600.0  # timeout of clients and server: a busy machine may stand still for a while
 
 
 @dataclass
 class Soak:
-    """What was seen. samples: (seconds since the start, bytes resident, files open)."""
+    """What the test saw. samples: (seconds since the start, resident bytes, open files)."""
 
     server: Server
     until: float
@@ -68,7 +68,7 @@ class Soak:
 
 
 def request_of(random: random.Random) -> tuple[str, str, Any]:
-    """(method, path, body) of one request, good or bad."""
+    """Return (method, path, body) of a random request, valid or not."""
     prompt = " ".join(random.choice(["waa", "wab", "wcc", "unknown", "end."]) for _ in range(random.randint(1, 8)))
     body: dict[str, Any] = {"prompt": prompt, "max_tokens": random.randint(1, 60), "ignore_eos": random.random() < 0.5}
     if random.random() < 0.5:
@@ -120,7 +120,7 @@ async def client(soak: Soak, http: httpx2.AsyncClient, seed: int) -> None:
 
 
 async def replace(soak: Soak, folder: Path, files: Sequence[bytes]) -> None:
-    """Other weights under the same name every few seconds, as a trainer does it: by a rename."""
+    """Replace the weights every few seconds as a trainer does, by renaming a file."""
     while soak.goes_on:
         (folder / ".next").write_bytes(files[soak.replaced % len(files)])
         os.replace(folder / ".next", folder / "demo.safetensors")
@@ -129,7 +129,7 @@ async def replace(soak: Soak, folder: Path, files: Sequence[bytes]) -> None:
 
 
 async def upload(soak: Soak, http: httpx2.AsyncClient, files: Sequence[bytes]) -> None:
-    """The same by uploads, one after the other: each is tried out on both back ends, which takes its time."""
+    """Replace the weights by uploads, one after the other; the service tries each of them on both back ends."""
     while soak.goes_on:
         form = {"file": ("demo", files[(soak.replaced + 1) % len(files)])}
         response = await http.post("/weights", files=form, data={"overwrite": "true"}, headers=ADMIN)
@@ -165,7 +165,7 @@ async def run(soak: Soak, folder: Path, files: Sequence[bytes]) -> None:
 
 
 def verdict(soak: Soak, seconds: float) -> list[str]:
-    """What is wrong, and the summary on the way."""
+    """Print the summary, and return what is wrong."""
     warm = [sample for sample in soak.samples if sample[0] > min(60.0, seconds / 4)]
     quarter = max(1, len(warm) // 4)
 
@@ -174,28 +174,31 @@ def verdict(soak: Soak, seconds: float) -> list[str]:
 
     first, last = mean(warm[:quarter], 1), mean(warm[-quarter:], 1)
     files_first = max(sample[2] for sample in warm[:quarter])
-    files_end = soak.samples[-1][2]  # after the clients have gone
-    print(f"{sum(soak.statuses.values()):,} requests in {seconds / 60:.1f} minutes, {soak.hung_up:,} hung up on")
+    files_end = soak.samples[-1][2]  # after the clients have left
+    print(
+        f"{sum(soak.statuses.values()):,} requests in {seconds / 60:.1f} minutes; clients hung up on {soak.hung_up:,}"
+    )
     for (path, status), count in sorted(soak.statuses.items()):
         print(f"    {path:20} {status}  {count:9,}")
-    print(f"{soak.replaced} replacements by a rename; {len(soak.versions)} versions answered")
-    print(f"memory {first / 2**20:.1f} MB at first, {last / 2**20:.1f} MB at last ({100 * (last / first - 1):+.1f}%)")
-    print(f"files open: {files_first} at first under load, {files_end} in the end without")
+    print(f"{soak.replaced} replacements by renaming; replies came from {len(soak.versions)} versions")
+    change = f"{100 * (last / first - 1):+.1f}%"
+    print(f"memory: {first / 2**20:.1f} MB in the first quarter, {last / 2**20:.1f} MB in the last ({change})")
+    print(f"open files: {files_first} in the first quarter, {files_end} at the end, without load")
     wrong = soak.failures[:10]
     if len(soak.failures) > 10:
-        wrong.append(f"and {len(soak.failures) - 10} failures more")
+        wrong.append(f"and {len(soak.failures) - 10} more failures")
     if abs(last / first - 1) > TOLERANCE:
-        wrong.append(f"the memory moved by more than {TOLERANCE:.0%}")
+        wrong.append(f"memory changed by more than {TOLERANCE:.0%}")
     if files_end > files_first:
         wrong.append("files were left open")
     if len(soak.versions) < 2 and soak.replaced > 4:
-        wrong.append("the replaced weights were not seen")
+        wrong.append("no reply came from replaced weights")
     return wrong
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="soak.py", description="Mixed load with weights replaced every 5 s.")
-    parser.add_argument("--minutes", type=float, default=20.0, help="how long (%(default)s)")
+    parser = argparse.ArgumentParser(prog="soak.py", description="Mixed load while weights are replaced every 5 s.")
+    parser.add_argument("--minutes", type=float, default=20.0, help="duration (%(default)s)")
     options = parser.parse_args(arguments)
     seconds = 60.0 * options.minutes
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""Weights files that somebody changes while they are served: in place, against the rules, and by renaming."""
+"""Weights files that change while they are served: in place, against the rules, or by renaming."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from serving import GUARD_SECONDS, Server, needs_library, read_until, save_tiny,
 from rnnlm import binding
 
 pytestmark = needs_library
-posix = pytest.mark.skipif(os.name != "posix", reason="Windows lets nobody truncate a mapped file")
+posix = pytest.mark.skipif(os.name != "posix", reason="Windows does not truncate a mapped file")
 
 # Big enough for a file of many pages, and a request that runs for seconds.
 SIZES = {"vocab": 650, "embed": 20, "hidden": 300}
@@ -62,7 +62,7 @@ def copy_over(path: Path, folder: Path) -> None:
 
 
 def write_into(path: Path, folder: Path) -> None:
-    """Another model's bytes over this one's, the file never shorter than it was."""
+    """Write another model's bytes over this one's; the file never gets shorter."""
     with path.open("r+b") as file:
         file.write(save_tiny(folder.parent, "other", seed=5, **SIZES).read_bytes())
 
@@ -76,7 +76,7 @@ def test_a_file_changed_in_place(server: Server, folder: Path, backend: str) -> 
         streamed = server.send_json(f"/generate/{backend}", LONG)
         read_until(streamed, b"data: ")
         harm(path, folder)
-        if server.mode == "map":  # what ran on it ends, and says so: no word of other weights is told
+        if server.mode == "map":  # its requests end with an error: no word comes from other weights
             end = read_until(streamed, b"weights_unusable")
             assert b"event: error" in end and b"[DONE]" not in end
         streamed.close()
@@ -104,7 +104,7 @@ def test_a_file_replaced_or_deleted_disturbs_nobody(server: Server, folder: Path
             path.unlink()
         after = server.post("/generate/c", json=SHORT)
         end = read_until(streamed, b"[DONE]")
-        assert before.encode() in end  # the weights that it began with
+        assert before.encode() in end  # the weights that it started with
         streamed.close()
         if harm == "replace":
             assert after.status_code == 200 and after.json()["weights"]["sha256"] != before
@@ -112,8 +112,8 @@ def test_a_file_replaced_or_deleted_disturbs_nobody(server: Server, folder: Path
             assert after.status_code == 503 and after.json()["code"] == "not_ready"
 
 
-def test_an_entry_whose_pages_are_lost_is_loaded_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a failure of the disk, which changes neither the size nor the time of the file."""
+def test_an_entry_whose_pages_are_lost_is_loaded_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a disk failure, which changes neither the size nor the time of the file."""
     with serving(folder) as client:
         assert client.post("/generate/c", json=SHORT).status_code == 200
         registry = client.app.state.service.registry
@@ -155,7 +155,7 @@ def test_memory_that_was_short_is_no_lasting_problem(folder: Path, monkeypatch: 
         assert client.post("/generate/c", json=SHORT).status_code == 200
 
 
-# ---- The guard by itself --------------------------------------------------------------------------------------------
+# ---- The guard ------------------------------------------------------------------------------------------------------
 
 GUARD = """
 import os, signal, sys
@@ -176,7 +176,7 @@ if what == "guarded":
     os.truncate(path, 3 * page + 5)
     assert first[2 * page] == ord("x") and not lost()
     assert first[7 * page] == 0 and lost() and not also_lost()
-    assert first[3 * page] == ord("x") and first[3 * page + 5] == 0 and first[4 * page] == 0  # here a signal, too
+    assert first[3 * page] == ord("x") and first[3 * page + 5] == 0 and first[4 * page] == 0  # a signal here, too
     os.truncate(path + "2", 0)
     assert second.sum() == 0 and also_lost()
     print("lived")
@@ -192,7 +192,7 @@ elif what == "other":
     print(other[0])
 elif what == "sent":
     os.kill(os.getpid(), signal.SIGBUS)
-elif what == "handler":  # the one that was there before is asked for what is not ours
+elif what == "handler":  # the earlier handler gets the signals that are not ours
     signal.signal(signal.SIGBUS, lambda *_: print("asked"))
     binding.guard(mapped(path + "4"))
     os.kill(os.getpid(), signal.SIGBUS)
@@ -265,7 +265,7 @@ def test_many_threads_lose_their_pages_at_once(tmp_path: Path) -> None:
 
 
 def test_durations_are_measured_by_the_monotonic_clock() -> None:
-    """Wall clocks are asked only for what is told to people, or compared with the times of files."""
+    """Wall clocks are read only for people, or to compare with the times of files."""
     allowed = {
         ("files.py", "st_mtime"),
         ("uploads.py", "st_mtime"),

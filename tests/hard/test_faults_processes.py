@@ -1,6 +1,6 @@
-"""Processes that are killed, disks that are full, memory that runs out, clocks that step, clients that hang.
+"""Killed processes, full disks, no memory, clocks that jump, clients that hang.
 
-Each strikes at a few random moments in `make test-slow`, and at 50 in `make faults`.
+Each fault strikes at a few random moments in `make test-slow`, and at 50 in `make faults`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_text
+from running import command, options
 from serving import ADMIN, Server, needs_library, save_tiny, serving, until
 
 from rnnlm import checkpoint
@@ -44,30 +44,12 @@ LONG = {"prompt": "waa", "max_tokens": 1000, "ignore_eos": True, "stream": True}
 
 
 def training(text: Path, out: Path, *more: str) -> list[str]:
-    options = {
-        "preset": "demo",
-        "corpus": text,
-        "vocab-size": 14,
-        "embedding-size": 8,
-        "hidden-size": 10,
-        "batch-size": 4,
-        "bptt": 16,
-        "threads": 1,
-        "patience": 0,
-        "schedule": "constant",
-        "out": out,
-    }
-    given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, str(ROOT / "main.py"), *given, *more]
+    return command("c", *options(text, out, patience=0, schedule="constant", epochs=None), *more)
 
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    words = "the a king queen sat stood walked here there with was old young".split()  # noqa: SIM905
-    rng = np.random.default_rng(0)
-    path = tmp_path / "grammar.txt"
-    path.write_text("\n".join(" ".join(rng.choice(words, rng.integers(3, 9))) + "." for _ in range(200)))
-    return path
+    return write_text(tmp_path / "grammar.txt", sentences=200)
 
 
 def kill_after_first_epoch(command: list[str], seconds: float) -> None:
@@ -95,11 +77,11 @@ def test_a_trainer_killed_again_and_again_ends_as_if_never_killed(text: Path, tm
     for _ in range(moments):
         resuming = ("--resume",) if killed.with_suffix(".resume").exists() else ()
         kill_after_first_epoch(training(text, killed, *epochs, *resuming), generator.uniform(0, 0.3))
-        if killed.with_suffix(".resume").exists():  # each of the two whole, whatever it was cut off in
+        if killed.with_suffix(".resume").exists():  # whole, whatever the kill interrupted
             survived.append(len(checkpoint.load_state(killed.with_suffix(".resume"))[1]["progress"]["history"]))
-        if killed.exists():  # the best epoch's so far, which may stay the same
+        if killed.exists():  # of the best epoch so far, so it may be the same file
             checkpoint.check_finite(checkpoint.load(killed).weights)
-    assert survived == sorted(survived) and len(set(survived)) > 1, survived  # it did go on each time
+    assert survived == sorted(survived) and len(set(survived)) > 1, survived  # it went on each time
     for path in tmp_path.glob(".saving-*"):
         os.utime(path, (1, 1))  # as if long ago
     for path, resuming in ((whole, ()), (killed, ("--resume",))):
@@ -111,7 +93,7 @@ def test_a_trainer_killed_again_and_again_ends_as_if_never_killed(text: Path, tm
 
 
 def digest(path: Path) -> str:
-    """Of the numbers: the history has times in it."""
+    """Return the digest of the numbers only, because the history has times in it."""
     weights = checkpoint.load(path).weights
     return hashlib.sha256(b"".join(array.tobytes() for array in weights.parameters().values())).hexdigest()
 
@@ -149,7 +131,7 @@ def test_a_server_killed_in_uploads_serves_what_was_whole(tmp_path: Path, moment
     for path in folder.glob(".*"):
         os.utime(path, (1, 1))
     server = Server(folder, tmp_path / "log")
-    assert os.listdir(folder) == ["demo.safetensors"]  # what was begun is removed at a later start
+    assert os.listdir(folder) == ["demo.safetensors"]  # the next start removes unfinished uploads
     server.close()
 
 
@@ -158,7 +140,7 @@ def test_a_server_killed_in_uploads_serves_what_was_whole(tmp_path: Path, moment
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 400 KB."""
+    """A file system of 400 KB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True, text=True)
@@ -204,7 +186,7 @@ def test_a_full_disk_at_an_upload(disk: Path, tmp_path: Path) -> None:
 
 def test_a_folder_that_is_read_only(disk: Path, text: Path, tmp_path: Path) -> None:
     raw = save_tiny(disk).read_bytes()
-    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)  # root, too, is refused
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)  # refuses even root
     with serving(disk) as client:
         assert client.post("/generate/c", json=SHORT).status_code == 200
         upload = client.post("/weights", files={"file": ("new", raw)}, headers=ADMIN)
@@ -264,7 +246,7 @@ def test_a_step_without_memory_is_an_error_of_its_requests(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("step", ["+1d", "-1d"])
-def test_a_clock_that_steps_disturbs_nobody(tmp_path: Path, step: str) -> None:
+def test_a_clock_that_jumps_disturbs_nobody(tmp_path: Path, step: str) -> None:
     found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     if not found:
         pytest.skip("libfaketime is not installed (Debian: faketime)")
@@ -278,7 +260,7 @@ def test_a_clock_that_steps_disturbs_nobody(tmp_path: Path, step: str) -> None:
         streamed = server.send_json("/generate/c", {**LONG, "max_tokens": 100_000})
         received = streamed.recv(1000)
         clock.write_text(step)
-        time.sleep(1.5)  # until it is noticed
+        time.sleep(1.5)  # until the library reads it
         while received.count(b"data:") < 300:
             piece = streamed.recv(65536)
             assert piece, received[-500:]
@@ -291,7 +273,7 @@ def test_a_clock_that_steps_disturbs_nobody(tmp_path: Path, step: str) -> None:
         assert time.monotonic() - before < 60
         assert "rnn_request_duration" in server.get("/metrics").text
         days = {line["time"][:10] for line in server.lines()}
-        assert len(days) == 2, days  # the clock of the log did step
+        assert len(days) == 2, days  # the log's clock did jump
         assert server.terminate() == 0
     finally:
         server.close()
@@ -313,7 +295,7 @@ def files_open(server: Server) -> int:
 
 
 def idle(server: Server) -> bool:
-    """Nothing runs or waits but the request that asks."""
+    """Return whether nothing runs or waits but this request."""
     names = ("rnn_sequences_running", "rnn_sequences_waiting")
     return server.metric("rnn_requests_in_flight") == 1 and not any(server.metric(name) for name in names)
 
@@ -361,7 +343,7 @@ def test_clients_that_read_a_byte_a_second(server: Server, moments: int) -> None
         while len(readers) < count and time.monotonic() < until_all:
             await asyncio.sleep(0.05)
         times = []
-        for _ in range(5):  # somebody who reads as people do
+        for _ in range(5):  # an ordinary client
             started = time.monotonic()
             reply = await asyncio.to_thread(server.post, "/score", json={"text": "waa wab wac"})
             assert reply.status_code in (200, 429)
@@ -403,7 +385,7 @@ def test_clients_that_hang_up_at_random(server: Server, moments: int) -> None:
         gate = asyncio.Semaphore(24)
         await asyncio.gather(*(one(gate) for _ in range(count)))
 
-    asyncio.run(clients(100))  # what the allocator and the caches take once
+    asyncio.run(clients(100))  # let the allocator and the caches take their one-time memory
     until(lambda: idle(server))
     memory, files = resident(server), files_open(server)
     asyncio.run(clients(count))
@@ -415,7 +397,7 @@ def test_clients_that_hang_up_at_random(server: Server, moments: int) -> None:
 
 
 def test_a_server_out_of_files_comes_back(server: Server) -> None:
-    """More connections than it may open: those that have one are served, and the rest once there is room."""
+    """With more connections than it may open, it serves those that have one, and the rest once there is room."""
     resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (files_open(server) + 12, 4096))
     connections = [server.connect() for _ in range(40)]
     time.sleep(0.3)

@@ -1,6 +1,6 @@
-"""Anything at all, given to what takes things from outside: weights files, texts, bodies, forms.
+"""Arbitrary input for everything that comes from outside: weights files, texts, bodies, forms, names.
 
-Fast here; `make fuzz-python` runs the same for 10,000 examples each, `make fuzz-weights` for 100,000 files.
+A few examples of each here; `make fuzz-python` tries 10,000 of each, `make fuzz-weights` 100,000 files.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def test_mutated_weights_files_are_refused_or_serve(tmp_path: Path) -> None:
     kinds = {kind for kind, _ in verdicts}
     assert len(kinds) == 1 + len(fuzz_weights.MUTATIONS)
     assert all((kind, "refused") in verdicts for kind in kinds)
-    assert ("odd_floats", "accepted") in verdicts  # a zero more does no harm: not all is refused
+    assert ("odd_floats", "accepted") in verdicts  # one more zero does no harm: not everything is refused
 
 
 def test_the_sound_file_is_accepted(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_any_bytes_are_refused(tmp_path: Path, raw: bytes) -> None:
 
 # ---- Texts ----------------------------------------------------------------------------------------------------------
 
-# Text with what the rules are about, and text of any kind.
+# Text made of the characters that the rules name, and arbitrary text.
 TEXTS = st.text() | st.text(st.sampled_from("abZ .,!?'`-\n\r\t\u2014\u2019\u00e9\u0130\u2028\x00\x1c<>0")).map(str)
 
 
@@ -150,7 +150,7 @@ FIELDS = {
     "stream": st.booleans(),
     "weights": st.sampled_from(["demo", "../demo", "demo.safetensors", "other"]) | st.text(),
 }
-# Bodies that are nearly right: some of the fields, one of them of another kind.
+# Nearly valid bodies: some of the fields, one of them of another type.
 BODIES = st.tuples(
     st.fixed_dictionaries({}, optional=FIELDS),
     st.dictionaries(st.sampled_from([*FIELDS, "other"]), SCALARS, max_size=1),
@@ -167,7 +167,7 @@ def check(response: Any, *, path: str) -> None:
 
 
 def only_its_fields(path: str, body: Any) -> Any:
-    """Mostly fields of the route: else nothing but unknown fields would be found."""
+    """Keep the fields that the route knows: otherwise every body would be refused for an unknown field."""
     known = {
         "/score": {"text", "weights", "top_logprobs", "other"},
         "/v1/completions": {*FIELDS} - {"text", "weights", "top_logprobs"},
@@ -178,7 +178,7 @@ def only_its_fields(path: str, body: Any) -> Any:
 @shared
 @given(path=st.sampled_from(ROUTES), body=BODIES)
 def test_bodies_that_are_nearly_right(client: TestClient, path: str, body: Any) -> None:
-    text = json.dumps(only_its_fields(path, body))  # NaN and infinity too, which are no JSON
+    text = json.dumps(only_its_fields(path, body))  # NaN and infinity too, which JSON does not have
     check(client.post(path, content=text, headers={"content-type": "application/json"}), path=path)
 
 
@@ -218,7 +218,7 @@ DEMO = ("demo", "demo.safetensors")
 @shared
 @given(name=st.text(st.characters(codec="utf-8"), max_size=100).filter(lambda name: name not in DEMO))
 def test_names_of_any_kind(client: TestClient, name: str) -> None:
-    """But that of the weights which are there: they would be removed, and missed from then on."""
+    """Except the name of the weights there: deleting them would break the tests that follow."""
     from urllib.parse import quote
 
     response = client.delete(f"/weights/{quote(name, safe='')}", headers=ADMIN)

@@ -1,4 +1,4 @@
-"""The threats of docs/threats.md, one by one: each row of its table names the test here that holds it."""
+"""The threats of docs/threats.md, one by one: each row of its table names the test here that covers it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_pickles_are_never_run(client: TestClient, folder: Path, tmp_path: Path)
     inside = join(header, data) + pickle.dumps(Bomb(marker))
     for raw in (pickle.dumps(Bomb(marker)), as_torch.read_bytes(), inside):
         assert upload(client, raw).status_code == 422
-        (folder / "planted.safetensors").write_bytes(raw)  # as if somebody had put it there
+        (folder / "planted.safetensors").write_bytes(raw)  # as if copied into the folder directly
         assert client.post("/generate/c", json={**SHORT, "weights": "planted"}).status_code == 503
         with pytest.raises(checkpoint.CheckpointError):
             checkpoint.load(folder / "planted.safetensors")
@@ -123,7 +123,7 @@ def test_links_lead_nowhere_else(client: TestClient, folder: Path, tmp_path: Pat
     assert names(client) == ["demo"]
     for name in ("link", "broken", "round"):
         assert client.post("/generate/c", json={**SHORT, "weights": name}).status_code == 404
-        reply = upload(client, sound_file(), name, overwrite="true")  # may take the link's place, never follow it
+        reply = upload(client, sound_file(), name, overwrite="true")  # may replace the link, but never follow it
         assert reply.status_code in (201, 409)
         assert client.delete(f"/weights/{name}", headers=ADMIN).status_code in (204, 404)
     assert secret.read_bytes() == raw and not (tmp_path / "nothing").exists()
@@ -169,7 +169,7 @@ def test_header_bombs_cost_little(tmp_path: Path, what: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 150 << 20
     finally:
         tracemalloc.stop()
-    assert time.process_time() - started < 20  # most of it the tracing
+    assert time.process_time() - started < 20  # most of it for the tracing
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_shapes_that_overflow_are_refused(client: TestClient, v: int, e: int, h:
     assert upload(client, join(header, data)).status_code == 422
 
 
-# ---- What a file can say --------------------------------------------------------------------------------------------
+# ---- What a file can contain ----------------------------------------------------------------------------------------
 
 MARKUP = '<script>alert(1)</script><img/src=x onerror="alert(1)">'.replace(" ", "")
 
@@ -204,7 +204,7 @@ def test_markup_in_words_stays_text(folder: Path) -> None:
         for reply in (*replies, streamed):
             assert reply.status_code == 200, reply.text
             kind = reply.headers["content-type"].split(";")[0]
-            assert kind in ("application/json", "text/event-stream")  # no browser takes these for a page
+            assert kind in ("application/json", "text/event-stream")  # no browser shows these as a page
             assert reply.headers["x-content-type-options"] == "nosniff"
             assert "default-src 'none'" in reply.headers["content-security-policy"]
     page = [path.read_text() for path in (ROOT / "service" / "web").glob("**/*.js")]
@@ -231,7 +231,7 @@ def test_nothing_of_a_request_breaks_a_line_of_the_log(folder: Path, tmp_path: P
         server.get("/weights%0A%7B%22forged%22:1%7D?token=hidden", headers=headers)
         upload(server, b"no", "bad\nname", headers={"authorization": "Bearer admin-secret"})
         server.get("/weights", headers={"authorization": "Bearer wrong-secret"})
-        lines = server.lines()  # each of them JSON by itself
+        lines = server.lines()  # each is a JSON object of its own
         assert not [line for line in lines if "forged" in line or line["severity"] == "FORGED"]
         assert not re.search("user-secret|admin-secret|wrong-secret|hidden", server.text())
     finally:
@@ -283,7 +283,7 @@ def test_tokens_are_compared_in_constant_time(folder: Path, monkeypatch: pytest.
             assert client.get("/weights", headers=headers).status_code == 401
             assert compared and all(b in (b"user-secret", b"admin-secret") for _, b in compared)
     source = (ROOT / "service" / "auth.py").read_text()
-    assert not re.search(r"(credentials|token)\s*[!=]=", source)  # nowhere by the plain way
+    assert not re.search(r"(credentials|token)\s*[!=]=", source)  # never compared directly
 
 
 # ---- Floods, and clients that take their time -----------------------------------------------------------------------
@@ -296,7 +296,7 @@ def test_floods_of_headers_are_cut_off(folder: Path, tmp_path: Path) -> None:
         for head in (flood, b"x: " + b"y" * (4 << 20), b"cookie: " + b"a=b; " * 500_000):
             connection = server.connect()
             answer = b""
-            with contextlib.suppress(ConnectionError):  # hung up on, before all was sent
+            with contextlib.suppress(ConnectionError):  # the server hung up before everything was sent
                 connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n" + head)
                 answer = connection.recv(4096)
             assert b" 200 " not in answer
@@ -357,7 +357,7 @@ def test_every_answer_has_security_headers(client: TestClient, method: str, path
 
 
 def test_other_sites_pages_can_start_nothing(client: TestClient) -> None:
-    """A page elsewhere may send a form or plain text without asking; JSON it may not, and no token goes along."""
+    """A browser lets other sites send forms and plain text, but no JSON without asking, and never a token."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=B"):
         reply = client.post("/generate/c", content=json.dumps(SHORT), headers={"content-type": kind})
         assert reply.status_code in (400, 415, 422), kind
