@@ -64,6 +64,7 @@ ISAS         := baseline
 KERNEL_FLAGS := -ffp-contract=fast -fno-math-errno
 AVX2_FLAGS   := -mavx2 -mfma
 AVX512_FLAGS := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512
+BFLOAT16_FLAGS = $(AVX512_FLAGS) -mavx512bf16
 # libFuzzer is not to count the iterations of inner loops: ten times slower, and it finds nothing.
 KERNEL_FLAGS += $(if $(filter fuzz,$(SAN)),-fno-sanitize=fuzzer-no-link)
 ifneq ($(and $(findstring aarch64,$(MACHINE)),$(findstring gcc,$(CC))),) # gcc 12 for arm64 crashes when it vectorises
@@ -77,7 +78,7 @@ OBJECTS := $(patsubst csrc/%.c,$(BUILD)/%.o,$(wildcard csrc/*.c))
 LIBRARY := $(if $(filter 0,$(SAN)),lib,$(BUILD))/rnnlib.$(EXT)
 
 ifneq ($(filter x86_64%,$(MACHINE)),)
-ISAS    := avx512 avx2 baseline
+ISAS    := amx avx512bf16 avx512 avx2 baseline
 OBJECTS += $(BUILD)/kernels.avx2.o $(BUILD)/kernels.avx512.o
 override CFLAGS += -DRNN_X86_KERNELS
 endif
@@ -93,7 +94,7 @@ endif
 
 # The flags that the objects and the library were built with: rewriting the file when they change forces a rebuild.
 # -Werror does not count, since it changes nothing that is built.
-FLAGS := $(filter-out $(WERROR),$(CC) $(CFLAGS) $(KERNEL_FLAGS) $(AVX2_FLAGS) $(AVX512_FLAGS) $(LDFLAGS))
+FLAGS := $(filter-out $(WERROR),$(CC) $(CFLAGS) $(KERNEL_FLAGS) $(AVX2_FLAGS) $(BFLOAT16_FLAGS) $(LDFLAGS))
 STAMP := $(dir $(LIBRARY)).$(notdir $(LIBRARY)).flags
 
 $(BUILD)/.flags $(STAMP): FORCE
@@ -113,6 +114,10 @@ $(BUILD)/%.o: csrc/%.c $(BUILD)/.flags Makefile
 
 $(BUILD)/kernels.o: override CFLAGS += $(KERNEL_FLAGS)
 
+$(BUILD)/kernels_bfloat16.o: override CFLAGS += $(if $(filter x86_64%,$(MACHINE)),$(KERNEL_FLAGS) $(BFLOAT16_FLAGS))
+
+$(BUILD)/kernels.avx512.o: override CFLAGS += -DRNN_BFLOAT16_KERNELS
+
 $(BUILD)/kernels.avx2.o $(BUILD)/kernels.avx512.o: $(BUILD)/kernels.%.o: csrc/kernels.c $(BUILD)/.flags Makefile
 	$(CC) $(CFLAGS) $(KERNEL_FLAGS) $($(if $(filter avx2,$*),AVX2,AVX512)_FLAGS) -DRNN_ISA=$* -MMD -MP -c -o $@ $<
 
@@ -128,15 +133,26 @@ test: $(VENV)/.dev lib test-c ## run the fast tests (SAN=1: under the address an
 	$(SAN_ENV) $(PYTEST) $(PARALLEL)
 
 C_TEST       := $(BUILD)/test_rnnlib$(EXE)
-C_TEST_PARTS := test_rnnlib test_kernels test_training test_inference plain testing
+TILES_TEST   := $(if $(filter amx,$(ISAS)),$(BUILD)/test_rnnlib_tiles$(EXE))
+C_TEST_PARTS := test_rnnlib test_kernels test_bfloat16 test_training test_inference plain testing
 RUN          ?=# runs a program of another system: wine64, "qemu-aarch64 -L ..."
 
-test-c: $(C_TEST) ## run the C tests on every instruction set
+test-c: $(C_TEST) $(TILES_TEST) ## run the C tests on every instruction set, and on AMX's emulated (tests/c/emulated_tiles.h)
 	@for isa in $(ISAS) reference; do echo "RNN_ISA=$$isa"; RNN_ISA=$$isa $(RUN) $< || exit 1; done
+	$(if $(TILES_TEST),@echo "RNN_ISA=amx (emulated)"; RNN_ISA=amx $(RUN) $(TILES_TEST))
 
 $(C_TEST): $(C_TEST_PARTS:%=tests/c/%.c)
 $(C_TEST) $(BUILD)/test_threads: $(wildcard tests/c/*.h) $(OBJECTS) Makefile
 	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $(filter tests/c/%.c,$^) $(OBJECTS) -lm -lpthread
+
+# The same program with the two files that know of tiles compiled for emulated ones.
+TILES_FILES   := dispatch kernels_amx
+TILES_OBJECTS := $(filter-out $(TILES_FILES:%=$(BUILD)/%.o),$(OBJECTS)) $(TILES_FILES:%=$(BUILD)/%.emulated.o)
+$(TILES_TEST): $(C_TEST_PARTS:%=tests/c/%.c) $(wildcard tests/c/*.h) $(TILES_OBJECTS) Makefile
+	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $(filter tests/c/%.c,$^) $(TILES_OBJECTS) -lm -lpthread
+
+$(BUILD)/%.emulated.o: csrc/%.c tests/c/emulated_tiles.h $(BUILD)/.flags Makefile
+	$(CC) $(CFLAGS) -DRNN_EMULATED_TILES='"emulated_tiles.h"' -Itests/c -MMD -MP -c -o $@ $<
 
 test-slow: $(VENV)/.dev lib ## run the tests that take minutes
 	$(PYTEST) -m 'slow and not page'

@@ -20,6 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "bfloat16.h"
 #include "rnnlib.h"
 
 #ifdef _OPENMP
@@ -71,8 +72,12 @@ typedef struct rnn_kernels {
                         size_t b_panel, float *c, size_t ldc);
 
     /* In place, z = exp(z - max): m rows of panels z_panel apart, with each row's max (m), and the sum (m) of its
-     * exponentials. */
+     * exponentials. softmax_rounded is for products of bfloat16 operands: z = 2^(z log2(e) - max), with max a whole number,
+     * so that z is rounded to bfloat16 the same whatever max is; the sum is of what is not rounded. */
     void (*softmax)(size_t m, size_t panels, float *z, size_t z_panel, float *max, double *sum);
+    void (*softmax_rounded)(size_t m, size_t panels, float *z, size_t z_panel, float *max, double *sum);
+
+    void (*round)(size_t count, float *x); /* in place, to bfloat16 (rnn_round_bfloat16) */
 
     void (*tanh)(size_t count, float *x);                          /* in place */
     void (*tanh_backward)(size_t count, const float *h, float *d); /* in place, d *= 1 - h * h */
@@ -109,12 +114,14 @@ typedef struct rnn_kernels {
     void (*sgd)(size_t count, float *p, const float *g, float *v, float grad_scale, float lr, float momentum);
     void (*adamw)(size_t count, float *p, const float *g, float *m, float *v, float grad_scale,
                   const rnn_adamw *options);
+
+    const rnn_bfloat16_kernels *bfloat16; /* products of bfloat16 operands; NULL: the kernels above multiply them */
 } rnn_kernels;
 
 /* The best kernels that this processor runs, or those that the environment variable RNN_ISA asks for. */
 const rnn_kernels *rnn_kernels_choose(void);
 
-extern const rnn_kernels rnn_kernels_avx512, rnn_kernels_avx2; /* x86 only */
+extern const rnn_kernels rnn_kernels_amx, rnn_kernels_avx512bf16, rnn_kernels_avx512, rnn_kernels_avx2; /* x86 only */
 extern const rnn_kernels rnn_kernels_baseline, rnn_kernels_reference;
 
 /* ---- Memory: one allocation per handle --------------------------------------------------------------------------- */

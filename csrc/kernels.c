@@ -9,3 +9,15 @@
 #define RNN_ISA baseline
 #endif
 #include "kernels_table.h"
+
+#ifdef RNN_BFLOAT16_KERNELS /* beside those of AVX-512: the same kernels, and products of bfloat16 operands */
+#undef RNN_ISA
+#define RNN_ISA avx512bf16
+#define RNN_BFLOAT16 &rnn_bfloat16_dots
+#include "kernels_table.h"
+#undef RNN_ISA
+#undef RNN_BFLOAT16
+#define RNN_ISA amx
+#define RNN_BFLOAT16 &rnn_bfloat16_tiles
+#include "kernels_table.h"
+#endif

@@ -5,7 +5,21 @@
 #include "internal.h"
 #include "vector.h"
 
-static void softmax(size_t m, size_t panels, float *z, size_t z_panel, float *max, double *sum) {
+/* To bfloat16, nearest, ties to even; a NaN stays one. */
+INLINE vec rounded(vec x) {
+    uvec bits = (uvec)x;
+    uvec nearest = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+    return choose((ivec)(bits & INT32_MAX) > 0x7f800000, (vec)(bits | 0x400000), (vec)nearest);
+}
+
+static void round_all(size_t count, float *x) {
+    size_t i = 0;
+    for (; i + LANES <= count; i += LANES) store(x + i, rounded(load(x + i)));
+    vec rest = rounded(load_part(x + i, count - i, 0.0f));
+    memcpy(x + i, &rest, (count - i) * sizeof *x);
+}
+
+INLINE void softmax_of(bool whole, size_t m, size_t panels, float *z, size_t z_panel, float *max, double *sum) {
     for (size_t i = 0; i < m; i++) {
         float *row = z + i * PANEL;
         vec top[TILE_VECS];
@@ -15,6 +29,9 @@ static void softmax(size_t m, size_t panels, float *z, size_t z_panel, float *ma
         }
         UNROLL for (size_t j = 1; j < TILE_VECS; j++) top[0] = larger(top[0], top[j]);
         float shift = max_of_lanes(top[0]);
+        float powers = whole ? ceilf(shift * 1.44269504088896341f) : 0.0f;
+        /* ln 2 in two pieces, as in exp_of(): the first product and difference are exact. */
+        float coarse = powers * 0.693359375f, fine = powers * -2.12194440e-4f;
         dvec total[2] = {{0}, {0}};
         for (size_t p = 0; p < panels; p++) {
             /* The sum is in double from here on: of the 2 to 4 numbers that it takes in at a time, none is larger
@@ -22,8 +39,8 @@ static void softmax(size_t m, size_t panels, float *z, size_t z_panel, float *ma
             vec here = {0};
             UNROLL for (size_t j = 0; j < TILE_VECS; j++) {
                 float *at = row + p * z_panel + j * LANES;
-                vec e = exp_of(load(at) - shift);
-                store(at, e);
+                vec e = exp_of(whole ? load(at) - coarse - fine : load(at) - shift);
+                store(at, whole ? rounded(e) : e);
                 here += e;
             }
             dvec low, high;
@@ -31,9 +48,17 @@ static void softmax(size_t m, size_t panels, float *z, size_t z_panel, float *ma
             total[0] += low;
             total[1] += high;
         }
-        max[i] = shift;
+        max[i] = whole ? powers : shift;
         sum[i] = sum_of_doubles(total[0] + total[1]);
     }
+}
+
+static void softmax(size_t m, size_t panels, float *z, size_t z_panel, float *max, double *sum) {
+    softmax_of(false, m, panels, z, z_panel, max, sum);
+}
+
+static void softmax_rounded(size_t m, size_t panels, float *z, size_t z_panel, float *max, double *sum) {
+    softmax_of(true, m, panels, z, z_panel, max, sum);
 }
 
 static void tanh_forward(size_t count, float *x) {

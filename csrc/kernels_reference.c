@@ -92,6 +92,29 @@ static void softmax(size_t m, size_t panels, float *z, size_t z_panel, float *ma
     }
 }
 
+static void softmax_rounded(size_t m, size_t panels, float *z, size_t z_panel, float *max, double *sum) {
+    const double log2e = 1.4426950408889634;
+    for (size_t i = 0; i < m; i++) {
+        float top = -INFINITY;
+        double total = 0.0;
+        for (size_t p = 0; p < panels; p++) top = fmaxf(top, max_of(PANEL, z + p * z_panel + i * PANEL));
+        max[i] = (float)ceil(top * log2e);
+        for (size_t p = 0; p < panels; p++) {
+            for (size_t j = 0; j < PANEL; j++) {
+                float *at = z + p * z_panel + i * PANEL + j;
+                float e = (float)exp2(*at * log2e - max[i]);
+                *at = rnn_widen_bfloat16(rnn_round_bfloat16(e));
+                total += e;
+            }
+        }
+        sum[i] = total;
+    }
+}
+
+static void round_all(size_t count, float *x) {
+    for (size_t i = 0; i < count; i++) x[i] = rnn_widen_bfloat16(rnn_round_bfloat16(x[i]));
+}
+
 static void tanh_forward(size_t count, float *x) {
     for (size_t i = 0; i < count; i++) x[i] = tanhf(x[i]);
 }

@@ -1,4 +1,9 @@
-/* kernels_table.h -- the table of the kernels that the including file defines: rnn_kernels_<RNN_ISA>. */
+/* kernels_table.h -- the table of the kernels that the including file defines: rnn_kernels_<RNN_ISA>. RNN_BFLOAT16: its
+ * products of bfloat16 operands, if there are any. */
+#undef TABLE_NAME
+#undef TABLE_NAME_OF
+#undef TEXT
+#undef TEXT_OF
 #define TABLE_NAME(isa) TABLE_NAME_OF(isa)
 #define TABLE_NAME_OF(isa) rnn_kernels_##isa
 #define TEXT(isa) TEXT_OF(isa)
@@ -12,6 +17,8 @@ const rnn_kernels TABLE_NAME(RNN_ISA) = {
     .multiply_at = multiply_at,
     .multiply_bt = multiply_bt,
     .softmax = softmax,
+    .softmax_rounded = softmax_rounded,
+    .round = round_all,
     .tanh = tanh_forward,
     .tanh_backward = tanh_backward,
     .weighted_sum = weighted_sum,
@@ -28,4 +35,7 @@ const rnn_kernels TABLE_NAME(RNN_ISA) = {
     .sum_squares = sum_squares,
     .sgd = sgd,
     .adamw = adamw,
+#ifdef RNN_BFLOAT16
+    .bfloat16 = RNN_BFLOAT16,
+#endif
 };

@@ -18,10 +18,10 @@
  *             state, except the guard of mapped files.
  *   Random    numbers are arguments: uniforms in [0,1). The library has no generator.
  *   Kernels   The inner loops exist for several instruction sets. Each handle uses the best that the processor has, or
- *             the one that the environment variable RNN_ISA names: avx512, avx2, baseline, or reference (plain loops,
- *             slow). If RNN_ISA is anything else, or the processor lacks it, the best is used: rnn_kernel_name says
- *             which. Results differ between instruction sets by rounding; for each of them they are the same from run
- *             to run, and for any number of threads.
+ *             the one that the environment variable RNN_ISA names: amx, avx512bf16, avx512, avx2, baseline, or
+ *             reference (plain loops, slow). If RNN_ISA is anything else, or the processor lacks it, the best is used:
+ *             rnn_kernel_name says which. Results differ between instruction sets by rounding; for each of them they
+ *             are the same from run to run, and for any number of threads.
  *   Threads   A handle that is not const belongs to one caller at a time. An rnn_model is read-only once created, and
  *             any number of threads may share it. `threads` is how many OpenMP threads one call may use.
  */
@@ -81,7 +81,7 @@ RNN_API size_t rnn_sizeof(const char *type);
 /* The message of a status: a static string, never NULL. */
 RNN_API const char *rnn_strerror(int32_t status);
 
-/* The kernels that a handle created now would use: "avx512", "avx2", "baseline" or "reference". A static string. */
+/* The kernels that a handle created now would use: one of the names of RNN_ISA. A static string. */
 RNN_API const char *rnn_kernel_name(void);
 
 /* The length P of the flat parameter buffer: E*H + H*H + H + H*V + V. */

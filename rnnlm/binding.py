@@ -205,14 +205,14 @@ def library() -> ctypes.CDLL:
     wish, taken = os.environ.get("RNN_ISA"), lib.rnn_kernel_name().decode()
     if wish is not None and wish != taken:
         raise RNNLibraryError(
-            f"RNN_ISA={wish} cannot be had: it must be avx512, avx2, baseline or reference, and what this processor "
-            f"runs; the best is taken when it is not set"
+            f"RNN_ISA={wish} cannot be had: it must be amx, avx512bf16, avx512, avx2, baseline or reference, and what "
+            f"this processor runs; the best is taken when it is not set"
         )
     return lib
 
 
 def kernel() -> str:
-    """Which kernels a handle made now takes: "avx512", "avx2", "baseline" or "reference"."""
+    """Which kernels a handle made now takes: the RNN_ISA that would choose them."""
     return library().rnn_kernel_name().decode()
 
 

@@ -68,6 +68,8 @@ def make_checkpoint(vocab: int = 13, embed: int = 9, hidden: int = 6, seed: int 
 
 
 INSTRUCTION_SETS = {  # with the flags that /proc/cpuinfo shows on a processor that has them
+    "amx": {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"},
+    "avx512bf16": {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_bf16"},
     "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl"},
     "avx2": {"avx2", "fma"},
     "baseline": set(),

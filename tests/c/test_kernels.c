@@ -159,22 +159,22 @@ void test_exp_and_tanh(void) {
 }
 
 /* Rows of panels: each row's maximum, the sum of its exponentials, and those, with logits of any size. */
-void test_softmax(void) {
-    const rnn_kernels *k = rnn_kernels_choose();
+static void compare_softmax(const rnn_kernels *k, bool rounded) {
     enum { ROWS = 7 };
     size_t P = k->panel, panels = 3, apart = ROWS * P + 11;
     float *z = random_floats(panels * apart, 1.0), max[ROWS];
-    double sum[ROWS];
+    double sum[ROWS], unit = rounded ? 0.69314718055994530942 : 1.0; /* max counts powers of 2, or of e */
     for (size_t i = 0; i < panels * apart; i++) z[i] = (float)(80.0 * (2.0 * uniform() - 1.0));
     for (size_t v = 0; v < panels * P; v++) {
-        z[v / P * apart + v % P] = 5.0f;                              /* row 0: all equal */
-        z[v / P * apart + P + v % P] = v == 2 * P ? 0.0f : -INFINITY; /* row 1: one holds everything */
-        if (v == 1) z[v / P * apart + 2 * P + v % P] = NAN;           /* row 2 */
-        if (v == 4) z[v / P * apart + 3 * P + v % P] = INFINITY;      /* row 3 */
+        z[v / P * apart + v % P] = 5.0f;                                 /* row 0: all equal */
+        z[v / P * apart + P + v % P] = v == 2 * P ? 0.0f : -INFINITY;    /* row 1: one holds everything */
+        if (v == 1) z[v / P * apart + 2 * P + v % P] = NAN;              /* row 2 */
+        if (v == 4) z[v / P * apart + 3 * P + v % P] = INFINITY;         /* row 3 */
+        if (v < 8) z[v / P * apart + 4 * P + v % P] = 250.0f - (float)v; /* row 4 */
     }
     float *z0 = copy_floats(z, panels * apart);
-    k->softmax(ROWS, panels, z, apart, max, sum);
-    CHECK(max[0] == 5.0f && sum[0] == (double)(panels * P));
+    (rounded ? k->softmax_rounded : k->softmax)(ROWS, panels, z, apart, max, sum);
+    CHECK(rounded ? max[0] == 8.0f : max[0] == 5.0f && sum[0] == (double)(panels * P));
     CHECK(max[1] == 0.0f && sum[1] == 1.0);
     CHECK(!isfinite(sum[2]) && !isfinite(sum[3]));
     for (size_t i = 4; i < ROWS; i++) {
@@ -183,14 +183,21 @@ void test_softmax(void) {
         for (size_t v = 0; v < panels * P; v++) top = fmaxf(top, z0[v / P * apart + i * P + v % P]);
         for (size_t v = 0; v < panels * P; v++) {
             size_t at = v / P * apart + i * P + v % P;
-            want += exp((double)z0[at] - top);
-            CHECK_BELOW(fabs(z[at] - exp((double)z0[at] - top)), 2e-7);
+            double e = exp(z0[at] - max[i] * unit), limit = rounded ? e * (1.0 / 256.0 + 1e-6) + 1e-37 : 2e-7;
+            want += e;
+            CHECK_BELOW(fabs(z[at] - e), limit);
+            CHECK(!rounded || z[at] == rnn_widen_bfloat16(rnn_round_bfloat16(z[at])));
         }
-        CHECK(max[i] == top);
+        CHECK(max[i] == (rounded ? ceilf((float)(top / unit)) : top));
         CHECK_BELOW(fabs(sum[i] / want - 1.0), 2e-7);
     }
     for (size_t p = 0; p < panels; p++) CHECK(same(z + p * apart + ROWS * P, z0 + p * apart + ROWS * P, 11 * 4));
     free(z), free(z0);
+}
+
+void test_softmax(void) {
+    compare_softmax(rnn_kernels_choose(), false);
+    compare_softmax(rnn_kernels_choose(), true);
 }
 
 /* The passes over a vector, at lengths on both sides of every block of theirs. */
@@ -217,6 +224,12 @@ void test_passes(void) {
         for (size_t i = 0; i < count; i++) CHECK(cut[i] == (x[i] >= x[count / 2] ? x[i] : -INFINITY));
         k->weighted_sum(2, count, weights, 2, terms, count, out);
         CHECK_BELOW(rel_err(out, want, count), 1e-6);
+        memcpy(cut, x, count * sizeof *x);
+        cut[count / 3] = NAN;
+        k->round(count, cut);
+        for (size_t i = 0; i < count; i++) {
+            CHECK(i == count / 3 ? isnan(cut[i]) : cut[i] == rnn_widen_bfloat16(rnn_round_bfloat16(x[i])));
+        }
         x[count - 1] = -INFINITY;
         CHECK(k->max_abs(count, x) == INFINITY);
         x[count - 1] = NAN;

@@ -17,10 +17,11 @@ static void test_statuses(void) {
     const char *wish = getenv("RNN_ISA");
     bool has_it = wish && (!strcmp(wish, "baseline") || !strcmp(wish, "reference"));
 #ifdef RNN_X86_KERNELS
+    bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
     has_it |= wish && !strcmp(wish, "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    has_it |= wish && !strcmp(wish, "avx512") && __builtin_cpu_supports("avx512f") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl");
+    has_it |= wish && !strcmp(wish, "avx512") && avx512;
+    has_it |= wish && !strcmp(wish, "avx512bf16") && avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
     CHECK(!has_it || !strcmp(rnn_kernel_name(), wish));
     for (int32_t status = -20; status <= 5; status++) CHECK(rnn_strerror(status) && *rnn_strerror(status));
@@ -38,6 +39,10 @@ static const test tests[] = {
     {"exp and tanh", test_exp_and_tanh},
     {"softmax", test_softmax},
     {"passes over a vector", test_passes},
+    {"rounding to bfloat16", test_rounding_to_bfloat16},
+    {"products of bfloat16 operands", test_bfloat16_products},
+    {"bfloat16 operands", test_bfloat16_operands},
+    {"exponentials in bfloat16", test_bfloat16_exponentials},
     {"the plain model against finite differences", test_plain_model_itself},
     {"loss, state and gradients against the plain model", test_gradients},
     {"regularization that changes nothing", test_regularization_that_changes_nothing},

@@ -9,6 +9,12 @@ void test_exp_and_tanh(void);
 void test_softmax(void);
 void test_passes(void);
 
+/* test_bfloat16.c */
+void test_rounding_to_bfloat16(void);
+void test_bfloat16_products(void);
+void test_bfloat16_operands(void);
+void test_bfloat16_exponentials(void);
+
 /* test_training.c */
 void test_plain_model_itself(void);
 void test_gradients(void);
