@@ -1,12 +1,12 @@
-"""C against PyTorch: training, generation, loading. `make bench` runs it.
+"""Compare C with PyTorch: training, generation, loading. `make bench` runs it.
 
     python bench/bench.py [--quick] [--only NAME] [--rounds 5] [--threads 2]            about 12 minutes in all
 
-For each case every engine runs in a process of its own (PyTorch's idle threads spin and would slow the other), and the
-processes take turns, sample by sample, so that a machine whose speed drifts is slow for all of them alike. A figure is
-the median of the rounds; a ratio is the median of the rounds' ratios. First the machine itself is measured (peak.c).
-Prints one table; writes bench/results/bench.jsonl, which plots.py draws. With --quick or --only the rows go to
-bench/results/partial.jsonl, and those of the last full run stay.
+Each engine runs in a process of its own, because PyTorch's idle threads spin and would slow the other. The processes
+take turns, one sample at a time, so that a machine whose speed drifts slows all of them alike. A figure is the median
+of the rounds; a ratio is the median of the rounds' ratios. The machine's own limits are measured first (peak.c).
+Prints a table and writes bench/results/bench.jsonl, which plots.py draws. With --quick or --only the rows go to
+bench/results/partial.jsonl instead, so those of the last full run stay.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rnnlm import checkpoint
 from rnnlm.data.text import EOS
 
 RESULTS = HERE / "results"
-CASE_SECONDS = 20  # a case takes no further round after this long, if it has had LEAST_ROUNDS
+CASE_SECONDS = 20  # no new round of a case starts after this long, once it has had LEAST_ROUNDS
 LEAST_ROUNDS = 3
 WIKITEXT2 = {"vocab": 31_266, "embed": 300, "hidden": 100}
 VOCABS = (10_000, 31_266, 100_000, 200_000)
@@ -48,19 +48,19 @@ class Case(NamedTuple):
 
 
 def cases(threads: int, quick: bool, folder: Path) -> Iterator[Case]:
-    """Every comparison, in the order of the table."""
+    """Yield every comparison, in the order of the table."""
     both, three = ("c", "torch"), ("c", "torch", "compile")
 
     def training(
         group: str, name: str, batch: int, steps: int, engines: tuple[str, ...] = both, **changed: Any
     ) -> Case:
         spec = {"task": "train", "batch": batch, "steps": steps, "threads": threads, **WIKITEXT2, **changed}
-        # PyTorch keeps logits, their softmax and their gradients: nearly 20 bytes per token and word.
+        # PyTorch keeps the logits, their softmax and their gradients: nearly 20 bytes per token and word.
         fits = 20 * spec["vocab"] * batch * steps < 0.5 * MEMORY_BYTES
         return Case(group, name, spec, engines if fits else ("c",))
 
-    def generation(group: str, name: str, streams: int, engines: tuple[str, ...] = both, **changed: Any) -> Case:
-        spec = {"task": "generate", "streams": streams, "threads": threads, **WIKITEXT2, **changed}
+    def generation(group: str, name: str, sequences: int, engines: tuple[str, ...] = both, **changed: Any) -> Case:
+        spec = {"task": "generate", "sequences": sequences, "threads": threads, **WIKITEXT2, **changed}
         return Case(group, name, spec, engines)
 
     shapes = [(1, 250), (20, 35), (32, 35), (64, 35), (1, 5000), (1, 20)]
@@ -68,14 +68,14 @@ def cases(threads: int, quick: bool, folder: Path) -> Iterator[Case]:
         yield training("train", f"{batch} x {steps}", batch, steps, both if quick else three)
     for batch, steps in [(1, 250), (32, 35)] if quick else shapes:
         yield training("train V=200k", f"{batch} x {steps}", batch, steps, vocab=200_000)
-    for streams in (1, 16) if quick else (1, 2, 4, 8, 16, 32):
-        yield generation("generate", f"{streams} streams", streams, both if quick else three)
+    for sequences in (1, 16) if quick else (1, 2, 4, 8, 16, 32):
+        yield generation("generate", f"{sequences} sequences", sequences, both if quick else three)
     for precision in ("bfloat16", "int8"):
-        for streams in (1, 16):
-            yield generation("generate", f"{streams} streams, {precision}", streams, ("c",), precision=precision)
+        for sequences in (1, 16):
+            yield generation("generate", f"{sequences} sequences, {precision}", sequences, ("c",), precision=precision)
     for precision in ("float32", "bfloat16", "int8"):
         yield generation("generate", f"1 thread, {precision}", 1, precision=precision, threads=1)
-    yield generation("generate", "1 thread, 16 streams", 16, threads=1)
+    yield generation("generate", "1 thread, 16 sequences", 16, threads=1)
     for vocab in (31_266,) if quick else VOCABS:
         path = str(folder / f"{vocab}.safetensors")
         yield Case("load", f"V={vocab:,}", {"task": "load", "path": path, **WIKITEXT2, "vocab": vocab}, both)
@@ -88,13 +88,13 @@ def cases(threads: int, quick: bool, folder: Path) -> Iterator[Case]:
     for count in sorted({1, 2, threads}):
         yield training("train by threads", f"32 x 35, {count} threads", 32, 35, threads=count)
     for vocab in VOCABS:
-        yield generation("generate by V", f"1 stream, V={vocab:,}", 1, vocab=vocab)
+        yield generation("generate by V", f"1 sequence, V={vocab:,}", 1, vocab=vocab)
     for hidden in HIDDEN:
-        yield generation("generate by H", f"1 stream, H={hidden}", 1, hidden=hidden)
+        yield generation("generate by H", f"1 sequence, H={hidden}", 1, hidden=hidden)
 
 
 def flops(spec: dict[str, Any]) -> float:
-    """Multiply-adds times two, per token, that the mathematics needs; recomputation does not count."""
+    """Return the FLOP per token that the mathematics needs, two per multiply-add; recomputation does not count."""
     v, e, h = spec["vocab"], spec["embed"], spec["hidden"]
     if spec["task"] == "train":  # the output layer and its two gradients; Wxh and its gradient; Whh and its two
         return 6.0 * h * v + 4.0 * e * h + 6.0 * h * h
@@ -102,7 +102,7 @@ def flops(spec: dict[str, Any]) -> float:
 
 
 class Worker:
-    """A process that runs samples when told."""
+    """A process that runs a sample whenever it is asked to."""
 
     def __init__(self, engine: str, spec: dict[str, Any]) -> None:
         self.engine = engine
@@ -115,7 +115,7 @@ class Worker:
     def _line(self, expected: str) -> str:
         line = self.process.stdout.readline()
         if expected not in line:
-            raise RuntimeError(f"the {self.engine} worker ended with {self.process.wait()}")
+            raise RuntimeError(f"the {self.engine} worker exited with status {self.process.wait()}")
         return line
 
     def sample(self) -> dict[str, float]:
@@ -130,7 +130,7 @@ class Worker:
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """One row: tokens/s and peak memory of each engine, and C's ratio to each other."""
+    """Return one row: tokens/s and peak memory of each engine, and C's speed relative to each other engine."""
     workers = []
     try:
         for engine in case.engines:
@@ -155,7 +155,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
 
 
 def peak(threads: int) -> tuple[float, float]:
-    """(GFLOP/s of multiply-adds, GB/s of copying) of this machine."""
+    """Measure this machine: (GFLOP/s of multiply-adds, GB/s of copying)."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "peak"
         flags = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp"]
@@ -166,13 +166,13 @@ def peak(threads: int) -> tuple[float, float]:
 
 
 def write_weights(folder: Path, vocab: int) -> None:
-    """A weights file to load, with words that the prompt of worker.py finds."""
+    """Write a weights file to load, with the words of worker.py's prompt."""
     words = (EOS, "first", *(f"word{number}" for number in range(2, vocab)))
     source = checkpoint.Checkpoint(random_weights(vocab, 300, 100), words, "plain", "c", {}, [])
     checkpoint.save(folder / f"{vocab}.safetensors", source)
 
 
-# What a line of the table shows: heading, width.
+# The columns of the table: heading, width.
 COLUMNS = (
     *(("", 39), ("C", 11), ("PyTorch", 11), ("compiled", 11), ("eager", 9), ("compiled", 9)),
     *(("GFLOP/s", 9), ("of peak", 8), ("C", 8), ("PyTorch", 8)),
@@ -180,7 +180,7 @@ COLUMNS = (
 
 
 def cells(row: dict[str, Any], peak_threads: int) -> Iterator[str]:
-    """A line of the table; "-" for what was not measured."""
+    """Yield the cells of a line of the table, "-" for what was not measured."""
     shown = (
         *((f"{engine}_tokens_per_second", 11, ",.0f") for engine in ("c", "torch", "compile")),
         *((f"ratio_to_{engine}", 9, ".2f") for engine in ("torch", "compile")),
@@ -195,16 +195,16 @@ def cells(row: dict[str, Any], peak_threads: int) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer cases, eager PyTorch alone")
-    parser.add_argument("--only", default="", help="only the groups whose name starts with this")
-    parser.add_argument("--rounds", type=int, default=5, help="samples of each engine and case (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="fewer cases, and only eager PyTorch")
+    parser.add_argument("--only", default="", help="run only the groups whose names start with this")
+    parser.add_argument("--rounds", type=int, default=5, help="samples per engine and case (%(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=min(2, os.cpu_count() or 1), help="for every engine (%(default)s)"
+        "--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads of every engine (%(default)s)"
     )
     options = parser.parse_args()
 
     gflops, gigabytes = peak(options.threads)
-    print(f"{options.threads} threads: {gflops:.0f} GFLOP/s of multiply-adds, {gigabytes:.1f} GB/s of copying at best")
+    print(f"{options.threads} threads: {gflops:.0f} GFLOP/s of multiply-adds, {gigabytes:.1f} GB/s of copying at most")
     print(f"{'':39}{'tokens per second':^33}{'C is faster by':^18}{'C':^17}{'peak memory, MB':^16}")
     print("".join(f"{name:>{width}}" for name, width in COLUMNS))
     machine = {"peak_gflops": gflops, "copy_gigabytes_per_second": gigabytes}

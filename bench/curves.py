@@ -25,6 +25,9 @@ def main() -> None:
     parser.add_argument("--x", choices=("epoch", "tokens", "seconds"), default="epoch", help="the horizontal axis")
     parser.add_argument("--y", choices=("perplexity", "loss"), default="perplexity", help="the vertical axis")
     options = parser.parse_args()
+    for path in options.metrics:
+        if not path.is_file():
+            parser.error(f"there is no file {path}: training writes it beside the weights, as NAME.jsonl")
 
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     axes = FigureCanvasAgg(figure).figure.subplots()

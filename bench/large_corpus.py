@@ -1,12 +1,11 @@
-"""A corpus of WikiText-103's size: how much memory its tokens take, and how long the first and the second start.
+"""Measure memory and start-up time on a corpus of WikiText-103's size.
 
     python bench/large_corpus.py                       80 million tokens of 200,000 words, in a temporary folder
     python bench/large_corpus.py --tokens 2000000      a quick look
-    python bench/large_corpus.py --keep FOLDER         leaves the text and the cache there
+    python bench/large_corpus.py --keep FOLDER         keeps the text and the cache there
 
-The text is words drawn from Zipf's law, in sentences; its first half is one line. main.py then starts on it twice, with
-an empty cache and with what that left, under a limit on its address space (prlimit) of 3 GB, and is stopped after its
-first step.
+The words of the text follow Zipf's law; its first half is a single line. main.py starts on it twice, first with an
+empty cache and then with a full one. Its address space is limited to 3 GB (prlimit), and it is stopped after one step.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ EMBED = 100
 
 
 def names(count: int) -> list[str]:
-    """Distinct words of the letters a to z, short ones first."""
+    """Return distinct words of the letters a to z, short ones first."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     words: list[str] = []
     for number in range(count):
@@ -39,7 +38,7 @@ def names(count: int) -> list[str]:
 
 
 def write_text(path: Path, tokens: int, words: list[str]) -> int:
-    """Words by Zipf's law, each of them at least once; a sentence is 20 words. Returns the file's size."""
+    """Write words by Zipf's law, each at least once, in sentences of 20. Returns the file's size."""
     rng = np.random.default_rng(0)
     cumulative = np.cumsum(1.0 / np.arange(1, len(words) + 1))
     table = np.array(words, dtype=object)
@@ -58,7 +57,7 @@ def write_text(path: Path, tokens: int, words: list[str]) -> int:
 
 
 def write_vectors(path: Path, words: list[str]) -> None:
-    """A word2vec file, since training vectors on such a text takes an hour, and is no matter of its tokens."""
+    """Write a word2vec file: training vectors would take an hour, and the tokens do not depend on them."""
     rows = np.random.default_rng(1).standard_normal((len(words), EMBED), dtype=np.float32)
     with open(path, "wb") as file:
         file.write(b"%d %d\n" % rows.shape)
@@ -67,10 +66,10 @@ def write_vectors(path: Path, words: list[str]) -> None:
 
 
 def start(folder: Path, text: Path, vectors: Path) -> tuple[float, float, float, str, int]:
-    """One run of main.py, stopped after its first step.
+    """Run main.py and stop it after its first step.
 
-    Returns seconds until the tokens were there, and until all was ready for the first step; those of processor time in
-    all; what it said of the time it would take; the peak of its resident memory in bytes.
+    Returns the seconds until the tokens were ready and until the first step, the seconds of processor time in all, the
+    estimate that it printed, and its peak resident memory in bytes.
     """
     arguments = [
         *("--preset", "best", "--corpus", str(text), "--embeddings", str(vectors), "--out", str(folder / "model")),

@@ -1,12 +1,12 @@
-"""Load on a real server process: `make load`, or `python bench/load.py --help`.
+"""Measure a real server process under load: `make load`, or `python bench/load.py --help`.
 
-Each client keeps one connection and asks for one streamed generation after the other. Measured are requests and tokens
-per second, and the median and 99th percentile of the time to the first token and of the time between two tokens, for
-several numbers of clients: of the C model, of the torch model, and of a plain FastAPI route around the torch model
-(bench/plain_service.py). Tokens that come in one piece count as 0 apart, but for the first.
+Each client keeps one connection open and requests one streamed generation after the other. For several numbers of
+clients the script measures requests and tokens per second, and the median and 99th percentile of the time to the first
+token and of the time between two tokens: of the C model, the torch model, and a plain FastAPI route around the torch
+model (bench/plain_service.py). If several tokens arrive in one piece, all but the first count as 0 apart.
 
-Every server runs alone, in a process of its own, and the clients in another: on a machine of two processors they have
-one each. The result is a table, and JSON lines in bench/results/load.jsonl.
+Only one server runs at a time, in a process of its own, and the clients run in another: on two processors they have one
+each. Prints a table and appends JSON lines to bench/results/load.jsonl.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ STARTUP_SECONDS = 120.0
 
 @dataclass
 class Tally:
-    """What the clients of one round saw; times in seconds."""
+    """What the clients saw in one round; times in seconds."""
 
     requests: int = 0
     tokens: int = 0
@@ -55,7 +55,7 @@ class Tally:
 
 
 def make_weights(path: Path, vocab: int, embed: int, hidden: int) -> None:
-    """Random weights of a real size: speed does not depend on what was learned."""
+    """Write random weights of a real size: speed does not depend on what the model has learned."""
     weights = random_weights(vocab, embed, hidden)
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = (EOS, *("w" + "".join(letters[i // 26**k % 26] for k in range(4)) for i in range(vocab - 1)))
@@ -64,7 +64,7 @@ def make_weights(path: Path, vocab: int, embed: int, hidden: int) -> None:
 
 @contextlib.contextmanager
 def server(system: str, weights: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A server process that answers."""
+    """Start a server process, and yield once it answers."""
     app = "bench.plain_service:app" if system == "plain" else "api:app"
     environment = {
         **os.environ,
@@ -98,7 +98,7 @@ def _answers(port: int) -> bool:
 
 
 async def client(port: int, path: str, tokens: int, tally: Tally, until: float) -> None:
-    """Streamed generations, one after the other, on one connection. Every answer counts that ends in time."""
+    """Request streamed generations, one after the other, on one connection; replies that end in time count."""
     raw = json.dumps(
         {"prompt": "waaaa", "max_tokens": tokens, "temperature": 1.0, "ignore_eos": True}
         | ({"stream": True} if path != "/generate" else {})
@@ -159,7 +159,7 @@ def row(system: str, clients: int, seconds: float, tally: Tally) -> dict[str, An
 
 
 def measure_start(weights: Path, port: int) -> dict[str, Any]:
-    """Processor time and memory of a server process from its start to its first token of the C model."""
+    """Measure processor time and memory of a server from its start to the first token of the C model."""
     with server("cold", weights, port) as process:
         body = json.dumps({"prompt": "waaaa", "max_tokens": 1}).encode()
         request = urllib.request.Request(
@@ -183,11 +183,13 @@ def measure_start(weights: Path, port: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="load.py", description="Measure the service under load.")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="what to measure (all)")
-    parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 32, 128], help="clients at once (%(default)s)")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="systems to measure (all)")
+    parser.add_argument(
+        "--clients", nargs="+", type=int, default=[1, 8, 32, 128], help="numbers of clients (%(default)s)"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a round (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=50, help="tokens of a generation (%(default)s)")
-    parser.add_argument("--weights", type=Path, help="a weights file; default: random ones of the size below")
+    parser.add_argument("--tokens", type=int, default=50, help="tokens per generation (%(default)s)")
+    parser.add_argument("--weights", type=Path, help="a weights file (default: random weights of --size)")
     parser.add_argument("--size", nargs=3, type=int, default=[31_266, 300, 100], metavar=("V", "E", "H"))
     parser.add_argument("--port", type=int, default=8765)
     options = parser.parse_args(arguments)
@@ -201,8 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = measure_start(weights.absolute(), options.port)
         log.write(json.dumps(start) + "\n")
         print(
-            f"start to first C token: {start['cpu_seconds']} s of processor time, {start['anonymous_mb']} MB of memory "
-            f"of its own and {start['mapped_mb']} MB of mapped files (the weights have {start['weights_mb']} MB)\n"
+            f"start to first C token: {start['cpu_seconds']} s of processor time; memory: {start['anonymous_mb']} MB "
+            f"of its own, {start['mapped_mb']} MB of mapped files (the weights take {start['weights_mb']} MB)\n"
         )
         print(
             " | ".join(

@@ -2,9 +2,9 @@
 
     P_n(w | h) = max(c(h w) - D_n, 0) / c(h .)  +  D_n N1+(h .) / c(h .) * P_{n-1}(w | h')
 
-h' is h without its first word. The highest order counts occurrences; those below count in how many different contexts
-an n-gram was seen, N1+(. h w). D_n = n1 / (n1 + 2 n2), from the n-grams with a count of 1 and 2. Below the unigrams
-lies the uniform distribution. The text is one stream, as it is for the RNN.
+h' is h without its first word. The highest order counts occurrences; lower orders count the different contexts in which
+an n-gram occurs, N1+(. h w). D_n = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of n-grams that occur once and
+twice. Unigrams back off to the uniform distribution. The text is one long sequence, as for the RNN.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _Order:
-    """The n-grams of one length. Their ids are their places in `keys`; a key is (id of the first n-1 words) * V + last.
+    """The n-grams of one length. An n-gram's id is its index in `keys`; its key is (id of the first n-1) * V + last.
 
-    count: of each n-gram.  total, kinds: by the id of the context, the sum of the counts and their number.
+    count: occurrences of each n-gram.  total, kinds: indexed by a context's id, the sum and the number of its counts.
     """
 
     keys: I64
@@ -34,12 +34,12 @@ class _Order:
 
 
 class KneserNey:
-    """A model of `order` words, of token ids in [0, vocab)."""
+    """An n-gram model of order `order` over token ids in [0, vocab)."""
 
     def __init__(self, ids: npt.NDArray[np.integer], vocab: int, order: int) -> None:
         self.vocab = vocab
-        raw: list[tuple[I64, I64, I64]] = []  # of each length: keys, the id at each place, where each first stands
-        before = np.zeros(ids.size, dtype=np.int64)  # the id of the n-1 words that stand before a place
+        raw: list[tuple[I64, I64, I64]] = []  # per length: keys, the id at each position, the first position of each
+        before = np.zeros(ids.size, dtype=np.int64)  # the id of the n-1 words before a position
         for n in range(1, order + 1):
             keys, first, at = np.unique(before[n - 1 :] * vocab + ids[n - 1 :], return_index=True, return_inverse=True)
             places = np.full(ids.size, -1, dtype=np.int64)
@@ -50,7 +50,7 @@ class KneserNey:
         for n, (keys, places, _) in enumerate(raw, start=1):
             if n == order:
                 count = np.bincount(places[n - 1 :], minlength=keys.size)
-            else:  # each longer n-gram gives one context to the shorter one that it ends with
+            else:  # each longer n-gram adds one context to the shorter one that it ends with
                 longer_first = raw[n][2]
                 count = np.bincount(places[longer_first], minlength=keys.size)
             contexts = raw[n - 2][0].size if n > 1 else 1
@@ -67,9 +67,9 @@ class KneserNey:
             )
 
     def probabilities(self, ids: npt.NDArray[np.integer]) -> F64:
-        """(N,) P of each token of `ids` (N,), given those before it."""
+        """Return (N,), the probability of each token of `ids` (N,) given those before it."""
         p = np.full(ids.size, 1.0 / self.vocab)
-        context = np.zeros(ids.size, dtype=np.int64)  # -1: never seen
+        context = np.zeros(ids.size, dtype=np.int64)  # -1: did not occur
         for order in self.orders:
             keys = np.where(context >= 0, context * self.vocab + ids, -1)
             at = np.minimum(np.searchsorted(order.keys, keys), order.keys.size - 1)
@@ -87,5 +87,5 @@ class KneserNey:
         return p
 
     def perplexity(self, ids: npt.NDArray[np.integer]) -> float:
-        """Of ids[1:], as the RNN is measured: the first token is given."""
+        """Return the perplexity of ids[1:]: the first token is given, as for the RNN."""
         return math.exp(-np.log(self.probabilities(ids)[1:]).mean())

@@ -1,9 +1,9 @@
-/* peak.c -- what this machine could do at best: prints "GFLOP/s of multiply-adds, GB/s of copying", on THREADS threads.
+/* peak.c -- measure this machine's limits on THREADS threads: prints GFLOP/s of multiply-adds and GB/s of copying.
  *
  *     peak THREADS
  *
- * Multiply-adds: independent chains, enough to hide the latency of each, and nothing in memory. Compiled for the
- * machine it runs on. Copying: memcpy of a buffer far larger than the caches; each byte counts twice, read and written.
+ * Multiply-adds: enough independent chains to hide the latency of each, without memory accesses, compiled for the machine
+ * it runs on. Copying: memcpy of a buffer far larger than the caches; each byte counts twice, once read, once written.
  */
 #include <stdio.h>
 #include <stdlib.h>

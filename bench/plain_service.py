@@ -1,4 +1,4 @@
-"""What bench/load.py compares with: a FastAPI route around the torch model, the way such services are often written.
+"""A FastAPI route around the torch model, as such services are often written: bench/load.py compares with it.
 
 RNN_PLAIN_WEIGHTS=weights/demo.safetensors uvicorn bench.plain_service:app --http h11
 """

@@ -1,4 +1,4 @@
-"""Draw what bench.py measured: docs/bench-training.png, docs/bench-generation.png and docs/bench-growth.png.
+"""Draw the results of bench.py: docs/bench-training.png, docs/bench-generation.png and docs/bench-growth.png.
 
 python bench/plots.py
 """
@@ -6,6 +6,7 @@ python bench/plots.py
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,17 +33,17 @@ def panels(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def name_engines(figure: Figure, axes: Axes) -> None:
-    """One legend for all panels, above them: within them it would hide something."""
+    """Draw one legend above all panels, where it hides nothing."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
 
 
 def plain(value: float, _: int = 0) -> str:
-    """9000 -> 9,000; 200000 -> 200k"""
+    """Format a number: 9,000, but 200k."""
     return f"{value / 1000:,.0f}k" if value >= 10_000 and value % 1000 == 0 else f"{value:,.0f}"
 
 
 def bars(axes: Axes, rows: list[Row], title: str) -> None:
-    """Tokens per second of each engine in each case; above C's bars, how many times eager PyTorch's they are."""
+    """Draw tokens per second of each engine and case; above C's bars stands its speed relative to eager PyTorch."""
     engines = [engine for engine in ENGINES if any(f"{engine}_tokens_per_second" in row for row in rows)]
     width = 0.8 / len(engines)
     for place, engine in enumerate(engines):
@@ -54,13 +55,13 @@ def bars(axes: Axes, rows: list[Row], title: str) -> None:
             above = f"{row['ratio_to_torch']:.1f}x" if "ratio_to_torch" in row else "no room\nfor PyTorch"
             axes.annotate(above, (x, row[key]), (0, 2), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xticks(range(len(rows)), [row["case"].replace(" ", "") for row in rows], fontsize=9)
-    axes.set(title=title, xlabel="streams x steps of a chunk")
+    axes.set(title=title, xlabel="batch rows x steps of a chunk")
     axes.margins(y=0.12)
     axes.yaxis.set_major_formatter(FuncFormatter(plain))
 
 
 def lines(axes: Axes, rows: list[Row], size: Callable[[Row], float], title: str, xlabel: str) -> None:
-    """Tokens per second against a size, both on logarithmic axes."""
+    """Draw tokens per second over a size, on logarithmic axes."""
     ticks = sorted({size(row) for row in rows})
     for engine, (label, color) in ENGINES.items():
         key = f"{engine}_tokens_per_second"
@@ -75,7 +76,10 @@ def lines(axes: Axes, rows: list[Row], size: Callable[[Row], float], title: str,
 
 
 def main() -> None:
-    rows = [json.loads(line) for line in (HERE / "results" / "bench.jsonl").read_text().splitlines()]
+    path = HERE / "results" / "bench.jsonl"
+    if not path.is_file():
+        sys.exit(f"plots.py: there is no {path.relative_to(HERE.parent)}: run `make bench` first")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
     DOCS.mkdir(exist_ok=True)
 
     def of(group: str) -> list[Row]:
@@ -84,22 +88,24 @@ def main() -> None:
     figure, (small, large) = panels(2)
     bars(small, of("train"), "V = 31,266")
     bars(large, of("train V=200k"), "V = 200,000")
-    small.set_ylabel("tokens per second, trained")
+    small.set_ylabel("tokens trained per second")
     name_engines(figure, small)
     figure.savefig(DOCS / "bench-training.png")
 
-    figure, (streams, vocabulary) = panels(2)
-    together = [row for row in of("generate") if row["case"].endswith(" streams") and "thread," not in row["case"]]
-    lines(streams, together, lambda row: row["streams"], "all streams together", "streams that advance together")
-    lines(vocabulary, of("generate by V"), lambda row: row["vocab"], "one stream", "words of the vocabulary")
-    streams.set_ylabel("tokens per second, generated")
-    name_engines(figure, streams)
+    figure, (sequences, vocabulary) = panels(2)
+    together = [row for row in of("generate") if row["case"].endswith(" sequences") and "thread," not in row["case"]]
+    lines(
+        sequences, together, lambda row: row["sequences"], "all sequences together", "sequences that advance together"
+    )
+    lines(vocabulary, of("generate by V"), lambda row: row["vocab"], "one sequence", "words of the vocabulary")
+    sequences.set_ylabel("tokens generated per second")
+    name_engines(figure, sequences)
     figure.savefig(DOCS / "bench-generation.png")
 
     figure, (by_v, by_h, one) = panels(3)
     lines(by_v, of("train by V"), lambda row: row["vocab"], "training, 32 x 35", "words of the vocabulary")
     lines(by_h, of("train by H"), lambda row: row["hidden"], "training, 32 x 35", "hidden units")
-    lines(one, of("generate by H"), lambda row: row["hidden"], "generation, one stream", "hidden units")
+    lines(one, of("generate by H"), lambda row: row["hidden"], "generation, one sequence", "hidden units")
     by_v.set_ylabel("tokens per second")
     name_engines(figure, by_v)
     figure.savefig(DOCS / "bench-growth.png")

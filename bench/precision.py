@@ -1,4 +1,4 @@
-"""What a smaller copy of Why costs in perplexity, and what it brings in speed.
+"""Measure what a smaller copy of Why costs in perplexity and gains in speed.
 
 python bench/precision.py weights/best.safetensors ../shared/wikitext:wikitext-2-v1
 """
@@ -39,8 +39,8 @@ def compare(weights: str, name: str) -> None:
     exact = math.nan
     models = {precision: RNN.load(weights, precision=precision) for precision in PRECISIONS}
     if models["float32"].vocabulary.words != corpus.vocabulary.words or corpus.test is None:
-        raise UserError(f"{weights} was not trained on {name}, or that has no test split")
-    print(f"{'precision':<10} {'test perplexity':>16} {'change':>9} {'tokens/s of one stream':>24}")
+        raise UserError(f"{weights} was not trained on {name}, or it has no test split")
+    print(f"{'precision':<10} {'test perplexity':>16} {'change':>9} {'tokens/s of one sequence':>24}")
     for precision, model in models.items():
         perplexity = math.exp(-model.log_probabilities(corpus.test).mean(dtype=float))
         exact = perplexity if precision == "float32" else exact

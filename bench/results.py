@@ -1,10 +1,10 @@
-"""What each model reaches on WikiText-2's tokens: one table, and perplexity over seconds in one picture.
+"""Compare the models' perplexity on WikiText-2: a table, and a picture of perplexity over seconds.
 
 python bench/results.py                                               the dataset hub's WikiText-2
 python bench/results.py --corpus ../shared/wikitext:wikitext-2-v1     a local copy of it
 
-Trains what is not in --folder yet, goes on with what was stopped, and otherwise only evaluates. The validation figures
-choose a model, and the test figure is that of the chosen one.
+Trains the models that are not in --folder, resumes those that were stopped, and evaluates all of them. The validation
+perplexity selects a model, and the test perplexity is that of the selected one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ H100 = ("--hidden-size", "100", "--dropout", "0.2", "--epochs", "8")
 
 @dataclass(frozen=True)
 class Model:
-    """A model to train: its name in the table, the program, its preset, and the options that differ."""
+    """A model to train: its name in the table, the program, a preset, and the options that differ from it."""
 
     name: str
     program: str
@@ -46,7 +46,7 @@ class Model:
     options: tuple[str, ...] = ()
 
     def train(self, path: Path, corpus: str, threads: list[str]) -> None:
-        """Train, go on where it was stopped, or find it done: --resume does all three, and refuses another recipe."""
+        """Train a model, resume it, or find it finished: --resume does all three, and refuses a different recipe."""
         arguments = [
             "--preset",
             self.preset,
@@ -74,7 +74,7 @@ def metrics(path: Path) -> list[dict[str, float]]:
 
 
 def yardsticks(corpus: Corpus) -> list[tuple[str, float]]:
-    """Validation perplexities of the models that only count."""
+    """Return the validation perplexities of the n-gram models."""
     vocab = len(corpus.vocabulary)
     return [
         ("unigram", KneserNey(corpus.train, vocab, 1).perplexity(corpus.validation)),
@@ -112,10 +112,12 @@ def draw(path: Path, runs: list[tuple[str, list[dict[str, float]]]], yardstick: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", default="wikitext-2-v1", help="WikiText-2 (default: the dataset hub's)")
-    parser.add_argument("--folder", type=Path, default=ROOT / "weights" / "results", help="where the weights files go")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
-    parser.add_argument("--threads", type=int, help="of each training; default: one for each processor")
+    parser.add_argument("--corpus", default="wikitext-2-v1", help="where WikiText-2 is (default: the dataset hub)")
+    parser.add_argument("--folder", type=Path, default=ROOT / "weights" / "results", help="folder of the weights files")
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS), help="models to compare (default: all)"
+    )
+    parser.add_argument("--threads", type=int, help="threads of each training (default: one per processor)")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "results.png", help="the PNG to write")
     options = parser.parse_args()
 

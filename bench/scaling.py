@@ -1,10 +1,10 @@
-"""What a second process brings, and what more machines would: measured here, then computed.
+"""Measure what a second process gains, and compute what more machines would.
 
-    python bench/scaling.py          prints two tables; bench/results/scaling.jsonl
+    python bench/scaling.py          prints two tables; writes bench/results/scaling.jsonl
 
-Measured: a training step at the size of WikiText-2, 32 streams x 35 steps in all, in one process of one thread, one
-of two, and two of one with 16 streams each (torchrun, gloo). Computed: a ring all-reduce of the gradient between N
-machines like this one, each with 32 streams of its own.
+Measured: a training step at the size of WikiText-2, 32 batch rows x 35 steps in all, in one process with one thread, in
+one with two, and in two with one thread and 16 batch rows each (torchrun, gloo). Computed: a ring all-reduce of the
+gradient between N machines like this one, each with 32 batch rows of its own.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from rnnlm.training.cli import initial_weights
 from rnnlm.training.config import TrainConfig
 
 VOCAB, EMBED, HIDDEN, STREAMS, STEPS = 31_266, 300, 100, 32, 35
-CASES = [(1, 1), (1, 2), (2, 1)]  # processes, threads of each
+CASES = [(1, 1), (1, 2), (2, 1)]  # processes, threads per process
 NODES, GIGABITS = (8, 64, 512), (10, 100)
-HOP_SECONDS = 30e-6  # from one machine to the next over TCP, software included: an assumption
+HOP_SECONDS = 30e-6  # assumed time from one machine to the next over TCP, software included
 
 
 def work(backend: str, threads: int, rounds: int, sampled: int) -> None:
-    """One process of a measurement. Rank 0 prints the medians as JSON."""
+    """Run one process of a measurement. Rank 0 prints the medians as JSON."""
     group = distributed.join(cuda=False)
     if backend == "c":
         from main import Trainer
@@ -85,13 +85,13 @@ def measure(backend: str, processes: int, threads: int, rounds: int, sampled: in
 
 
 def ring(nodes: int, size: float, gigabits: float) -> float:
-    """Seconds of a ring all-reduce of `size` bytes (Patarasuk & Yuan 2009)."""
+    """Return the seconds of a ring all-reduce of `size` bytes (Patarasuk & Yuan 2009)."""
     return 2 * (nodes - 1) / nodes * size / (gigabits * 1e9 / 8) + 2 * (nodes - 1) * HOP_SECONDS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10, help="steps of each case (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=10, help="steps per case (%(default)s)")
     parser.add_argument("--worker", choices=("c", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--sampled-softmax", type=int, default=0, help=argparse.SUPPRESS)
@@ -116,7 +116,7 @@ def main() -> None:
     results.parent.mkdir(exist_ok=True)
     results.write_text("".join(json.dumps(row) + "\n" for row in rows))
     size = 4 * rows[0]["P"]
-    print(f"\n{size / 1e6:.1f} MB of gradient; each machine 32 streams x 35 steps, 2 threads")
+    print(f"\n{size / 1e6:.1f} MB of gradient; each machine has 32 batch rows x 35 steps and 2 threads")
     print(f"{'':24}{'machines':>10}{'Gb/s':>6}{'ms all-reduce':>15}{'ms a step':>11}{'tokens/s':>13}{'efficiency':>12}")
     for row in rows:
         if (row["processes"], row["threads"]) == (1, 2):

@@ -1,9 +1,9 @@
-"""One processor and one gigabyte: `python bench/small.py --help`.
+"""Run the service on one processor with one gigabyte: `python bench/small.py --help`.
 
 Starts the service under `taskset -c 0 prlimit --data=1073741824`, with random weights of a given size. 16 clients
-stream generations, half from each back end; in the middle an upload replaces the weights. Every request must be
-answered, or refused with 429, 503, 504 or 507; the most memory that the server ever had resident (VmHWM) is printed,
-with rates and times. The exit code is 1 if a request failed or the memory passed 1 GiB.
+stream generations, half from each back end; halfway, an upload replaces the weights. Every request must be answered, or
+refused with 429, 503, 504 or 507. Prints the server's peak resident memory (VmHWM), rates and times. Exits with 1 if a
+request failed or the memory exceeded 1 GiB.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from load import make_weights
 
 LIMIT = 1 << 30
 TOKEN = secrets.token_urlsafe()
-POLITE = {200, 201, 429, 503, 504, 507}  # 504 may also come as an event, once a stream has begun
+POLITE = {200, 201, 429, 503, 504, 507}  # 504 may also come as an event, after a stream has started
 STARTUP_SECONDS = 120.0
 
 
@@ -63,12 +63,12 @@ def start(weights: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
 
 
 class Peak(threading.Thread):
-    """Watches the memory of a process, and of all of its children together with it."""
+    """Watches the memory of a process and its children together."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.pid = pid
-        self.together = 0  # bytes of their own (RssAnon), mapped files apart: those the system can drop
+        self.together = 0  # bytes of their own (RssAnon): the system can drop mapped files
         self.running = True
 
     def run(self) -> None:
@@ -78,18 +78,18 @@ class Peak(threading.Thread):
                 pids = [self.pid, *map(int, children.read_text().split())]
                 self.together = max(self.together, sum(status(pid)["RssAnon"] for pid in pids))
             except (OSError, KeyError):
-                continue  # one of them has just ended
+                continue  # a child has just ended
             time.sleep(0.02)
 
 
 def status(pid: int) -> dict[str, int]:
-    """The sizes in /proc/PID/status, in bytes."""
+    """Return the sizes in /proc/PID/status, in bytes."""
     lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {words[0][:-1]: int(words[1]) << 10 for words in lines if words[-1] == "kB"}
 
 
 async def client(index: int, port: int, until: float, tokens: int, tally: dict[str, Any]) -> None:
-    """Streams one generation after the other."""
+    """Stream one generation after the other."""
     backend = ("c", "torch")[index % 2]
     raw = json.dumps(
         {"prompt": "waaaa", "max_tokens": tokens, "temperature": 1.0, "ignore_eos": True, "stream": True}
@@ -106,7 +106,7 @@ async def client(index: int, port: int, until: float, tokens: int, tally: dict[s
             first = first or (time.monotonic() - started if b'"logprob"' in body else 0.0)
         writer.close()
         if code == 200 and b"[DONE]" not in body:
-            code = 504 if b'"status": 504' in body else 0  # 0: cut short without a word
+            code = 504 if b'"status": 504' in body else 0  # 0: ended early, without an error
         tally["answers"][code] += 1
         tally["tokens"][backend] += body.count(b'"logprob":')
         tally["seconds"].append(time.monotonic() - started)
@@ -117,7 +117,7 @@ async def client(index: int, port: int, until: float, tokens: int, tally: dict[s
 
 
 def upload(port: int, file: Path) -> tuple[int, float, str]:
-    """Replaces the weights. Returns the status, seconds and the reply."""
+    """Replace the weights. Returns the status, the seconds and the reply."""
     boundary = b"small-boundary"
     parts = [(b"name", b"small"), (b"overwrite", b"true")]
     body = b"".join(
@@ -146,7 +146,7 @@ async def load(port: int, clients: int, seconds: float, tokens: int, replacement
 
 
 def measure(size: Sequence[int], clients: int, seconds: float, tokens: int, port: int) -> dict[str, Any]:
-    """One run. Raises AssertionError if a request fails or the memory passes the limit."""
+    """Run once. Raises AssertionError if a request fails or the memory exceeds the limit."""
     with tempfile.TemporaryDirectory(prefix="rnn-small-") as scratch:
         folder = Path(scratch) / "weights"
         folder.mkdir()
@@ -187,9 +187,9 @@ def measure(size: Sequence[int], clients: int, seconds: float, tokens: int, port
 def main() -> int:
     parser = argparse.ArgumentParser(prog="small.py", description="The service on one processor with one gigabyte.")
     parser.add_argument("--size", nargs=3, type=int, default=[31_266, 300, 100], metavar=("V", "E", "H"))
-    parser.add_argument("--clients", type=int, default=16, help="at once (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long they ask (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=50, help="tokens of a generation (%(default)s)")
+    parser.add_argument("--clients", type=int, default=16, help="number of clients (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of the run (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=50, help="tokens per generation (%(default)s)")
     parser.add_argument("--port", type=int, default=8767)
     options = parser.parse_args()
     try:

@@ -1,9 +1,9 @@
-"""One side of a comparison, in a process of its own: `bench.py` starts it and tells it when to run.
+"""Run one side of a comparison in a process of its own, for bench.py.
 
     python bench/worker.py '{"engine": "c", "task": "train", "vocab": 31266, ...}'
 
-It prints "ready" once everything is warm. Then, for each line that it reads, it runs one sample and prints a line of
-JSON: seconds, tokens, and the process's peak memory. Between samples it waits in a read, and takes nothing from others.
+Prints "ready" once everything is warm. Then it runs one sample for each line that it reads, and prints a line of JSON:
+seconds, tokens, and the process's peak memory. Between samples it waits in a read and uses no processor time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-SAMPLE_SECONDS = 0.5  # a sample is as many repetitions as take this long
+SAMPLE_SECONDS = 0.5  # a sample repeats its task for this long
 LEARNING_RATE = 1e-3
 
 
@@ -31,7 +31,7 @@ def random_weights(vocab: int, embed: int, hidden: int) -> Any:
 
 
 def train(spec: dict[str, Any]) -> Callable[[], int]:
-    """One whole training step: forward, BPTT, clipping, update. As the trainers themselves take it."""
+    """Return a whole training step as the trainers take it: forward, BPTT, clipping, update."""
     from rnnlm.training.config import TrainConfig
 
     config = TrainConfig(
@@ -63,24 +63,24 @@ def train(spec: dict[str, Any]) -> Callable[[], int]:
 
 
 def generate(spec: dict[str, Any]) -> Callable[[], int]:
-    """One token for each of n streams that advance together, sampled at temperature 1."""
+    """Return a step of n sequences that advance together: one token each, sampled at temperature 1."""
     weights = random_weights(spec["vocab"], spec["embed"], spec["hidden"])
-    streams = spec["streams"]
+    sequences = spec["sequences"]
     rng = np.random.default_rng(2)
     if spec["engine"] == "c":
         from rnnlm.binding import Decoder, Model, sampling_rows
 
         model = Model(weights, precision=spec.get("precision", "float32"), threads=spec["threads"])
-        decoder = Decoder(model, max_sequences=streams, threads=spec["threads"])
-        tokens = np.zeros(streams, dtype=np.int32)
-        states = np.zeros((streams, spec["hidden"]), dtype=np.float32)
-        logprobs = np.empty(streams, dtype=np.float32)
-        sampling = sampling_rows(streams)
+        decoder = Decoder(model, max_sequences=sequences, threads=spec["threads"])
+        tokens = np.zeros(sequences, dtype=np.int32)
+        states = np.zeros((sequences, spec["hidden"]), dtype=np.float32)
+        logprobs = np.empty(sequences, dtype=np.float32)
+        sampling = sampling_rows(sequences)
 
         def step() -> int:
-            sampling["u"] = rng.random(streams)
+            sampling["u"] = rng.random(sequences)
             decoder.decode(tokens, sampling, states, tokens, logprobs)
-            return streams
+            return sequences
 
         return step
 
@@ -92,22 +92,20 @@ def generate(spec: dict[str, Any]) -> Callable[[], int]:
     network = RNN(weights).eval()
     if spec["engine"] == "compile":
         network.forward = torch.compile(network.forward)
-    x, hidden = torch.zeros(1, streams, dtype=torch.long), network.zero_state(streams)
+    x, hidden = torch.zeros(1, sequences, dtype=torch.long), network.zero_state(sequences)
 
     @torch.inference_mode()
     def torch_step() -> int:
         nonlocal x, hidden
         logits, hidden = network(x, hidden)
         x = torch.multinomial(torch.softmax(logits[0], -1), 1).T
-        return streams
+        return sequences
 
     return torch_step
 
 
 def load(spec: dict[str, Any]) -> Callable[[], int]:
-    """A weights file loaded, and its first token made; the file is in the page cache, the libraries are imported."""
-    from rnnlm.training.config import TrainConfig  # noqa: F401  (what both sides import is imported before the clock starts)
-
+    """Return a load of a weights file up to its first token; file and libraries are already in memory."""
     if spec["engine"] == "c":
         from rnn import RNN
     else:
@@ -121,7 +119,7 @@ def load(spec: dict[str, Any]) -> Callable[[], int]:
 
 
 def peak_megabytes() -> float:
-    """The process's peak resident memory (Linux)."""
+    """Return the process's peak resident memory in MB (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024
@@ -133,7 +131,7 @@ def main() -> None:
     step = {"train": train, "generate": generate, "load": load}[spec["task"]](spec)
     start = time.perf_counter()
     step()
-    if time.perf_counter() - start < 2.0:  # the slowest steps are warm after one
+    if time.perf_counter() - start < 2.0:  # even the slowest step is warm after one
         step()
     print("ready", flush=True)
     for _ in sys.stdin:
