@@ -1,7 +1,7 @@
 # Every task of the project; `make help` lists them.
 # CC, CFLAGS, LDFLAGS and PYTHON are honoured: make lib CC=clang OMP=0
 
-.PHONY: help train serve load test test-c test-slow test-page screenshots lint format lib dll bench results clean FORCE
+.PHONY: help train serve lesson load test test-c test-slow test-page screenshots lint format lib dll bench results clean FORCE
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -33,6 +33,16 @@ PORT ?= 8000
 serve: $(VENV)/.run lib ## serve on http://127.0.0.1:8000 (PORT=...); trains the demo weights first if there are none
 	@ls weights/*.safetensors >/dev/null 2>&1 || $(PY) main.py --preset demo
 	PORT=$(PORT) $(PY) -m service
+
+# Runs csrc/lesson.c on the words of the demo corpus: the 1,000 most frequent, then the text as their numbers.
+DEMO_WORDS := from rnnlm.data.corpus import load_corpus; demo = load_corpus("demo", vocab_size=1000); \
+              words = demo.vocabulary.words; print(len(words), demo.train.size, *words, *demo.train)
+
+lesson: $(VENV)/.run ## train the model of docs/lesson.md, csrc/elman.c, on the demo corpus: half a minute (RATE=...)
+	@mkdir -p build
+	@$(PY) -c '$(DEMO_WORDS)' >build/demo-words.txt
+	$(CC) -O3 -o build/lesson $(LESSON) -lm
+	./build/lesson $(RATE) <build/demo-words.txt
 
 ## The C library
 
@@ -74,7 +84,8 @@ endif
 
 # Objects go to a folder named after what changes them, so builds never mix. A sanitized library stays there too.
 BUILD   := build/$(notdir $(CC))$(addprefix -,$(TARGET))-$(EXT)-omp$(OMP)-san$(SAN)
-OBJECTS := $(patsubst csrc/%.c,$(BUILD)/%.o,$(wildcard csrc/*.c))
+LESSON  := csrc/elman.c csrc/lesson.c# a program, and the measure of the tests: not in the library
+OBJECTS := $(patsubst csrc/%.c,$(BUILD)/%.o,$(filter-out $(LESSON),$(wildcard csrc/*.c)))
 LIBRARY := $(if $(filter 0,$(SAN)),lib,$(BUILD))/rnnlib.$(EXT)
 
 ifneq ($(filter x86_64%,$(MACHINE)),)
@@ -134,22 +145,22 @@ test: $(VENV)/.dev lib test-c ## run the fast tests (SAN=1: under the address an
 
 C_TEST       := $(BUILD)/test_rnnlib$(EXE)
 TILES_TEST   := $(if $(filter amx,$(ISAS)),$(BUILD)/test_rnnlib_tiles$(EXE))
-C_TEST_PARTS := test_rnnlib test_kernels test_bfloat16 test_training test_inference plain testing
+C_TEST_PARTS := test_rnnlib test_kernels test_bfloat16 test_training test_inference problem testing
 RUN          ?=# runs a program of another system: wine64, "qemu-aarch64 -L ..."
 
 test-c: $(C_TEST) $(TILES_TEST) ## run the C tests on every instruction set, and on AMX's emulated (tests/c/emulated_tiles.h)
 	@for isa in $(ISAS) reference; do echo "RNN_ISA=$$isa"; RNN_ISA=$$isa $(RUN) $< || exit 1; done
 	$(if $(TILES_TEST),@echo "RNN_ISA=amx (emulated)"; RNN_ISA=amx $(RUN) $(TILES_TEST))
 
-$(C_TEST): $(C_TEST_PARTS:%=tests/c/%.c)
+$(C_TEST): $(C_TEST_PARTS:%=tests/c/%.c) csrc/elman.c
 $(C_TEST) $(BUILD)/test_threads: $(wildcard tests/c/*.h) $(OBJECTS) Makefile
-	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $(filter tests/c/%.c,$^) $(OBJECTS) -lm -lpthread
+	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $(filter %.c,$^) $(OBJECTS) -lm -lpthread
 
 # The same program with the two files that know of tiles compiled for emulated ones.
 TILES_FILES   := dispatch kernels_amx
 TILES_OBJECTS := $(filter-out $(TILES_FILES:%=$(BUILD)/%.o),$(OBJECTS)) $(TILES_FILES:%=$(BUILD)/%.emulated.o)
-$(TILES_TEST): $(C_TEST_PARTS:%=tests/c/%.c) $(wildcard tests/c/*.h) $(TILES_OBJECTS) Makefile
-	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $(filter tests/c/%.c,$^) $(TILES_OBJECTS) -lm -lpthread
+$(TILES_TEST): $(C_TEST_PARTS:%=tests/c/%.c) csrc/elman.c $(wildcard tests/c/*.h) $(TILES_OBJECTS) Makefile
+	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $(filter %.c,$^) $(TILES_OBJECTS) -lm -lpthread
 
 $(BUILD)/%.emulated.o: csrc/%.c tests/c/emulated_tiles.h $(BUILD)/.flags Makefile
 	$(CC) $(CFLAGS) -DRNN_EMULATED_TILES='"emulated_tiles.h"' -Itests/c -MMD -MP -c -o $@ $<

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "plain.h"
+#include "problem.h"
 #include "testing.h"
 #include "tests.h"
 
@@ -28,7 +28,7 @@ void test_decode_matches_loss(void) {
         memset(p.state, 0, p.H * sizeof(float));
         for (size_t t = 0; t + 1 < p.T; t++) p.y[t] = p.x[t + 1];
         double *q = widen(p.params, p.at.count), *want = doubles(p.T), *want_state = doubles(p.H);
-        plain_loss(&p, q, 1.0, NULL, want_state, want);
+        lesson_loss(&p, q, 1.0, NULL, want_state, want);
         rnn_model *model = model_for(&p, RNN_PRECISION_F32);
         rnn_decoder *decoder = decoder_for(model, 3, 2);
         float *state = floats(p.H), *logp = floats(p.T), *logits = floats(p.V), *stepped = floats(p.H);
@@ -155,6 +155,34 @@ void test_precisions(void) {
     CHECK_BELOW(fabs(exp(mean[RNN_PRECISION_BF16] - mean[RNN_PRECISION_F32]) - 1.0), 5e-3);
     CHECK_BELOW(fabs(exp(mean[RNN_PRECISION_INT8] - mean[RNN_PRECISION_F32]) - 1.0), 5e-3);
     free(tokens);
+    free_problem(&p);
+}
+
+/* The same words as the lesson, from the same weights and uniforms. */
+void test_generation_matches_the_lesson(void) {
+    enum { COUNT = 60 };
+    problem p = make_problem(700, 11, 23, 1, 1);
+    for (size_t i = 0; i < p.H * p.V; i++) p.params[p.at.why + i] *= 4.0f; /* words that differ in probability */
+    double *q = widen(p.params, p.at.count), *embeddings = widen(p.embeddings, p.V * p.E), u[COUNT];
+    double *h = doubles((COUNT + 1) * p.H), *want_logp = doubles(p.V);
+    int32_t want[COUNT], token = 5;
+    elman m = elman_on(p.V, p.E, p.H, embeddings, q);
+    for (size_t t = 0; t < COUNT; t++) u[t] = uniform();
+    elman_generate(&m, token, u, COUNT, h, want_logp, want);
+
+    rnn_model *model = model_for(&p, RNN_PRECISION_F32);
+    rnn_decoder *decoder = decoder_for(model, 1, 1);
+    float *state = floats(p.H), logp = 0.0f;
+    for (size_t t = 0; t < COUNT; t++) {
+        rnn_sampling sampling = sampling_of(u[t], 1.0f, 0);
+        CHECK(rnn_decode(decoder, 1, &token, &sampling, state, &token, &logp, NULL) == RNN_OK);
+        CHECK(token == want[t]);
+    }
+    CHECK_BELOW(fabs(logp - want_logp[token]), 1e-5);
+    CHECK_BELOW(rel_err(state, h + COUNT * p.H, p.H), 1e-5);
+    rnn_decoder_destroy(decoder);
+    rnn_model_destroy(model);
+    free(q), free(embeddings), free(h), free(want_logp), free(state);
     free_problem(&p);
 }
 

@@ -1,4 +1,4 @@
-/* test_rnnlib.c -- the C library against a plain double-precision model, and against its own promises.
+/* test_rnnlib.c -- the C library against the lesson, csrc/elman.c, and against its own promises.
  *
  * Links the library's objects, so that the kernels can be tested one by one. Runs with whatever RNN_ISA asks for.
  */
@@ -43,8 +43,8 @@ static const test tests[] = {
     {"products of bfloat16 operands", test_bfloat16_products},
     {"bfloat16 operands", test_bfloat16_operands},
     {"exponentials in bfloat16", test_bfloat16_exponentials},
-    {"the plain model against finite differences", test_plain_model_itself},
-    {"loss, state and gradients against the plain model", test_gradients},
+    {"the lesson against finite differences", test_the_lesson_itself},
+    {"loss, state and gradients against the lesson", test_gradients},
     {"regularization that changes nothing", test_regularization_that_changes_nothing},
     {"extreme logits", test_extreme_logits},
     {"two chunks with the state carried are one", test_carried_state},
@@ -54,6 +54,7 @@ static const test tests[] = {
     {"decoding and scoring match the loss", test_decode_matches_loss},
     {"a sequence does not depend on the others of its call", test_company},
     {"smaller copies of Why cost under 0.5% of perplexity", test_precisions},
+    {"generation matches the lesson", test_generation_matches_the_lesson},
     {"the early prompt matters", test_history_matters},
     {"sampling", test_sampling},
     {"inference refuses, and leaves outputs untouched", test_inference_refusals},

@@ -1,9 +1,9 @@
-/* test_training.c -- loss, gradients and optimisers, against the plain model and what rnnlib.h promises. */
+/* test_training.c -- loss, gradients and optimisers, against the lesson (csrc/elman.c) and what rnnlib.h promises. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "plain.h"
+#include "problem.h"
 #include "testing.h"
 #include "tests.h"
 
@@ -13,17 +13,17 @@ static rnn_work *work_for(const problem *p, int32_t threads) {
     return need(work);
 }
 
-void test_plain_model_itself(void) {
+void test_the_lesson_itself(void) {
     problem p = make_problem(13, 9, 6, 11, 2);
     double *q = widen(p.params, p.at.count), *grads = doubles(p.at.count), *moved = doubles(p.at.count);
-    plain_loss(&p, q, 1.0, grads, NULL, NULL);
+    lesson_loss(&p, q, 1.0, grads, NULL, NULL);
     for (int trial = 0; trial < 20; trial++) {
         double eps = 1e-5, along = 0.0, difference = 0.0;
         float *direction = random_floats(p.at.count, 1.0);
         for (size_t i = 0; i < p.at.count; i++) along += grads[i] * direction[i];
         for (int sign = -1; sign <= 1; sign += 2) {
             for (size_t i = 0; i < p.at.count; i++) moved[i] = q[i] + sign * eps * direction[i];
-            difference += sign * plain_loss(&p, moved, 1.0, NULL, NULL, NULL) / (2.0 * eps);
+            difference += sign * lesson_loss(&p, moved, 1.0, NULL, NULL, NULL) / (2.0 * eps);
         }
         CHECK_BELOW(fabs(difference - along) / fmax(1.0, fabs(along)), 1e-7);
         free(direction);
@@ -35,10 +35,10 @@ void test_plain_model_itself(void) {
 }
 
 /* Loss, state and every gradient tensor of problem p, for 1 and 3 threads. */
-static void compare_with_plain(const problem *p, double limit) {
+static void compare_with_lesson(const problem *p, double limit) {
     size_t N = p->T * p->B, S = p->B * p->H, P = p->at.count;
     double *q = widen(p->params, P), *want = doubles(P), *want_state = doubles(S);
-    double scale = 0.25, want_loss = plain_loss(p, q, scale, want, want_state, NULL), loss = 0.0;
+    double scale = 0.25, want_loss = lesson_loss(p, q, scale, want, want_state, NULL), loss = 0.0;
     float *first = NULL;
     for (int32_t threads = 1; threads <= 3; threads += 2) {
         rnn_work *work = work_for(p, threads);
@@ -83,7 +83,7 @@ void test_gradients(void) {
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         problem p = make_problem(sizes[i][0], sizes[i][1], sizes[i][2], sizes[i][3], sizes[i][4]);
         int before = checks_failed;
-        compare_with_plain(&p, 1e-5);
+        compare_with_lesson(&p, 1e-5);
         if (checks_failed > before) {
             printf("    at V=%zu E=%zu H=%zu T=%zu B=%zu\n", p.V, p.E, p.H, p.T, p.B);
         }
@@ -150,12 +150,12 @@ void test_extreme_logits(void) {
             if (kind == 3) by[v] = 0.0f;                              /* all equal, once Why is zero */
         }
         if (kind == 3) memset(p.params + p.at.why, 0, p.H * p.V * sizeof(float));
-        compare_with_plain(&p, 2e-5);
+        compare_with_lesson(&p, 2e-5);
         for (size_t n = 0; n < p.T; n++) p.y[n] = 650; /* the word that is certain: the gradient is all but zero */
         double loss = 0.0, *q = widen(p.params, p.at.count), *want = doubles(p.at.count);
         float *grads = floats(p.at.count);
         rnn_work *work = work_for(&p, 1);
-        plain_loss(&p, q, 1.0, want, NULL, NULL);
+        lesson_loss(&p, q, 1.0, want, NULL, NULL);
         CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, 20, 1, 1.0f, NULL, p.state, &loss, grads) ==
               RNN_OK);
         double worst = 0.0;

@@ -16,7 +16,7 @@ void test_bfloat16_operands(void);
 void test_bfloat16_exponentials(void);
 
 /* test_training.c */
-void test_plain_model_itself(void);
+void test_the_lesson_itself(void);
 void test_gradients(void);
 void test_regularization_that_changes_nothing(void);
 void test_extreme_logits(void);
@@ -29,6 +29,7 @@ void test_optimiser_refusals(void);
 void test_decode_matches_loss(void);
 void test_company(void);
 void test_precisions(void);
+void test_generation_matches_the_lesson(void);
 void test_history_matters(void);
 void test_sampling(void);
 void test_inference_refusals(void);
