@@ -15,7 +15,7 @@ from rnnlm.data.text import EOS, TokenStream
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[str | bytes], str]:
-    """A text file; returns what --corpus would be given."""
+    """Return a function that writes a text file and returns its path, as for --corpus."""
 
     def write(content: str | bytes, name: str = "text.txt") -> str:
         path = tmp_path / name
@@ -26,7 +26,7 @@ def write(tmp_path: Path) -> Callable[[str | bytes], str]:
 
 
 def tokenize(text: str, tokenizer: str) -> list[str]:
-    """All tokens of a text."""
+    """Return all tokens of a text."""
     stream = TokenStream(tokenizer)
     return stream.feed(text) + stream.close()
 
@@ -50,7 +50,7 @@ ROWS = {
 
 @pytest.fixture
 def hub_folder(tmp_path: Path) -> Callable[..., Path]:
-    """A folder in the hub's layout: parquet files, and a README that says which config and split they are."""
+    """Return a function that makes a folder in the hub's layout: parquet files, a README that names their splits."""
 
     def make(rows: dict[str, list], config: str = "wikitext-2-v1", column: str = "text", name: str = "tiny") -> Path:
         folder = tmp_path / name

@@ -1,4 +1,4 @@
-"""The same loss and gradients twice, for tests: by the C library, and by torch's autograd in float64."""
+"""Compute the same loss and gradients twice: with the C library, and with torch's autograd in float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Gradients = tuple[float, dict[str, np.ndarray], np.ndarray]  # summed loss, by n
 
 
 def chunk(vocab: int, hidden: int, steps: int, batch: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Random x, y (T, B) and state (B, H)."""
+    """Return random x, y (T, B) and state (B, H)."""
     rng = np.random.default_rng(seed)
     x, y = rng.integers(0, vocab, (2, steps, batch), dtype=np.int32)
     return x, y, rng.uniform(-1, 1, (batch, hidden)).astype(np.float32)
@@ -56,6 +56,6 @@ def by_c(
     most = min(dims[0], regularization.candidates.ids.size) if regularization.candidates else 0
     work = Workspace(*dims, max_steps=x.shape[0], max_batch=x.shape[1], threads=threads, max_candidates=most)
     params, state = weights.flat_parameters(), state.copy()
-    grads = np.full_like(params, np.nan)  # it is overwritten, not added to
+    grads = np.full_like(params, np.nan)  # gradients are overwritten, not accumulated
     loss = work.loss_grad(params, weights.embeddings, x, y, state, grads, scale, regularization)
     return loss, Weights.from_flat(weights.embeddings, grads, dims[2]).parameters(), state

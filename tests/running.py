@@ -1,4 +1,4 @@
-"""Starting the training programs, for tests."""
+"""Start the training programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BACKENDS = {"c": "main.py", "torch": "torch_rnn.py"}
 
 
 def options(text: Path, out: Path, **changed: object) -> list[str]:
-    """A run of well under a second on `text`, with `changed` options."""
+    """Return options for a run on `text` that takes well under a second, with `changed` ones."""
     chosen = {
         "preset": "demo",
         "corpus": text,
@@ -49,7 +49,7 @@ def run(backend: str, *arguments: str, cwd: Path | None = None, **environment: s
 
 
 def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    """One clear line, the exit code, no traceback."""
+    """Check that a run failed with exit code `code`, no traceback, and `words` in its last line."""
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     last = result.stderr.strip().splitlines()[-1]

@@ -18,10 +18,10 @@ TEXT = "the king sat. the queen sat. the king died. the old dog barked. " * 6 + 
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache and a download folder of the test's own. Returns the cache."""
+    """Use a cache and a download folder for this test only. Returns the cache."""
     monkeypatch.setenv("RNN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("GENSIM_DATA_DIR", str(tmp_path / "gensim-data"))
-    monkeypatch.setattr(gensim.downloader, "BASE_DIR", str(tmp_path / "gensim-data"))  # which it read when imported
+    monkeypatch.setattr(gensim.downloader, "BASE_DIR", str(tmp_path / "gensim-data"))  # read when gensim was imported
     return tmp_path / "cache"
 
 

@@ -1,4 +1,4 @@
-"""What the tests of weights files and resume files share: a good one, its parts, and how one is refused."""
+"""What the tests of weights files and resume files share: a good file, its parts, refusals."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rnnlm import checkpoint
 from rnnlm.checkpoint import Checkpoint, CheckpointError, Weights
 
-V, E, H = 7, 5, 3  # all different, so that no transpose fits
+V, E, H = 7, 5, 3  # all different, so that no transposed matrix fits
 WORDS = ("the", "<EOS>", "king", "naïve", "王", "The", "<UNK>")
 METADATA = {
     "format": "rnn-weights",
@@ -57,7 +57,7 @@ def assert_equal(got: Checkpoint, want: Checkpoint) -> None:
 
 
 def split(data: bytes) -> tuple[Header, bytes]:
-    """Header and tensors of a safetensors file."""
+    """Split a safetensors file into its header and its tensors' bytes."""
     end = 8 + int.from_bytes(data[:8], "little")
     return json.loads(data[8:end]), data[end:]
 
@@ -68,7 +68,7 @@ def join(header: object, data: bytes) -> bytes:
 
 
 def refused(path: str | os.PathLike[str], read: Callable[[Any], object] = checkpoint.load) -> str:
-    """The message with which `path` is refused: one line that begins with the name as given."""
+    """Return the message that refuses `path`: one line that starts with the name as given."""
     with pytest.raises(CheckpointError) as caught:
         read(path)
     message = str(caught.value)
@@ -78,14 +78,14 @@ def refused(path: str | os.PathLike[str], read: Callable[[Any], object] = checkp
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A good weights file, alone in its folder."""
+    """Save a good weights file, the only file of its folder."""
     path = tmp_path / "weights" / "good.safetensors"
     checkpoint.save(path, make_checkpoint())
     return path
 
 
 def put_words(path: Path, words: bytes) -> None:
-    """Exchange the vocabulary, which is the last tensor."""
+    """Replace the vocabulary, which is the last tensor."""
     header, data = split(path.read_bytes())
     begin = header["vocabulary"]["data_offsets"][0]
     header["vocabulary"] |= {"shape": [len(words)], "data_offsets": [begin, begin + len(words)]}
@@ -93,14 +93,14 @@ def put_words(path: Path, words: bytes) -> None:
 
 
 def mapping_of(array: np.ndarray) -> object:
-    """The mapping at the bottom of a view; None where the array owns its memory."""
+    """Return the mapping that a view ends in, or None if the array owns its memory."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array.base
 
 
 def resident(array: np.ndarray) -> int:
-    """Bytes of the file mapping that an array lies in which are in this process's memory."""
+    """Return how many bytes of the file mapping that holds `array` are in memory."""
     at = array.ctypes.data
     lines = iter(Path("/proc/self/smaps").read_text().splitlines())
     for line in lines:
@@ -109,7 +109,7 @@ def resident(array: np.ndarray) -> int:
     raise AssertionError("nowhere")
 
 
-# JSON as a forger would write it: the words of the format, and numbers around the limits of integers.
+# JSON as a forger would write it: words of the format, and numbers around the limits of integers.
 FORGED = st.recursive(
     st.none()
     | st.booleans()
@@ -128,7 +128,7 @@ FORGED = st.recursive(
 
 
 def places(value: object) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key) inside a JSON value."""
+    """Yield every (container, key) inside a JSON value."""
     for key, child in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield value, key
         yield from places(child)

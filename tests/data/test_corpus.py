@@ -1,4 +1,4 @@
-"""Corpora: what each kind of name reads, and what each kind of mistake says."""
+"""Corpora by name: text files and folders, the demo, and the message for each mistake."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_validation_is_the_last_tenth_of_the_sentences(write, sentences: int, ke
     assert found.train[-1] == eos
 
 
-def test_vocabulary_and_counts_come_from_the_training_split_alone(write) -> None:
+def test_vocabulary_and_counts_come_from_the_training_split_only(write) -> None:
     found = load_corpus(write("a b. a b. " * 5 + "c c c c."), vocab_size=4)
     assert found.vocabulary.words == (EOS, "a", "b", UNK)
     assert words_of(found, "validation") == " ".join([UNK] * 4) + " |"
@@ -131,7 +131,7 @@ def test_chunks_may_end_anywhere(write, monkeypatch: pytest.MonkeyPatch, chunk: 
     ("content", "offset"),
     [
         (b"caf\xe9 a b c.", 3),  # Latin-1
-        (b"\xef\xbb\xbfcaf\xe9 a b c.", 6),  # the mark counts
+        (b"\xef\xbb\xbfcaf\xe9 a b c.", 6),  # offsets count the byte order mark
         ("a é ".encode() * 3 + b"\xff", 15),
         (b"a b. c \xe2\x82", 7),  # the last character is cut off
         ("a b.".encode("utf-16"), 0),
@@ -171,7 +171,7 @@ def test_a_folder_of_text_files_is_read_in_order(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
     (tmp_path / "sub.txt").mkdir()
     found = load_corpus(str(tmp_path))
-    assert words_of(found, "train") == "a b | c d |"  # a file's end ends its last line
+    assert words_of(found, "train") == "a b | c d |"  # the end of a file ends its last line
     assert found.name == str(tmp_path)
 
 
@@ -213,7 +213,9 @@ def test_a_file_that_cannot_be_opened(write, monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(text_files, "open", refuse, raising=False)  # the tests may run as root, whom nothing stops
+    monkeypatch.setattr(
+        text_files, "open", refuse, raising=False
+    )  # the tests may run as root, which may read everything
     with pytest.raises(CorpusError, match=r"cannot read '.*text\.txt': Permission denied"):
         load_corpus(path)
 

@@ -1,4 +1,4 @@
-"""Corpora in the dataset hub's layout, and the hub itself: local folders, cached copies, what is out of reach."""
+"""Corpora in the dataset hub's layout: local folders, cached copies, and the hub itself within and out of reach."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rnnlm.data.corpus import CorpusError, CorpusUnavailable, SplitStats, load_c
 from rnnlm.data.text import EOS, UNK
 
 CLOSED_PORT = "http://127.0.0.1:9"  # "discard": nothing listens there
-HANG_S = 30.0  # far beyond what anything here takes: it only tells a hang
+HANG_S = 30.0  # far longer than anything here takes: it detects a hang
 hub_folder = corpora.hub_folder  # a fixture
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`datasets` keeps what it prepares in a folder of the test's own."""
+    """Give `datasets` a cache folder for this test only."""
     cache = tmp_path / "hub-cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     return cache
@@ -104,7 +104,7 @@ def test_wikitext_2_has_the_documented_counts() -> None:
     assert len(found.train) == found.counts.sum() == 1_696_744
     assert len(found.validation) == 171_909
     assert found.test is not None and len(found.test) == 191_546
-    assert found.vocabulary.unk is None  # the other splits hold no word that the training split lacks
+    assert found.vocabulary.unk is None  # the training split has all words of the other splits
     assert found.vocabulary.words[:3] == ("the", EOS, "of")
     assert (np.bincount(found.train) == found.counts).all()
     assert (np.diff(found.counts) <= 0).all()
@@ -133,7 +133,7 @@ def test_out_of_reach_a_cached_copy_is_used(
 ) -> None:
     folder = hub_folder(ROWS, name="wikitext")
     online = load_corpus(f"{folder}:wikitext-2-v1")
-    # What `datasets` prepared from the hub lies beside what it prepared from folders, under OWNER___NAME.
+    # `datasets` caches what came from the hub under OWNER___NAME, and what came from a folder under its name.
     (own_cache / "wikitext").rename(own_cache / "Salesforce___wikitext")
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", CLOSED_PORT)
     monkeypatch.chdir(folder.parent)
@@ -151,7 +151,7 @@ def test_offline_sets_what_both_libraries_look_at() -> None:
     places = (datasets.config, huggingface_hub.constants)
     with pytest.raises(KeyError), hub._offline(datasets):
         assert [place.HF_HUB_OFFLINE for place in places] == [True, True]
-        with pytest.raises(Exception, match=r"(?i)offline"):  # neither asks the network
+        with pytest.raises(Exception, match=r"(?i)offline"):  # neither uses the network
             huggingface_hub.HfApi().dataset_info("owner/name")
         with pytest.raises((OSError, ValueError), match=r"(?i)offline|cache"):
             datasets.load_dataset("owner/name")
@@ -167,7 +167,7 @@ def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_within_reach_the_hub_is_asked_for_the_right_thing(hub_folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no hub here, so this ends at the border to `datasets`."""
+    """Tests have no hub, so this one checks what `datasets` is asked for."""
     loaded = datasets.load_dataset(str(hub_folder(ROWS)), "wikitext-2-v1")
     asked = []
     monkeypatch.setattr(hub, "why_unreachable", lambda _: None)

@@ -1,4 +1,4 @@
-"""Vectors for a vocabulary: those found in a file, random ones for the rest, and those trained on the corpus."""
+"""Vectors for a vocabulary: from a file, random for the words not in it, or trained on the corpus."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_found_rows_are_the_files_and_the_rest_are_random(corpus: Corpus, tmp_pa
         np.testing.assert_array_equal(
             found.vectors[words.index(word)], keyed(["dog", "unneeded", "the", "king", "THE"])[word]
         )
-    assert len({row.tobytes() for row in found.vectors}) == len(words)  # no two alike
+    assert len({row.tobytes() for row in found.vectors}) == len(words)  # no two are equal
     assert found.source == path
 
 
@@ -53,7 +53,7 @@ def test_random_vectors_have_the_scale_of_those_found(tmp_path: Path) -> None:
     names = [f"{a}{b}{c}" for a in "abcdefgh" for b in "abcdefgh" for c in "abcdefgh"]
     corpus = make_corpus(tmp_path, " ".join(names) + ". end.")
     vectors = keyed(names[:256], size=50)
-    vectors.vectors += 1  # a standard deviation is about the mean, and not about zero
+    vectors.vectors += 1  # a standard deviation is relative to the mean, not to zero
     vectors.save_word2vec_format(str(tmp_path / "vectors.bin"), binary=True)
     found = load(str(tmp_path / "vectors.bin"), corpus)
     known, random = found.vectors[found.found], found.vectors[~found.found]
@@ -62,7 +62,7 @@ def test_random_vectors_have_the_scale_of_those_found(tmp_path: Path) -> None:
     assert abs(random.mean()) < 0.01
 
 
-def test_a_random_vector_depends_on_its_word_the_seed_and_the_scale_alone(tmp_path: Path) -> None:
+def test_a_random_vector_depends_only_on_its_word_the_seed_and_the_scale(tmp_path: Path) -> None:
     path = save(tmp_path, ["the"])
     small = make_corpus(tmp_path, "the cat sat. the end.")
     large = make_corpus(tmp_path, "the old dog barked at the cat and sat. the end.")
@@ -105,7 +105,7 @@ def test_vectors_for_none_of_the_words_are_refused(corpus: Corpus, tmp_path: Pat
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], None]:
-    """Forget what is cached."""
+    """Switch to an empty cache folder at each call."""
     folders = (str(tmp_path / f"cache-{i}") for i in range(100))
     return lambda: monkeypatch.setenv("RNN_CACHE_DIR", next(folders))
 
@@ -114,7 +114,7 @@ def test_trained_vectors_cover_the_training_split(corpus: Corpus) -> None:
     found = load("train", corpus, size=11)
     assert found.vectors.shape == (len(corpus.vocabulary), 11)
     missing = [corpus.vocabulary.words[i] for i in np.flatnonzero(~found.found)]
-    assert missing == [UNK]  # which only stands for the words of the validation split
+    assert missing == [UNK]  # stands only for words of the validation split
     assert found.token_coverage == 1.0
     assert np.isfinite(found.vectors).all()
 
@@ -123,7 +123,7 @@ def test_training_is_decided_by_the_seed(
     tmp_path: Path, fresh: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embeddings, "_MAX_EPOCHS", 5)
-    # Long enough that gensim deals it out in several jobs, which more than one worker would finish in any order.
+    # Long enough for gensim to split it into several jobs, which several workers would finish in any order.
     random = np.random.default_rng(0)
     names = [f"{a}{b}" for a in "abcdefghijklmno" for b in "abcdefghijklmno"]
     corpus = make_corpus(tmp_path, ". ".join(" ".join(random.choice(names, 9)) for _ in range(3000)))
@@ -185,7 +185,7 @@ def test_sentences_are_what_the_corpus_holds(corpus: Corpus) -> None:
     assert sentences == list(embeddings._Sentences(corpus))
 
 
-def test_training_learns_who_keeps_what_company(tmp_path: Path, fresh: Callable[[], None]) -> None:
+def test_training_learns_which_words_go_together(tmp_path: Path, fresh: Callable[[], None]) -> None:
     random = np.random.default_rng(0)
     royal, canine = ["king", "queen", "crown", "throne"], ["dog", "bark", "bone", "tail"]
     text = ". ".join(" ".join(random.choice(royal if i % 2 else canine, 8)) for i in range(600))

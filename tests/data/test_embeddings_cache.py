@@ -1,4 +1,4 @@
-"""Rows kept between runs: read once, and read again when the file, the words or the cache has changed."""
+"""The cache of vectors: a file is read once, and again if it, the words or the cache has changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ own_folders, corpus = tiny_vectors.own_folders, tiny_vectors.corpus  # fixtures
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The vectors files that were really read."""
+    """Return a list that collects the vectors files that are read."""
     read, paths = embeddings.read_vectors, []
     monkeypatch.setattr(embeddings, "read_vectors", lambda path, words: paths.append(path) or read(path, words))
     return paths
@@ -36,12 +36,14 @@ def test_the_second_start_reads_the_rows_kept(
     np.testing.assert_array_equal(first.vectors, second.vectors)
     np.testing.assert_array_equal(first.found, second.found)
     assert (first.type_coverage, first.token_coverage) == (second.type_coverage, second.token_coverage)
-    assert [file.suffix for file in own_folders.glob("vectors-*")] == [".npz"]  # and no temporary file
-    np.testing.assert_array_equal(load(path, corpus, seed=4).found, first.found)  # the seed is for the others
+    assert [file.suffix for file in own_folders.glob("vectors-*")] == [".npz"]  # no temporary file is left
+    np.testing.assert_array_equal(
+        load(path, corpus, seed=4).found, first.found
+    )  # the seed only matters for words without a vector
     assert len(reads) == 1
 
 
-def test_another_file_or_vocabulary_is_read_anew(tmp_path: Path, reads: list[Path]) -> None:
+def test_another_file_or_vocabulary_is_read_again(tmp_path: Path, reads: list[Path]) -> None:
     corpus = make_corpus(tmp_path)
     path = save(tmp_path, ["the", "king"])
     load(path, corpus)
@@ -120,7 +122,7 @@ def test_a_damaged_cache_file_is_ignored_and_made_again(
     np.testing.assert_array_equal(first.vectors, second.vectors)
     assert "ignoring the" in caplog.text and str(file) in caplog.text
     load(path, corpus)
-    assert len(reads) == 2  # it is whole again
+    assert len(reads) == 2  # the cache has been repaired
 
 
 def test_a_cache_that_cannot_be_written_only_warns(

@@ -1,4 +1,4 @@
-"""Vectors by name: gensim's downloader, what it left on the disk, and a network that is out of reach."""
+"""Vectors by name: gensim's downloader, what it stored on disk, and a network out of reach."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rnnlm.data import embeddings
 from rnnlm.data.corpus import Corpus
 from rnnlm.data.embeddings import EmbeddingsError, EmbeddingsUnavailable
 
-HANG_S = 30.0  # far beyond what anything here takes: it only tells a hang
+HANG_S = 30.0  # far longer than anything here takes: it detects a hang
 own_folders, corpus = tiny_vectors.own_folders, tiny_vectors.corpus  # fixtures
 
 
@@ -92,7 +92,7 @@ def test_a_damaged_file_is_named(corpus: Corpus, tmp_path: Path) -> None:
 
 @contextmanager
 def downloads(folder: Path, vectors: bytes, checksum: str) -> Iterator[str]:
-    """The two addresses that gensim's downloader uses, with one model, served on this machine."""
+    """Serve the two addresses that gensim's downloader uses, with one model, on this machine."""
     (folder / "tiny").mkdir(parents=True)
     (folder / "tiny" / "__init__.py").write_text("raise SystemExit('this is never run')")
     (folder / "tiny" / "tiny.gz").write_bytes(vectors)

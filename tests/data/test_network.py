@@ -1,4 +1,4 @@
-"""The probe: what counts as an answer, and that it never takes long."""
+"""The network probe: what counts as a reply, and that it never takes long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rnnlm.data.network import why_unreachable
 
 @contextmanager
 def server(status: int) -> Iterator[str]:
-    """A server on this machine that answers every request with `status`."""
+    """Run a server on this machine that answers every request with `status`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -49,7 +49,7 @@ def test_nothing_listens() -> None:
     assert why_unreachable("http://127.0.0.1:9/") == "Connection refused"
 
 
-def test_a_name_that_nobody_knows() -> None:
+def test_an_unknown_name() -> None:
     assert why_unreachable("http://name.invalid/")  # RFC 2606: never resolves
 
 
@@ -59,10 +59,10 @@ def test_what_is_no_address(url: str) -> None:
 
 
 def test_a_silent_server_is_given_up_on() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, and nobody ever answers
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, and nothing answers
         begun = time.monotonic()
         reason = why_unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout_s=0.2)
-        assert reason in ("timed out", "no answer within 0.2 s")  # whichever of the two clocks is first
+        assert reason in ("timed out", "no answer within 0.2 s")  # whichever timeout comes first
         assert time.monotonic() - begun < 20  # a hang, not a measurement
 
 

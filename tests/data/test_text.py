@@ -1,4 +1,4 @@
-"""Tokens and the vocabulary: the rules of data/text.py, one by one."""
+"""Tokens and the vocabulary: the rules of rnnlm/data/text.py, one by one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rnnlm.data import text
 from rnnlm.data.text import EOS, TOKENIZERS, UNK, TextError, TokenStream, Vocabulary, rank_words
 from rnnlm.errors import UserError
 
-# What texts are made of, so that hypothesis meets every rule often.
+# The pieces of texts in which hypothesis often meets every rule.
 FRAGMENTS = st.sampled_from(
     [
         "king",
@@ -46,30 +46,30 @@ TEXTS = st.lists(FRAGMENTS, max_size=40).map("".join)
 
 
 def tokens(text: str, tokenizer: str = "plain") -> str:
-    """The tokens as one string, with | for <EOS>: what the cases below are written in."""
+    """Return the tokens as one string, with | for <EOS>, as in the cases below."""
     return " ".join("|" if token == EOS else token for token in tokenize(text, tokenizer))
 
 
 BOTH = [
     ("", ""),
-    (" \n\t\n", ""),  # lines without text give nothing
+    (" \n\t\n", ""),  # empty lines give nothing
     ("the king", "the king |"),  # the end of the text ends its last line
     ("the king\nthe queen\n", "the king | the queen |"),
     ("the king\r\nthe queen\rthe end", "the king | the queen | the end |"),
-    ("the king .", "the king |"),  # a line that ends in a sentence end gives one <EOS>, not two
+    ("the king .", "the king |"),  # a sentence that ends with its line gives one <EOS>, not two
     ("the king . \n", "the king |"),
     ("he died . she lived", "he died | she lived |"),
     ("did he ? yes ! no", "did he | yes | no |"),
-    ("he . . she", "he | | she |"),  # a sentence that keeps no word still ends
+    ("he . . she", "he | | she |"),  # a sentence without words still ends
     ("1945 .", "|"),
     ("@-@ ,", "|"),
     ("the <unk> of 2 cafés naïve", "the of |"),  # not [A-Za-z]+: dropped
     ("King KING king", "King KING king |"),  # case is kept
-    ("York City F.C. season", "York City | season |"),  # the rule looks at the last character alone
+    ("York City F.C. season", "York City | season |"),  # the rule looks only at the last character
 ]
 
 WIKITEXT = [
-    ("the king, who died.", "the who |"),  # taken as they stand: "king," and "died." are no words
+    ("the king, who died.", "the who |"),  # taken as is: "king," and "died." are no words
     ("king 's crown", "king crown |"),
     ("(the) 'quoted'", "|"),
 ]
@@ -79,12 +79,12 @@ PLAIN = [
     ("'quoted' \"quoted\" “quoted” ‘quoted’ «quoted» ``quoted''", " ".join(["quoted"] * 6) + " |"),  # noqa: RUF001
     ("king's kings' don't O’Brien", "king kings don O |"),  # as WikiText's "king 's", "don 't", "O 'Brien"  # noqa: RUF001
     ("red--green red—green red–green —red red—", "red green red green red green red red |"),  # noqa: RUF001
-    ("well-known", "|"),  # one token, not of letters alone
+    ("well-known", "|"),  # one token, not only letters
     ("wait... what", "wait | what |"),
     ("3rd, 1,000 a1 $5 <b> <unk>. x=y", "| |"),
     ("*bold* _under_ [note] {brace} end;", "bold under note brace end |"),
     ('he said "stop." then left', "he said stop then left |"),  # a quotation mark follows the full stop, not a space
-    ("ﬁne Ａ", "|"),  # letters, but not ASCII ones  # noqa: RUF001
+    ("ﬁne Ａ", "|"),  # letters, but not ASCII  # noqa: RUF001
 ]
 
 
@@ -175,7 +175,7 @@ def test_what_is_no_vocabulary_is_refused(words: tuple[str, ...], message: str) 
 @pytest.mark.parametrize(
     ("prompt", "ids", "unknown"),
     [
-        ("The king", [1, 2], []),  # unfinished: the model goes on with it
+        ("The king", [1, 2], []),  # unfinished: the model continues it
         ("The king\n", [1, 2], []),  # a stray line feed does not finish it
         ("He died.", [3, 4, 0], []),  # finished at its very end
         ("He died. \n", [3, 4, 0], []),
@@ -193,7 +193,7 @@ def test_prompts_without_unk(prompt: str, ids: list[int], unknown: list[str]) ->
 def test_unknown_words_of_a_prompt_become_unk_where_there_is_one() -> None:
     vocabulary = Vocabulary((EOS, "The", UNK, "king"))
     assert vocabulary.encode_prompt("The dog king dog cat.") == ([1, 2, 3, 2, 2, 0], ["dog", "cat"])
-    # The marks themselves are no words, so that nobody can name them.
+    # The marks themselves are not words, so no text can name them.
     assert vocabulary.encode_prompt("The <UNK> <EOS> king") == ([1, 3], [])
 
 

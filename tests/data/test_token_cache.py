@@ -1,4 +1,4 @@
-"""The cache of tokens: a text is read and encoded once, and a damaged cache is made again."""
+"""The cache of tokens: a text is read and encoded once, and a damaged cache is rebuilt."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def same(first: Corpus, second: Corpus) -> bool:
 
 @pytest.fixture
 def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own."""
+    """Use a cache folder for this test only."""
     monkeypatch.setenv("RNN_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def no_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From its call on, reading a text fails the test."""
+    """Return a function; once it is called, reading a text fails the test."""
     return lambda: monkeypatch.setattr(text_files, "_read_text", lambda _: pytest.fail("the text was read again"))
 
 
@@ -54,13 +54,13 @@ def test_what_the_tokens_are_made_from_counts(write, tokens: Path, monkeypatch: 
     path = write("a b c. d e f.")
     load_corpus(path)
     assert len(load_corpus(path, vocab_size=4).vocabulary) == 4
-    write("a b x. d e f.")  # as long as before, but later
+    write("a b x. d e f.")  # the same length, but a later time
     assert "x" in load_corpus(path).vocabulary.words
     code = encoding._code_version()
     monkeypatch.setattr(encoding, "_code_version", lambda: code + "x")
     monkeypatch.setattr(text_files, "_read_text", lambda _: iter(["other words. here."]))
     assert "other" in load_corpus(path).vocabulary.words
-    assert len(list(tokens.iterdir())) == 2  # one for each size: what is out of date is replaced
+    assert len(list(tokens.iterdir())) == 2  # one per size: an outdated one is replaced
 
 
 @pytest.mark.parametrize("file", ["corpus.json", "train.npy", "validation.npy"])
@@ -72,13 +72,13 @@ def test_a_damaged_cache_is_made_again(
     first = load_corpus(path)
     (target,) = tokens.glob(f"*/{file}")
     content = target.read_bytes()
-    target.unlink()  # what is mapped stays as it is
+    target.unlink()  # mapped files stay intact
     if damage != "gone":
         target.write_bytes({"cut": content[:-1], "changed": content[:-4] + b"\x01ab\x02", "foreign": b"{}"}[damage])
     assert same(first, load_corpus(path))
     assert damage == "gone" or "damaged cache folder" in caplog.text
     no_reading()
-    assert same(first, load_corpus(path))  # it was mended
+    assert same(first, load_corpus(path))  # it was repaired
 
 
 def test_of_two_first_starts_at_once_the_second_takes_what_the_first_has_stored(
@@ -122,7 +122,7 @@ def test_a_full_disk_under_the_cache_is_done_without(
 
 
 def test_a_text_larger_than_a_block_goes_through_the_disk(write, tokens: Path, monkeypatch) -> None:
-    """Blocks and spools of a few bytes: every border between them is crossed."""
+    """With blocks and spools of a few bytes, the text crosses every border between them."""
     path = write(" ".join(f"{a}{b} {b}." for a in "abcdefgh" for b in "abcdefgh"))
     whole = load_corpus(path)
     monkeypatch.setenv("RNN_CACHE_DIR", str(tokens / "other"))

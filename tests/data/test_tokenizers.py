@@ -1,4 +1,4 @@
-"""The unicode tokenizer, lower case, and what becomes of every character of a caller's text."""
+"""The unicode tokenizer, lower case, and what happens to each character of a text."""
 
 # ruff: noqa: RUF001  (text in many scripts)
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rnnlm.data.text import DROPPED_MARK, EOS, TOKENIZERS, UNK, Span, TokenStream, Vocabulary
 from rnnlm.data.tokenizers import pieces
 
-# Text in which hypothesis meets every rule often, and text of any kind.
+# Text in which hypothesis often meets every rule, and arbitrary text.
 FRAGMENTS = (
     "king The café cafe\u0301 don't 3 . ! ? , \" ' — -- - U.S. Mr. J. i.e. 他说。 3。 नमस्ते। <unk> · … » ) ` ß 「 "
 )
@@ -26,7 +26,7 @@ TEXTS = st.text() | st.lists(st.sampled_from([*FRAGMENTS.split(), " ", "\n", "\r
 
 
 def tokens(text: str, tokenizer: str = "unicode") -> str:
-    """The tokens as one string, with | for <EOS>: what the cases below are written in."""
+    """Return the tokens as one string, with | for <EOS>, as in the cases below."""
     return " ".join("|" if token == EOS else token for token in tokenize(text, tokenizer))
 
 
@@ -37,14 +37,14 @@ def tokens(text: str, tokenizer: str = "unicode") -> str:
         ("Привет, мир! Как дела?", "Привет мир | Как дела |"),
         ("नमस्ते दुनिया। भारत", "नमस्ते दुनिया | भारत |"),  # vowel signs are marks, not letters
         ("مرحبا بالعالم؟ نعم", "مرحبا بالعالم | نعم |"),
-        ("می\u200cخواهم", "میخواهم |"),  # a joiner shapes the letters, and is not one
+        ("می\u200cخواهم", "میخواهم |"),  # a joiner shapes letters but is not one
         ("他说。她说！「好。」然后", "他说 | 她说 | 好 | 然后 |"),  # no space follows the end of a sentence
         ("안녕하세요. 반갑습니다.", "안녕하세요 | 반갑습니다 |"),
         ("don't rock'n'roll 'tis dogs' O’Brien", "don't rock'n'roll tis dogs O'Brien |"),
         ("well-known co\u2010op re\u2011do a--b -x y-", "well-known co-op re-do a b x y |"),
         ("col·lecció", "col·lecció |"),
         ("Dampf\xadschiff", "Dampfschiff |"),  # a soft hyphen
-        ("cafe\u0301 café", "café café |"),  # one word, in whichever form it came
+        ("cafe\u0301 café", "café café |"),  # one word in either form
         ("and/or (a) word,word end.Start", "and or a word word end Start |"),
         ("3rd COVID-19 $5 x=y <unk> C++ 1,000", "|"),
         ("He met Mr. Smith of the U.S. army. They left.", "He met Mr. Smith of the U.S. army | They left |"),
@@ -114,7 +114,7 @@ def test_pieces_cover_a_token(token: str, tokenizer: str) -> None:
         ("unicode", "(1945), the king's 3rd -- naïve, $5! a=b", ["1945", "3rd", "$5", "a=b"]),
     ],
 )
-def test_dropped_words_are_told_without_their_punctuation(tokenizer: str, text: str, want: list[str]) -> None:
+def test_dropped_words_are_reported_without_their_punctuation(tokenizer: str, text: str, want: list[str]) -> None:
     found = TokenStream(tokenizer, dropped=True).feed(text)
     assert [token[1:] for token in found if token.startswith(DROPPED_MARK)] == want
 
@@ -169,7 +169,7 @@ def test_prompts_of_a_wikitext_model_are_plain_text() -> None:
         ("The king\n \n", []),  # a stray line feed does not finish it
         ("died. \n", [(4, 5)]),
         ("died\r\nThe", [(4, 5)]),  # the first of the two ends the line
-        ("died.\nThe", [(4, 5)]),  # one end, not two
+        ("died.\nThe", [(4, 5)]),  # one sentence end, not two
         ("\n\ndied  \n\nThe", [(8, 9)]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Files of vectors: the same rows as gensim reads, only those asked for, and every way in which a file can be bad."""
+"""Vectors files: the same rows as gensim reads, only the requested ones, and everything that can be wrong."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def file(tmp_path: Path):
 def test_the_rows_are_those_that_gensim_wrote(tmp_path: Path, name: str) -> None:
     written, path = keyed(WORDS), tmp_path / name
     if name.endswith("kv"):
-        written.save(str(path), sep_limit=0 if "large" in name else 10**9)  # its arrays in files of their own, or not
+        written.save(str(path), sep_limit=0 if "large" in name else 10**9)  # with and without separate files for arrays
     elif name.endswith("model"):
         model = Word2Vec([WORDS], vector_size=5, min_count=1, workers=1)
         model.save(str(path))
@@ -99,18 +99,18 @@ def test_the_files_that_gensim_tests_itself_with(name: str, is_binary: bool | No
 @given(
     words=st.lists(st.text(st.characters(exclude_characters=" \n", exclude_categories=["Cs"]), min_size=1), min_size=1),
     size=st.integers(1, 6),
-    newline=st.sampled_from([b"", b"\n"]),  # as gensim, and as the original word2vec.c
+    newline=st.sampled_from([b"", b"\n"]),  # as gensim and as the original word2vec.c
     chunk=st.integers(1, 40),
     seed=st.integers(0, 9),
 )
 def test_any_words_sizes_and_chunks(words: list[str], size: int, newline: bytes, chunk: int, seed: int) -> None:
     numbers = np.random.default_rng(seed).integers(0, 2**32, (len(words), size), dtype=np.uint32).view(np.float32)
-    numbers[~np.isfinite(numbers)] = 1.0  # every byte that a number can hold, spaces and line feeds among them
+    numbers[~np.isfinite(numbers)] = 1.0  # numbers may contain any byte, including spaces and line feeds
     content = binary([(word.encode(), row) for word, row in zip(words, numbers.tolist(), strict=True)], newline=newline)
     asked = list(dict.fromkeys(words[::2]))
     with patch.object(vector_files, "_CHUNK_BYTES", chunk):
         reader = vector_files._Word2VecFile(Path("x"), io.BytesIO(content))
-        # A row of the binary format that reads as text is a strange accident, and hypothesis finds it.
+        # A binary row can happen to be readable as text, and hypothesis finds such rows.
         with patch.object(reader, "is_text", lambda: False):
             vectors, found = reader.read(asked)
     assert found.all()
@@ -149,7 +149,7 @@ def test_only_the_rows_asked_for_are_in_memory(tmp_path: Path, monkeypatch: pyte
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found.all() and (vectors[:, 0] == np.arange(0, rows, 100)).all()
-    assert peak < 2_000_000  # of 24 MB; 0.24 MB are asked for
+    assert peak < 2_000_000  # of 24 MB, of which 0.24 MB are requested
 
 
 # ---- What cannot be read ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The limits that Python knows are those of the C library's header."""
+"""The limits in Python are those of the C header."""
 
 import re
 

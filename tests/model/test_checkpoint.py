@@ -1,4 +1,4 @@
-"""The weights file: what goes in comes out, mapped and not copied, as the safetensors package would write it."""
+"""The weights file: what goes in comes out, mapped instead of copied, in the format of the safetensors package."""
 
 import dataclasses
 import itertools
@@ -102,7 +102,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(path: Path, tmp_path: Path) ->
 
 
 def test_arrays_of_any_memory_layout_are_saved(tmp_path: Path) -> None:
-    # a mapped file is read-only: saving what was loaded (as a converter does) must work too
+    # mapped arrays are read-only: saving what was loaded, as a converter does, must work too
     checkpoint.save(tmp_path / "a.safetensors", make_checkpoint())
     checkpoint.save(tmp_path / "b.safetensors", checkpoint.load(tmp_path / "a.safetensors"))
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
@@ -123,7 +123,7 @@ def test_flat_parameters_follow_the_c_library() -> None:
     for name in order:
         assert np.shares_memory(getattr(again, name), flat)
         np.testing.assert_array_equal(getattr(again, name), getattr(weights, name))
-    flat[:] = 0  # a copy: the weights it came from stay
+    flat[:] = 0  # a copy: the original weights stay
     assert weights.by.any() and not again.by.any()
     with pytest.raises(ValueError, match=r"flat parameters have shape \[1\]"):
         Weights.from_flat(weights.embeddings, flat[:1], H)
@@ -137,14 +137,14 @@ def test_tensors_are_read_only_views_of_one_mapping(path: Path) -> None:
     arrays = [getattr(weights, name) for name in NAMES]
     assert len({id(mapping_of(array)) for array in arrays}) == 1 and mapping_of(arrays[0]) is not None
     for array in arrays:
-        assert type(array) is np.ndarray  # np.memmap itself is slow to index, and odd to torch
+        assert type(array) is np.ndarray  # an np.memmap itself is slow to index
         assert array.flags.aligned and array.flags.c_contiguous and not array.flags.writeable
     assert arrays[0].ctypes.data % 64 == 0
     with pytest.raises(ValueError, match="read-only"):
         weights.by[0] = 1
 
 
-def test_copy_lets_go_of_the_file(path: Path) -> None:
+def test_a_copy_releases_the_file(path: Path) -> None:
     weights = checkpoint.load(path, copy=True).weights
     for name in NAMES:
         assert mapping_of(getattr(weights, name)) is None and getattr(weights, name).flags.writeable
@@ -152,7 +152,7 @@ def test_copy_lets_go_of_the_file(path: Path) -> None:
 
 
 def test_a_large_file_is_not_read(tmp_path: Path) -> None:
-    """1.3 GB, all of it a hole: a loader that reads or copies tensors needs that much memory."""
+    """A sparse file of 1.3 GB: a loader that reads or copies tensors would need that much memory."""
     v, e, h = 1024, 1 << 14, 1 << 14
     words = "\n".join(["<EOS>", *(f"w{i}" for i in range(v - 1))]).encode()
     header: Header = {"__metadata__": METADATA}
@@ -185,8 +185,8 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
     assert peak < 4 << 20
 
 
-@POSIX  # Windows replaces no file that is mapped
-def test_who_mapped_the_old_file_keeps_it(path: Path) -> None:
+@POSIX  # Windows does not replace a mapped file
+def test_a_mapping_keeps_the_old_file(path: Path) -> None:
     old = checkpoint.load(path)
     checkpoint.save(path, make_checkpoint(seed=1))
     assert_equal(old, make_checkpoint(seed=0))
@@ -237,7 +237,7 @@ def test_we_read_a_file_of_the_safetensors_package(path: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("order", list(itertools.permutations((*NAMES, "vocabulary")))[::101])
 def test_tensors_may_stand_in_any_order(path: Path, order: tuple[str, ...]) -> None:
-    """Also with the vocabulary, 32 odd bytes, before float32 tensors: those are copied into place."""
+    """Also with the vocabulary, an odd number of bytes, before float32 tensors: those are copied to be aligned."""
     header, data = split(path.read_bytes())
     blocks, position = b"", 0
     for name in order:
@@ -250,7 +250,7 @@ def test_tensors_may_stand_in_any_order(path: Path, order: tuple[str, ...]) -> N
     assert all(getattr(loaded.weights, name).flags.aligned for name in NAMES)
 
 
-# ---- What cannot be built --------------------------------------------------------------------------------------------
+# ---- Invalid weights and checkpoints ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_a_number_that_is_not_finite_is_named(name: str, value: float) -> None:
 
 
 def test_check_finite_looks_at_every_block_in_little_memory() -> None:
-    v = 3_000_001  # not a multiple of the block
+    v = 3_000_001  # not a multiple of the block size
     weights = Weights(*(np.zeros(shape, np.float32) for shape in ((v, 1), (1, 1), (1, 1), (1,), (1, v), (v,))))
     for place in (0, (1 << 20) - 1, 1 << 20, v - 1):
         weights.by[place] = math.nan

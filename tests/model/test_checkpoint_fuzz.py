@@ -1,4 +1,4 @@
-"""Damaged, forged and random bytes: refused as weights files, or valid ones; nothing else."""
+"""Damaged, forged and random files are refused or valid; nothing else happens."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from rnnlm.checkpoint import CheckpointError
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
-    """A place for files that are written a thousand times, and the bytes of a good one."""
+    """Return a path for files that are rewritten a thousand times, and the bytes of a good one."""
     path = tmp_path_factory.mktemp("fuzz") / "x.safetensors"
     checkpoint.save(path, make_checkpoint())
     return path, path.read_bytes()
 
 
 def load_or_refuse(path: Path, data: bytes) -> None:
-    """Whatever `data` is: a checkpoint that save() takes and load() gives back, or CheckpointError; nothing else."""
+    """Load `data`: either CheckpointError, or a checkpoint that survives another save() and load()."""
     path.write_bytes(data)
     try:
         loaded = checkpoint.load(path)
@@ -28,7 +28,7 @@ def load_or_refuse(path: Path, data: bytes) -> None:
         message = str(error)
         assert message.startswith(f"{path}: ") and message.isprintable()
         return
-    # Every number is looked at; a byte of a tensor may have become an infinity, which is check_finite's affair.
+    # A byte of a tensor may have become an infinity, which load() leaves to check_finite().
     try:
         checkpoint.check_finite(loaded.weights, path)
     except CheckpointError:

@@ -1,4 +1,4 @@
-"""What is not a weights file is refused, by the line that says why."""
+"""Files that are not weights files are refused with one line that says why."""
 
 import copy
 import io
@@ -214,7 +214,7 @@ def test_bad_metadata_is_refused(path: Path, key: str, value: str | None, messag
         ("by", {"shape": [-7, -1]}, "'by' has the shape [-7, -1]"),
         ("by", {"shape": [0]}, "'by' has the shape [0]"),
         ("by", {"shape": [0, 2**62]}, "'by' has the shape [0, "),
-        ("by", {"shape": [2**62, 4, 7]}, "bytes, but has"),  # 2**66 * 7: 0 or 28 where sizes wrap at 64 bits
+        ("by", {"shape": [2**62, 4, 7]}, "bytes, but has"),  # 2**66 * 7, which is 0 if sizes wrap at 64 bits
         ("by", {"shape": [7, 1, 1, 1, 1]}, "not up to 4 sizes"),
         ("by", {"shape": [1] * 9999}, "not up to 4 sizes"),
         ("by", {"shape": [8]}, "'by' takes 32 bytes, but has"),
@@ -264,7 +264,7 @@ def test_holes_overlaps_and_strangers_are_refused(path: Path) -> None:
 
     assert "'Why' starts at byte" in message(lambda header: header.pop("bh"))
     assert "its tensors take" in message(lambda header: header.pop("vocabulary"))
-    # the same bytes under two names, of the same length, with the file none the shorter
+    # the same bytes under two names; the file keeps its length
     assert "starts at byte" in message(lambda header: header.update(twin=header["embeddings"]))
     assert "format is None" in message(lambda header: header.pop("__metadata__"))
     assert "['by'] missing, ['b2'] unknown" in message(lambda header: header.update(b2=header.pop("by")))

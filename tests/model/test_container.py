@@ -1,4 +1,4 @@
-"""A mapped weights file: read by nobody while it is loaded, and known when it changes in place."""
+"""A mapped weights file: loading does not read its tensors, and a change in place is detected."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from rnnlm import checkpoint
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
 def test_loading_reads_nothing_through_the_mapping(weights_file: Path) -> None:
-    """So that a caller can guard the mapping against a file that is cut short before it is touched."""
+    """So a caller can guard the mapping before anything touches it, in case the file is cut short."""
     loaded = checkpoint.load(weights_file)
     assert loaded.mapping and loaded.mapping.data.size == weights_file.stat().st_size
     assert resident(loaded.mapping.data) == 0
@@ -24,11 +24,11 @@ def test_a_copy_has_no_mapping(weights_file: Path) -> None:
     assert checkpoint.load(weights_file, copy=True).mapping is None
 
 
-@POSIX  # Windows replaces no file that is mapped
+@POSIX  # Windows does not replace a mapped file
 def test_a_mapping_stays_on_its_version_of_the_file(weights_file: Path) -> None:
     mapping = checkpoint.load(weights_file).mapping
     assert mapping and mapping.is_unchanged()
-    checkpoint.save(weights_file, make_checkpoint(vocab=20))  # renames another file to this name
+    checkpoint.save(weights_file, make_checkpoint(vocab=20))  # renames a new file to this name
     assert mapping.is_unchanged()
 
 

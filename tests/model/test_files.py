@@ -1,4 +1,4 @@
-"""Writing a file: whole or not at all, whatever fails at whatever moment."""
+"""Files are written whole or not at all, whatever fails and whenever it fails."""
 
 import errno
 import functools
@@ -26,7 +26,7 @@ path = weights_files.path  # a fixture
 
 
 class Full(io.FileIO):
-    """A file on a disk that has room for `room` bytes more."""
+    """A file on a disk with room for `room` more bytes."""
 
     def __init__(self, handle: int, mode: str, *, room: int) -> None:
         super().__init__(handle, mode)
@@ -134,7 +134,7 @@ def test_a_real_limit_on_the_file_size_harms_nothing(path: Path) -> None:
 
 @POSIX
 def test_a_process_that_dies_while_saving_leaves_the_old_file(path: Path) -> None:
-    """As after SIGKILL or a power cut: nothing is cleaned up, and still no listing shows half a file."""
+    """As after SIGKILL or a power cut: nothing is cleaned up, and yet no listing shows half a file."""
     before = path.read_bytes()
     script = (
         "import os, sys; from rnnlm import checkpoint\n"
@@ -188,7 +188,7 @@ def test_a_place_that_cannot_be_written_is_a_save_error(tmp_path: Path, saver: C
 @POSIX
 @pytest.mark.parametrize("saver", SAVERS, ids=["save", "save_state", "atomic_write", "check_writable"])
 def test_what_is_not_a_file_is_not_replaced(tmp_path: Path, saver: Callable[[Any], None]) -> None:
-    """--out /dev/null, run as root, must not put a file in its place."""
+    """As root, --out /dev/null must not replace the device."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(SaveError, match="it is not a regular file"):
@@ -235,7 +235,7 @@ def test_a_relative_name_without_a_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert_equal(checkpoint.load("x.safetensors"), make_checkpoint())
 
 
-@POSIX  # Windows replaces no file that is mapped
+@POSIX  # Windows does not replace a mapped file
 def test_readers_see_one_whole_file_while_others_write(path: Path) -> None:
     def write(seed: int) -> None:
         for _ in range(10):
@@ -258,7 +258,7 @@ def test_readers_see_one_whole_file_while_others_write(path: Path) -> None:
 
 @POSIX
 def test_a_pipe_with_a_saves_name_holds_up_no_save(path: Path) -> None:
-    """To open it would wait for its other end."""
+    """Opening it would wait for its other end."""
     pipe = path.parent / f".saving-{path.name}-left.tmp"
     os.mkfifo(pipe)
     os.utime(pipe, (1, 1))

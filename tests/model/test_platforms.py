@@ -1,7 +1,7 @@
 """The C library on other systems: `make test-windows`, `make test-arm`, `make test-macos`.
 
-It is cross-compiled; Windows programs then run under wine, arm64 ones under qemu. Where a compiler or an emulator is
-missing, its tests are skipped and say which Debian package has it.
+The library is cross-compiled. Windows programs run under wine, arm64 programs under qemu. If a compiler or an emulator
+is missing, its tests are skipped and name the Debian package.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from rnnlm import binding
 
 pytestmark = pytest.mark.slow
 
-TOLERANCE = 1e-5  # of numbers that two systems compute; tokens must be the same
+TOLERANCE = 1e-5  # between the numbers of two systems; the tokens must be equal
 ISAS = ("amx", "avx512bf16", "avx512", "avx2", "baseline", "reference")
 
 
 @dataclass(frozen=True)
 class Platform:
-    """A foreign system. tools: the programs it needs, with the Debian package of each."""
+    """Another system. tools: the programs it needs, and the Debian package of each."""
 
     name: str
     options: tuple[str, ...]
@@ -40,7 +40,7 @@ class Platform:
     tools: tuple[tuple[str, str], ...]
 
     def make(self, target: str, **environment: str) -> str:
-        """What `make TARGET` prints for this platform."""
+        """Return what `make TARGET` prints for this platform."""
         for tool, package in self.tools:
             if shutil.which(tool) is None:
                 pytest.skip(f"{tool} is missing: apt-get install {package}")
@@ -77,7 +77,7 @@ FOREIGN = (WINDOWS, ARM, ARM_CLANG)
 
 
 def make(*arguments: str, **environment: str) -> str:
-    # A make that runs these tests must not lend its flags to the one that is run here.
+    # The make that runs these tests must not pass its flags to this one.
     inherited = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     wine = {"WINEPREFIX": str(ROOT / "build" / "wine"), "WINEDEBUG": "-all"}
     command = ["make", "--silent", *arguments]
@@ -88,7 +88,7 @@ def make(*arguments: str, **environment: str) -> str:
 
 @functools.cache
 def fixed_run(platform: Platform, isa: str) -> dict[str, float]:
-    """What the fixed training run came to: {name: number}."""
+    """Return the results of the fixed training run, {name: number}."""
     pairs = (line.split() for line in platform.make("fixed-run", RNN_ISA=isa).splitlines())
     return {name: float(value) for name, value in pairs}
 
@@ -119,7 +119,7 @@ def test_training_and_generation_come_to_the_same(platform: Platform, isa: str) 
 
 # ---- The DLL ---------------------------------------------------------------------------------------------------------
 
-SYSTEM_DLLS = {"kernel32.dll", "msvcrt.dll"}  # both are in every Windows
+SYSTEM_DLLS = {"kernel32.dll", "msvcrt.dll"}  # every Windows has both
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def dll(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.platform", "win32")
         patch.delenv("RNNLIB_PATH", raising=False)
-        return binding.library_path()  # where a program on Windows looks for it
+        return binding.library_path()  # where a program on Windows looks
 
 
 def objdump(*arguments: str | Path) -> str:
@@ -138,25 +138,25 @@ def objdump(*arguments: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_windows_dll_needs_the_system_alone(dll: Path) -> None:
+def test_the_windows_dll_needs_only_the_system(dll: Path) -> None:
     imported = set(re.findall(r"DLL Name: (\S+)", objdump("-p", dll)))
     assert {name.lower() for name in imported} == SYSTEM_DLLS
 
 
-def test_the_windows_dll_exports_the_public_functions_alone(dll: Path) -> None:
+def test_the_windows_dll_exports_only_the_public_functions(dll: Path) -> None:
     table = objdump("-p", dll).split("[Ordinal/Name Pointer] Table")[1].split("\n\n")[0]
     assert re.findall(r"\[ *\d+\] (\S+)", table) == sorted(binding._SIGNATURES)
 
 
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
 def test_no_windows_kernel_relies_on_an_aligned_stack(dll: Path, isa: str) -> None:
-    """Windows aligns it to 16 bytes; an aligned move of 32 or 64 would end the process (GCC bug 54412)."""
+    """Windows aligns the stack to 16 bytes; an aligned move of 32 or 64 would crash (GCC bug 54412)."""
     code = objdump("-d", "--no-show-raw-insn", ROOT / f"build/x86_64-w64-mingw32-gcc-dll-omp1-san0/kernels.{isa}.o")
     assert "vmovups" in code
-    assert not re.findall(r"vmov(?:ap[sd]|dqa\w*)\s.*\(.*", code)  # what has a (, is in memory
+    assert not re.findall(r"vmov(?:ap[sd]|dqa\w*)\s.*\(.*", code)  # an operand with a ( is in memory
 
 
-# ---- macOS: nothing here runs its programs; they compile and link ----------------------------------------------------
+# ---- macOS: its programs are compiled and linked, but cannot run here ------------------------------------------------
 
 
 @pytest.mark.parametrize(("target", "processor"), [("aarch64-macos", 0x0100000C), ("x86_64-macos", 0x01000007)])
@@ -167,5 +167,5 @@ def test_the_macos_library_links(target: str, processor: int) -> None:
     compiler = shlex.join([sys.executable, "-m", "ziglang", "cc"])
     make("lib", f"CC={compiler}", f"TARGET={target}", f"BUILD={library.parent}", f"LIBRARY={library}", "WERROR=-Werror")
     raw = library.read_bytes()
-    assert struct.unpack("<II", raw[:8]) == (0xFEEDFACF, processor)  # Mach-O of 64 bits, little-endian
+    assert struct.unpack("<II", raw[:8]) == (0xFEEDFACF, processor)  # 64-bit little-endian Mach-O
     assert all(f"_{name}\0".encode() in raw for name in binding._SIGNATURES)

@@ -1,4 +1,4 @@
-"""The resume file: any state in, the same state out, and nothing else gets in."""
+"""The resume file: what goes in comes out, and everything else is refused."""
 
 import errno
 import math
@@ -33,7 +33,7 @@ def test_state_round_trip(tmp_path: Path) -> None:
         "sums": rng.standard_normal(3),
         "steps": np.array([1, 2**62]),
         "ids": np.array([[[1]], [[-2]]], dtype=np.int32),
-        "step": np.array(7.0, dtype=np.float32),  # torch keeps its step count so
+        "step": np.array(7.0, dtype=np.float32),  # torch keeps its step count like this
     }
     metadata = {"epoch": 3, "best": None, "rng": rng.bit_generator.state}
     checkpoint.save_state(path, arrays, metadata)
@@ -99,7 +99,7 @@ def test_what_was_there_is_kept_under_another_name(
     ids=["a value", "a name", "a shape", "a type"],
 )
 def test_a_state_with_another_character_in_its_header_is_refused(old: bytes, new: bytes, tmp_path: Path) -> None:
-    """As valid as before, but not what was written."""
+    """The header is still valid, but not the one that was written."""
     path = tmp_path / "x.resume"
     checkpoint.save_state(path, {"a": np.arange(6, dtype=np.int32).reshape(2, 3)}, {"epoch": 7})
     good = path.read_bytes()
@@ -114,7 +114,7 @@ def test_state_may_be_empty(tmp_path: Path) -> None:
 
 
 def test_a_non_finite_state_is_kept(tmp_path: Path) -> None:
-    """Whether a moment may be infinite is the trainer's affair; the file gives back what it got."""
+    """Whether a moment may be infinite is for the trainer to judge; the file returns what it was given."""
     checkpoint.save_state(tmp_path / "x.resume", {"m": np.array([math.inf, math.nan])}, {})
     np.testing.assert_array_equal(checkpoint.load_state(tmp_path / "x.resume")[0]["m"], [math.inf, math.nan])
 

@@ -1,4 +1,4 @@
-"""The version is written once, and the changelog knows it."""
+"""The version is defined once, and the changelog has an entry for it."""
 
 from __future__ import annotations
 
