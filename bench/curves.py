@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rnnlm.training.reporting import shown
+from rnnlm.language_model import shown
 
 
 def main() -> None:

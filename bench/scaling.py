@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from rnnlm.training import distributed
-from rnnlm.training.cli import initial_weights
 from rnnlm.training.config import TrainConfig
+from rnnlm.training.initial import initial_weights
 
 VOCAB, EMBED, HIDDEN, STREAMS, STEPS = 31_266, 300, 100, 32, 35
 CASES = [(1, 1), (1, 2), (2, 1)]  # processes, threads per process
@@ -38,7 +38,12 @@ def work(backend: str, threads: int, rounds: int, sampled: int) -> None:
     if backend == "c":
         from main import Trainer
     else:
-        from torch_rnn import Trainer
+        from rnnlm.training.torch_trainer import TorchTrainer
+        from torch_rnn import RNN
+
+        class Trainer(TorchTrainer):
+            model_class = RNN
+
     rng = np.random.default_rng(0)
     weights = initial_weights(rng.standard_normal((VOCAB, EMBED), dtype=np.float32), HIDDEN, seed=0)
     width = STREAMS // group.size

@@ -24,7 +24,7 @@ LEARNING_RATE = 1e-3
 
 
 def random_weights(vocab: int, embed: int, hidden: int) -> Any:
-    from rnnlm.training.cli import initial_weights
+    from rnnlm.training.initial import initial_weights
 
     embeddings = np.random.default_rng(0).standard_normal((vocab, embed), dtype=np.float32)
     return initial_weights(embeddings, hidden, seed=0)
@@ -46,7 +46,12 @@ def train(spec: dict[str, Any]) -> Callable[[], int]:
     if spec["engine"] == "c":
         from main import Trainer
     else:
-        from torch_rnn import Trainer
+        from rnnlm.training.torch_trainer import TorchTrainer
+        from torch_rnn import RNN
+
+        class Trainer(TorchTrainer):
+            model_class = RNN
+
     trainer = Trainer(random_weights(spec["vocab"], spec["embed"], spec["hidden"]), config)
     if spec["engine"] == "compile":
         import torch
@@ -106,6 +111,8 @@ def generate(spec: dict[str, Any]) -> Callable[[], int]:
 
 def load(spec: dict[str, Any]) -> Callable[[], int]:
     """Return a load of a weights file up to its first token; file and libraries are already in memory."""
+    from rnnlm import language_model  # noqa: F401  (what both sides import, before the clock starts)
+
     if spec["engine"] == "c":
         from rnn import RNN
     else:

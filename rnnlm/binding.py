@@ -7,7 +7,7 @@ that who only works with torch needs no compiler. Errors:
     RNNError                    a status of the library; `.code` is its number
      +-- RNNInputError          an argument that the library refuses (also a ValueError)
      +-- RNNMemoryError         out of memory (also a MemoryError)
-     +-- RNNNonFiniteError      NaN or infinity in weights, loss or gradient (also an ArithmeticError)
+     +-- RNNNonFiniteError      NaN or infinity in weights, loss or gradient (also a FloatingPointError)
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RNNMemoryError(RNNError, MemoryError):
     """Out of memory."""
 
 
-class RNNNonFiniteError(RNNError, ArithmeticError):
+class RNNNonFiniteError(RNNError, FloatingPointError):
     """NaN or infinity in the weights, the loss or the gradient."""
 
 

@@ -1,11 +1,16 @@
-"""Start the training programs."""
+"""Run the training programs: in this process, which saves the time of imports, or in one of their own."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from conftest import ROOT
@@ -13,6 +18,7 @@ from conftest import ROOT
 from rnnlm import checkpoint
 
 BACKENDS = {"c": "main.py", "torch": "torch_rnn.py"}
+REGULARIZED = {"dropout": 0.3, "input_dropout": 0.1, "sampled_softmax": 5}
 
 
 def options(text: Path, out: Path, **changed: object) -> list[str]:
@@ -31,6 +37,40 @@ def options(text: Path, out: Path, **changed: object) -> list[str]:
     } | changed
     given = ((f"--{name.replace('_', '-')}", str(value)) for name, value in chosen.items() if value is not None)
     return [word for pair in given for word in pair]
+
+
+def train(backend: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Train in this process, as `run` does in another."""
+    from trainers import TRAINERS  # imports torch, which tests of `run` need not wait for
+
+    from rnnlm.training import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", [BACKENDS[backend], *arguments]),
+        mock.patch.dict(os.environ, environment),
+        _no_log_handlers(),
+    ):
+        try:
+            code = cli.main(TRAINERS[backend], arguments)
+        except SystemExit as end:  # argparse's
+            code = end.code
+    return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _no_log_handlers() -> Iterator[None]:
+    """Take pytest's log handlers away, so that the program sets up its own as it does in a fresh process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers.clear()
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def command(backend: str, *arguments: str) -> list[str]:

@@ -6,16 +6,13 @@ line wins over the preset, which wins over the field's default.
 
 from __future__ import annotations
 
-import argparse
 import math
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from rnnlm.errors import ArgumentParser, UserError
+from rnnlm.errors import UserError
 
 
 class ConfigError(UserError, ValueError):
@@ -184,43 +181,3 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # The two models' documented recipes differ in one thing: the C model learns from the larger corpus.
 DOCUMENTED: dict[str, dict[str, Any]] = {"c": {"corpus": "wikitext-103-v1"}, "torch": {}}
-
-
-def _parser(backend: str) -> argparse.ArgumentParser:
-    name = "main.py" if backend == "c" else "torch_rnn.py"
-    parser = ArgumentParser(
-        prog=name,
-        description=f"Train the {'C' if backend == 'c' else 'torch'} model.",
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--preset", choices=PRESETS, help="a named set of the options below (default: reference)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run that was stopped")
-    types_of = typing.get_type_hints(TrainConfig)
-    for spec in fields(TrainConfig):
-        default = DOCUMENTED[backend].get(spec.name, spec.default)
-        if "help" in spec.metadata and types_of[spec.name] is bool:
-            parser.add_argument("--" + spec.name.replace("_", "-"), action="store_true", help=spec.metadata["help"])
-        elif "help" in spec.metadata:
-            parser.add_argument(
-                "--" + spec.name.replace("_", "-"),
-                type=_plain(types_of[spec.name]),
-                choices=spec.metadata["choices"],
-                metavar=None if spec.metadata["choices"] else _plain(types_of[spec.name]).__name__.upper(),
-                help=f"{spec.metadata['help']} ({default})".replace(" (None)", ""),
-            )
-    return parser
-
-
-def _plain(annotation: Any) -> type:
-    """The type to parse for `T` or `T | None`."""
-    if isinstance(annotation, types.UnionType):
-        return next(part for part in typing.get_args(annotation) if part is not type(None))
-    return annotation
-
-
-def parse(backend: str, arguments: Sequence[str] | None = None) -> tuple[TrainConfig, bool]:
-    """(config, resume) of a command line. Raises ConfigError; argparse itself exits with 2."""
-    given = vars(_parser(backend).parse_args(arguments))
-    resume = given.pop("resume", False)
-    preset = given.pop("preset", "reference")
-    return TrainConfig(**(DOCUMENTED[backend] | PRESETS[preset] | given | {"preset": preset})), resume

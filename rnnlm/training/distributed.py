@@ -112,8 +112,16 @@ class TorchGroup(Group):
             raise ConfigError(f"a run of several processes needs torch ({error}): pip install torch") from error
         self.dist = dist
         with self._talking():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
-            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+            # As init_process_group does when it is given no store; this one is also for `may_report`.
+            self._store, self.rank, self.size = next(dist.rendezvous("env://", timeout=PATIENCE))
+            self._store.set_timeout(PATIENCE)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=dist.PrefixStore("group", self._store),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=PATIENCE,
+            )
         self.local_rank, self.local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
 
     @contextlib.contextmanager
@@ -201,7 +209,7 @@ class TorchGroup(Group):
 
     def may_report(self) -> bool:
         try:  # torchrun's own process keeps the store, so it outlives any rank
-            return self.dist.distributed_c10d._get_default_store().add("rnn/failed", 1) == 1
+            return self._store.add("rnn/failed", 1) == 1
         except RuntimeError:
             return True
 
@@ -244,8 +252,8 @@ def join(*, cuda: bool) -> Group:
     return TorchGroup(cuda) if torchrun() else Group()
 
 
-def again() -> str:
-    """The command that goes on with this run, without its arguments."""
+def launcher() -> str:
+    """Return what starts this program: the command line before its own arguments."""
     if not torchrun():
         return "python"
     local, size = os.environ["LOCAL_WORLD_SIZE"], os.environ["WORLD_SIZE"]

@@ -12,6 +12,7 @@ again.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -23,8 +24,10 @@ import numpy as np
 
 from rnnlm import checkpoint
 from rnnlm.checkpoint import Checkpoint, CheckpointError, OtherVersion, Weights
-from rnnlm.files import SaveError
-from rnnlm.training import reporting
+from rnnlm.files import SaveError, atomic_write
+from rnnlm.training import curve
+from rnnlm.training.progress import Row
+from rnnlm.training.tensorboard import Events
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +40,8 @@ class RunFiles:
     def __init__(self, weights: Path, *, tensorboard: bool = False) -> None:
         self.weights = weights
         self.resume, self.before = weights.with_suffix(".resume"), weights.with_suffix(".resume.1")
-        self.events = reporting.Events(weights.with_suffix(".tensorboard")) if tensorboard else None
+        self.metrics, self.curve = weights.with_suffix(".jsonl"), weights.with_suffix(".png")
+        self.events = Events(weights.with_suffix(".tensorboard")) if tensorboard else None
         self.unsaved: dict[str, SaveError] = {}
         self._damaged = False  # the last state: it must not take the place of the one before
         self._drawn = -math.inf
@@ -61,19 +65,17 @@ class RunFiles:
             return False
         return all(np.array_equal(saved[name], array) for name, array in weights.parameters().items())
 
-    def save_state(
-        self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any], history: Sequence[reporting.Row]
-    ) -> None:
+    def save_state(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any], history: Sequence[Row]) -> None:
         """Write what --resume needs; what it needed before stays beside it. And the metrics and the curve, with it."""
         keep = None if self._damaged else self.before
         self.attempt("state", lambda: checkpoint.save_state(self.resume, arrays, metadata, keep=keep))
         self._damaged = self._damaged and "state" in self.unsaved
-        self.attempt("metrics", lambda: reporting.write_metrics(self.weights, history))
+        self.attempt("metrics", lambda: atomic_write(self.metrics, lines(history)))
         if time.monotonic() - self._drawn > DRAW_SECONDS:
             self.draw(history)
 
-    def draw(self, history: Sequence[reporting.Row]) -> None:
-        self.attempt("curve", lambda: reporting.write_curve(self.weights, history))
+    def draw(self, history: Sequence[Row]) -> None:
+        self.attempt("curve", lambda: atomic_write(self.curve, curve.plot(history, self.weights.stem)))
         self._drawn = time.monotonic()
 
     def step(self, step: int, loss: float, norm: float, rate: float) -> None:
@@ -82,7 +84,7 @@ class RunFiles:
             values = {"train/loss": loss, "train/gradient_norm": norm, "train/learning_rate": rate}
             self.attempt("events", lambda: self.events.write(step, values))
 
-    def evaluation(self, row: reporting.Row) -> None:
+    def evaluation(self, row: Row) -> None:
         """One line of the history, for TensorBoard."""
         if self.events:
             names = ("validation_loss", "validation_perplexity", "tokens_per_second")
@@ -119,11 +121,15 @@ class RunFiles:
 
     def listing(self) -> list[tuple[Path, str]]:
         """Where everything is, and what it is."""
-        metrics, curve = reporting.paths(self.weights)
         files = [
             (self.weights, "the best weights"),
-            (metrics, "a line for each evaluation"),
-            (curve, "the loss curve"),
+            (self.metrics, "a line for each evaluation"),
+            (self.curve, "the loss curve"),
             (self.resume, "for --resume, with more --epochs"),
         ]
         return files + ([(self.events.folder, "for tensorboard --logdir")] if self.events else [])
+
+
+def lines(history: Sequence[Row]) -> bytes:
+    """Return the history as JSON lines."""
+    return "".join(json.dumps(row) + "\n" for row in history).encode()

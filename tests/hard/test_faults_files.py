@@ -270,7 +270,7 @@ def test_durations_are_measured_by_the_monotonic_clock() -> None:
         ("files.py", "st_mtime"),
         ("uploads.py", "st_mtime"),
         ("completions.py", '"created"'),
-        ("reporting.py", "wall_time"),
+        ("tensorboard.py", "wall_time"),
     }
     found = []
     for path in SOURCES:

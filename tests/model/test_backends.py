@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_checkpoint, make_weights
+from trainers import TRAINERS, CTrainer, TorchTrainer
 
-import main as c_trainer
 import rnn
 import torch_rnn
 from rnnlm import checkpoint
@@ -54,7 +54,7 @@ def both(weights_file: Path) -> tuple[rnn.RNN, torch_rnn.RNN]:
 @pytest.mark.parametrize("trained_by", ["c", "torch"])
 def test_a_file_trained_by_either_runs_in_the_other(trained_by: str, tmp_path: Path) -> None:
     start = make_checkpoint(vocab=40, embed=9, hidden=12)
-    trainer_class = {"c": c_trainer.Trainer, "torch": torch_rnn.Trainer}[trained_by]
+    trainer_class = TRAINERS[trained_by]
     trainer = trainer_class(start.weights, TrainConfig(batch_size=2, learning_rate=0.1, reduction="mean", threads=1))
     x, y = np.random.default_rng(0).integers(0, 40, (2, 8, 2), dtype=np.int32)
     for _ in range(5):
@@ -124,7 +124,7 @@ def test_fifty_steps_from_equal_weights_give_the_same_losses(name: str, reductio
     if reduction == "sum" and options["optimizer"] == "sgd":
         options["learning_rate"] /= 8
     config = TrainConfig(batch_size=4, reduction=reduction, clip=0.5, threads=1, **options)
-    ours, theirs = c_trainer.Trainer(weights, config), torch_rnn.Trainer(weights, config)
+    ours, theirs = CTrainer(weights, config), TorchTrainer(weights, config)
     ids = np.random.default_rng(1).zipf(1.3, (50, 7, 5)) % 61
     losses = []
     for step in range(50):

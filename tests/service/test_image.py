@@ -152,14 +152,14 @@ def test_the_health_check_can_fail(target: str) -> None:
 def test_the_image_holds_what_serving_needs_alone(target: str) -> None:
     code = (
         "import importlib.util as u, shutil; "
-        "print([m for m in ('gensim', 'datasets', 'matplotlib', 'pip', 'torch') if u.find_spec(m)]); "
+        "print([m for m in ('gensim', 'datasets', 'matplotlib', 'pip', 'torch', 'rnnlm.training') if u.find_spec(m)]); "
         "print([t for t in ('gcc', 'cc', 'make') if shutil.which(t)])"
     )
     done = in_image(target, "python", "-c", code)
     modules = ["torch"] if target == "serve" else []
     assert done.stdout.splitlines() == [str(modules), "[]"], done.stderr
     listing = in_image(target, "sh", "-c", "ls /app /app/service; cat /etc/pip.conf || true").stdout.split()
-    assert {"tests", "csrc", "Makefile", "deploy", "bench", ".git"}.isdisjoint(listing)
+    assert {"tests", "csrc", "Makefile", "deploy", "bench", ".git", "main.py"}.isdisjoint(listing)
     assert "[global]" not in listing  # pip's configuration was lent to the build only
 
 
@@ -167,12 +167,15 @@ def test_the_image_holds_what_serving_needs_alone(target: str) -> None:
 
 
 def test_the_files_that_are_copied_are_enough(tmp_path: Path) -> None:
-    """What the service imports, and the Dockerfile does not copy, would be missed in production only."""
+    """What the service imports, and the image lacks, would be missed in production only. The training is not in it."""
     assert "\nCOPY *.py ./\nCOPY rnnlm rnnlm\nCOPY service service\n" in (ROOT / "Dockerfile").read_text()
     for module in ROOT.glob("*.py"):
         shutil.copy(module, tmp_path)
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package)
+    shutil.rmtree(tmp_path / "rnnlm" / "training")
+    (tmp_path / "main.py").unlink()
+    assert {"rnnlm/training", "main.py"} < set((ROOT / ".dockerignore").read_text().splitlines())
     code = "import api, rnn, torch_rnn, service.__main__, service.health, service.trial"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True

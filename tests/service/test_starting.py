@@ -53,7 +53,7 @@ HEAVY = ("gensim", "datasets", "matplotlib", "pandas", "scipy", "openai")
     [
         ("c", ("torch", "rnnlm.training", "rnnlm.data.corpus", "rnnlm.data.embeddings", *HEAVY)),
         # Torch's compiler takes a second, 70 MB and a server_folder to write to, which a read-only container lacks.
-        ("torch", ("torch._dynamo", "torch._inductor", *HEAVY)),
+        ("torch", ("torch._dynamo", "torch._inductor", "rnnlm.training", "rnnlm.data.corpus", *HEAVY)),
     ],
 )
 def test_serving_loads_nothing_heavy(server_folder: Path, backend: str, heavy: Sequence[str]) -> None:

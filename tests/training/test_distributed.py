@@ -9,14 +9,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from running import BACKENDS, options, refused, run, same_weights
+from trainers import TorchTrainer
 
-import torch_rnn
 from rnnlm import checkpoint
 from rnnlm.training import distributed
 from rnnlm.training.config import ConfigError, TrainConfig
@@ -192,7 +193,7 @@ def test_what_one_machine_lacks_is_said_by_its_process(text: Path, tmp_path: Pat
 
 def test_one_process_never_imports_torch(text: Path, tmp_path: Path) -> None:
     program = (
-        "import sys, main; code = main.cli.main(main.Trainer, main.RNN, sys.argv[1:]); "
+        "import sys, main; code = main.cli.main(main.Trainer, sys.argv[1:]); "
         "assert 'torch' not in sys.modules; sys.exit(code)"
     )
     arguments = options(text, tmp_path / "model", epochs=1)
@@ -225,24 +226,48 @@ def test_a_process_without_a_gpu_of_its_own_says_so_before_it_meets_the_others(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert torch_rnn.Trainer.check(TrainConfig(device="cuda")) == "cuda"  # one process takes the first GPU
+    assert TorchTrainer.check(TrainConfig(device="cuda")) == "cuda"  # one process takes the first GPU
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="process 1 of this machine has no GPU of its own"):
-        torch_rnn.Trainer.check(TrainConfig(device="cuda"))
+        TorchTrainer.check(TrainConfig(device="cuda"))
 
 
 def test_a_process_waits_longer_than_torchs_half_hour(no_torchrun: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the first to read a large corpus."""
-    import torch.distributed
+    """For the first to read a large corpus: at the meeting, in the store, and in every exchange."""
+    import torch.distributed as dist
 
-    met: list[dict[str, object]] = []
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **options: met.append(options))
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    met: list[timedelta] = []
+    store = dist.HashStore()
+
+    def rendezvous(url: str, timeout: timedelta) -> Iterator[tuple[dist.Store, int, int]]:
+        met.append(timeout)
+        yield store, 1, 1
+
+    monkeypatch.setattr(dist, "rendezvous", rendezvous)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, timeout, **__: met.append(timeout))
     for name in distributed._NEEDED:
         monkeypatch.setenv(name, "1")
     distributed.join(cuda=False)
-    assert [options["timeout"] for options in met] == [distributed.PATIENCE] and distributed.PATIENCE.days >= 1
+    assert [*met, store.timeout] == [distributed.PATIENCE] * 3 and distributed.PATIENCE.days >= 1
+
+
+def test_of_one_failure_one_process_reports(no_torchrun: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first that asks."""
+    import torch.distributed as dist
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    at = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in ({name: "1" for name in distributed._NEEDED} | at).items():
+        monkeypatch.setenv(name, value)
+    group = distributed.join(cuda=False)
+    try:
+        assert (group.rank, group.size, group.totals(2.5)) == (0, 1, (2.5,))
+        assert [group.may_report() for _ in range(3)] == [True, False, False]
+        monkeypatch.setattr(group, "_store", dist.TCPStore("127.0.0.1", int(port), is_master=False))
+        assert not group.may_report()
+    finally:
+        group.leave()
 
 
 def test_gloos_messages_are_shortened() -> None:

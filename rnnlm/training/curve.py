@@ -1,0 +1,28 @@
+"""The loss curve of a run as a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rnnlm.language_model import perplexity
+from rnnlm.training.progress import Row
+
+
+def plot(history: Sequence[Row], title: str) -> bytes:
+    """The loss curve as a PNG: training and validation perplexity over epochs, on a logarithmic axis."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no global state of pyplot's
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    axes = FigureCanvasAgg(figure).figure.subplots()
+    for name, label in (("train_loss", "training"), ("validation_loss", "validation")):
+        points = [(row["epoch"], perplexity(row[name])) for row in history if row[name] is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=label)
+    axes.set(title=title, xlabel="epoch", ylabel="perplexity", yscale="log")
+    axes.grid(alpha=0.3, which="both", linewidth=0.5)
+    axes.legend(frameon=False)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()

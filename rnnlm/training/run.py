@@ -1,0 +1,140 @@
+"""What a run consists of: its data, its trainer, its files, and where it stands."""
+
+from __future__ import annotations
+
+import logging
+
+from rnnlm import checkpoint
+from rnnlm.arrays import F32
+from rnnlm.checkpoint import Checkpoint, Weights
+from rnnlm.data.corpus import Corpus, load_corpus
+from rnnlm.data.embeddings import load_embeddings
+from rnnlm.files import digest
+from rnnlm.regularization import CandidateSampler, Regularizer
+from rnnlm.training.batches import Batches
+from rnnlm.training.config import ConfigError, TrainConfig
+from rnnlm.training.distributed import Group
+from rnnlm.training.initial import initial_weights
+from rnnlm.training.progress import Progress
+from rnnlm.training.resume import State, warn_of_another_rate
+from rnnlm.training.runfiles import RunFiles
+from rnnlm.training.schedule import learning_rate
+from rnnlm.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """The parts of one training run.
+
+    In a run of several processes each has a Run of its own. All take the same decisions at the same steps, and only
+    rank 0 writes files.
+    """
+
+    def __init__(self, config: TrainConfig, corpus: Corpus, trainer: Trainer, vectors: F32, group: Group) -> None:
+        """vectors: (V, E), the frozen embeddings. Raises ConfigError (a small text, another text than process 0's)."""
+        self.config, self.corpus, self.trainer, self.group = config, corpus, trainer, group
+        self.validation = corpus.validation[: config.validation_tokens]
+        if self.validation.size < 2:
+            raise ConfigError("the validation split has fewer than two tokens; use a larger text")
+        self.batches = Batches(corpus.train, config.batch_size, config.bptt, rank=group.rank, processes=group.size)
+        self.regularizer = regularizer(config, corpus, vectors.shape[1])
+        data = fingerprint(corpus, vectors)
+        if data != group.from_first(lambda: data):
+            raise ConfigError(f"process {group.rank} has read another text than process 0: give all the same --corpus")
+        is_first = group.rank == 0
+        self.files = RunFiles(config.weights_path(trainer.backend), tensorboard=config.tensorboard and is_first)
+        self.state = State(self.files, config, data, trainer, vectors, group)
+        self.progress = Progress()
+        self.best: Weights | None = None  # of the best evaluation; the file may lag behind if the disk was full
+
+    @classmethod
+    def prepare(cls, config: TrainConfig, trainer_class: type[Trainer], group: Group) -> Run:
+        """Read the corpus and the vectors, and make the trainer. Logs what was read."""
+        with group.machine_first():
+            corpus = load_corpus(config.corpus, vocab_size=config.vocab_size, max_tokens=config.max_tokens)
+        for line in corpus.report():
+            log.info(line)
+        if corpus.validation.size > config.validation_tokens:
+            log.info(f"evaluated on the first {config.validation_tokens:,} tokens of validation (--validation-tokens)")
+        checkpoint.check_vocabulary(corpus.vocabulary.words)
+        loaded: list[F32] = []
+
+        def load_vectors() -> str:
+            embeddings = load_embeddings(config.embeddings, corpus, size=config.embedding_size, seed=config.seed)
+            loaded.append(embeddings.vectors)
+            return embeddings.report()
+
+        log.info(group.from_first(load_vectors))
+        vectors = group.array_from_first(loaded.pop() if loaded else None)
+        counts = corpus.train_counts() if config.init == "unigram" else None
+        trainer = trainer_class(initial_weights(vectors, config.hidden_size, config.seed, counts), config, group)
+        return cls(config, corpus, trainer, vectors, group)
+
+    @property
+    def step(self) -> int:
+        """The next step, counted from 0 over the whole run."""
+        return self.progress.epoch * len(self.batches) + self.progress.step
+
+    @property
+    def tokens(self) -> int:
+        """The tokens learned from so far, over all processes."""
+        return self.progress.epoch * self.batches.tokens + self.batches.tokens_before(self.progress.step)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of `step`, counted from 0 over the whole run."""
+        total = self.config.epochs * len(self.batches)
+        return learning_rate(self.config, step, total, self.progress.rate_scale)
+
+    def save_weights(self, weights: Weights) -> None:
+        """Write the weights file. If the disk is full, the run goes on: see RunFiles."""
+        if self.group.rank == 0:
+            source = Checkpoint(
+                weights=weights,
+                vocabulary=self.corpus.vocabulary.words,
+                tokenizer=self.corpus.tokenizer,
+                backend=self.trainer.backend,
+                config=self.config.as_dict() | {"processes": self.group.size},
+                history=self.progress.history,
+            )
+            self.files.save_weights(source)
+
+    def save_state(self) -> None:
+        """Write what --resume needs. All processes must call it."""
+        if "weights" in self.files.unsaved and self.best is not None:
+            self.save_weights(self.best)  # there may be room again
+        self.state.save(self.progress, self.best)
+
+    def resume(self) -> bool:
+        """Go on where the run of the same configuration was stopped. Returns False if nothing was saved.
+
+        Raises ConfigError (the saved run is another one), CheckpointError.
+        """
+        loaded = self.state.load()
+        if loaded is None:
+            return False
+        self.progress, self.best, epochs = loaded
+        if self.group.rank == 0:
+            warn_of_another_rate(self.config, epochs, self.progress, len(self.batches))
+            if self.best is not None and not self.files.holds(self.best):
+                self.save_weights(self.best)
+        return True
+
+
+def regularizer(config: TrainConfig, corpus: Corpus, input_size: int) -> Regularizer:
+    """Return what draws the dropout masks and the candidates that the configuration asks for."""
+    counts = corpus.train_counts()
+    is_sampled = 0 < config.sampled_softmax < counts.size  # a sample of all words is the full softmax
+    return Regularizer(
+        seed=config.seed,
+        input_size=input_size,
+        hidden_size=config.hidden_size,
+        dropout=config.dropout,
+        input_dropout=config.input_dropout,
+        sampler=CandidateSampler(counts, config.sampled_softmax) if is_sampled else None,
+    )
+
+
+def fingerprint(corpus: Corpus, vectors: F32) -> str:
+    """Return a few characters that tell one text, vocabulary and set of frozen vectors from another."""
+    return digest("\n".join(corpus.vocabulary.words).encode(), corpus.train, corpus.validation, vectors)[:16]

@@ -1,0 +1,38 @@
+"""What changes in the course of a run: the learning rate, when the model is evaluated, when training ends."""
+
+from __future__ import annotations
+
+import math
+
+from rnnlm.training.config import TrainConfig
+from rnnlm.training.progress import Progress
+
+
+def learning_rate(config: TrainConfig, step: int, total_steps: int, scale: float) -> float:
+    """Return the rate of `step`, counted from 0 over the whole run. scale: `Progress.rate_scale`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "cosine":  # Loshchilov & Hutter 2017, without restarts, down to a hundredth
+        done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+        return config.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))))
+    return config.learning_rate * scale
+
+
+def is_evaluated(config: TrainConfig, epoch: int) -> bool:
+    """Return whether the weights at the end of `epoch`, counted from 1, are evaluated."""
+    return epoch % config.evaluate_every == 0 or epoch == config.epochs
+
+
+def evaluations_left(config: TrainConfig, epoch: int) -> int:
+    """Return how many evaluations follow after `epoch` epochs. Takes no time: --epochs may be a huge number."""
+    return -(-config.epochs // config.evaluate_every) - epoch // config.evaluate_every
+
+
+def is_out_of_patience(config: TrainConfig, at: Progress) -> bool:
+    """Return whether --patience evaluations in a row brought nothing."""
+    return 0 < config.patience <= at.stale
+
+
+def is_finished(config: TrainConfig, at: Progress) -> bool:
+    """Return whether all epochs are done, or the patience is used up."""
+    return at.epoch >= config.epochs or is_out_of_patience(config, at)

@@ -1,0 +1,102 @@
+"""How a run ends before its time: what is saved, and the one line that says so."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+
+from rnnlm.errors import Failure
+from rnnlm.training import distributed, resume
+from rnnlm.training.distributed import PeerFailed, PeerLost
+from rnnlm.training.run import Run
+
+
+class Diverged(Failure):
+    """The loss or the gradient became NaN or infinite."""
+
+
+class Interrupted(Failure):
+    """Ctrl-C or SIGTERM. The state was saved."""
+
+    exit_code = 130  # as shells report SIGINT
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a flag that the loop checks between steps, so that what is saved is complete.
+
+    A second Ctrl-C ends the program at once, except under torchrun, which sends its own copy of the terminal's signal.
+    """
+    requested = False
+
+    def request(number: int, frame: object) -> None:
+        nonlocal requested
+        if requested and number == signal.SIGINT and not distributed.torchrun():
+            raise KeyboardInterrupt
+        requested = True
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def in_order(run: Run) -> Iterator[Callable[[], bool]]:
+    """Yield the flag of `stop_signals`, turn what may end the training into one line, and close the files."""
+    try:
+        with stop_signals() as requested:
+            yield requested
+    except FloatingPointError as error:
+        at = run.progress
+        raise diverged(run, f"at step {at.step + 1} of epoch {at.epoch + 1}", run.learning_rate(run.step)) from error
+    except PeerFailed:
+        raise  # process 0 explains itself
+    except PeerLost as error:
+        raise lost(run, error) from error
+    finally:
+        run.files.close()
+
+
+def interrupted(run: Run) -> Interrupted:
+    """Save the state, and the weights if there is no file to generate from yet. Returns the error to raise."""
+    at = run.progress
+    if not at.best_epoch and not run.files.weights.exists():
+        run.save_weights(run.trainer.weights())
+    run.save_state()
+    failed = run.files.unsaved.get("state")
+    return Interrupted(
+        f"stopped {position(run)}: "
+        + (f"not saved: {failed}" if failed else f"saved {run.files.resume}; go on with: {resume.command()}")
+    )
+
+
+def diverged(run: Run, where: str, rate: float) -> Diverged:
+    """Return the error to raise when the loss is not finite `where`. Nothing is saved; the files keep what they had."""
+    best = run.progress.best_epoch
+    kept = f"the weights of epoch {best} are in {run.files.weights}" if best else "no epoch was good enough to save"
+    return Diverged(
+        f"the loss is not finite {where} (learning rate {rate:g}): {kept}; lower --learning-rate or set --clip"
+    )
+
+
+def lost(run: Run, error: PeerLost) -> PeerLost:
+    """Return the error to raise when another process is gone.
+
+    Its hidden state went with it, so the state is not saved now.
+    """
+    where = f"{error}, {position(run)}"
+    if run.state.saved_at is None:
+        return PeerLost(f"{where}; nothing was saved yet")
+    epoch, step = run.state.saved_at
+    return PeerLost(
+        f"{where}; saved in {run.files.resume} after step {step} of epoch {epoch + 1}; go on from there with: "
+        f"{resume.command()}"
+    )
+
+
+def position(run: Run) -> str:
+    return f"after step {run.progress.step} of {len(run.batches)} in epoch {run.progress.epoch + 1}"

@@ -1,0 +1,151 @@
+"""Trains the torch model, by autograd and torch's optimizers, on the processor or a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from rnnlm.arrays import I32
+from rnnlm.checkpoint import Weights
+from rnnlm.regularization import NO_REGULARIZATION, Regularization
+from rnnlm.training import distributed
+from rnnlm.training.config import ConfigError, TrainConfig
+from rnnlm.training.distributed import Group, TorchGroup
+
+
+class TorchTrainer:
+    """The torch model in training: plugs into the loop of training/, as main.py's Trainer does for C."""
+
+    backend = "torch"
+    model_class: ClassVar[Any]  # torch_rnn.RNN, which torch_rnn.py sets: this file does not import it
+
+    @staticmethod
+    def check(config: TrainConfig) -> str:
+        return _device(config.device, distributed.local_rank()).type
+
+    def __init__(self, weights: Weights, config: TrainConfig, group: Group | None = None) -> None:
+        self.config, self.group = config, group or Group()
+        self.embeddings = weights.embeddings
+        if config.threads or self.group.size > 1:
+            torch.set_num_threads(self.group.threads(config.threads))
+        self.device = _device(config.device, self.group.local_rank)
+        with _plain_errors(self.group):
+            self.model = self.model_class(weights).to(self.device)
+            self.step_model = self.model if self.group.size == 1 else _data_parallel(self.model)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if config.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(parameters, config.learning_rate, momentum=config.momentum)
+        else:
+            self.optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
+        self.parameters = parameters
+        self.hidden = self.model.zero_state(config.batch_size)
+
+    def train_step(
+        self, x: I32, y: I32, learning_rate: float, regularization: Regularization = NO_REGULARIZATION
+    ) -> tuple[float, float]:
+        with _plain_errors(self.group):
+            return self._train_step(x, y, learning_rate, regularization)
+
+    def _train_step(self, x: I32, y: I32, learning_rate: float, regularization: Regularization) -> tuple[float, float]:
+        logits, hidden = self.step_model(self._ids(x), self.hidden, regularization)
+        targets = self._ids(regularization.candidates.targets if regularization.candidates else y)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=self.config.reduction)
+        self.optimizer.zero_grad()
+        # DistributedDataParallel gives the mean over the processes, also of sums.
+        (loss * (self.group.size if self.config.reduction == "sum" else 1)).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
+        value = loss.item() / (1 if self.config.reduction == "mean" else x.size)
+        # Of several processes one may have found it; the norm is the same on all, and so is what they do now.
+        if not np.isfinite([norm.item() if self.group.size > 1 else value, norm.item()]).all():
+            raise FloatingPointError(f"loss {value}, gradient norm {norm.item()}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.hidden = hidden.detach()  # truncated BPTT: the state is carried over, the gradient is not
+        return value, norm.item()
+
+    def evaluate(self, ids: I32) -> float:
+        with _plain_errors(self.group):
+            return self._evaluate(ids)
+
+    @torch.inference_mode()
+    def _evaluate(self, ids: I32) -> float:
+        losses = (nn.functional.cross_entropy(*part, reduction="sum") for part in self.model.predictions(ids))
+        total = sum(loss.item() for loss in losses)
+        if not np.isfinite(total):
+            raise FloatingPointError(f"loss {total}")
+        return total / (ids.size - 1)
+
+    def reset_state(self) -> None:
+        self.hidden = torch.zeros_like(self.hidden)
+
+    def weights(self) -> Weights:
+        return self.model.weights(self.embeddings)
+
+    def load_weights(self, weights: Weights) -> None:
+        self.model.load_weights(weights)
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        tensors: dict[str, torch.Tensor] = {"hidden": self.hidden[0]}
+        for index, parameter in enumerate(self.parameters):
+            tensors[f"parameter.{index}"] = parameter
+            for name, value in self.optimizer.state[parameter].items():
+                if value is not None:
+                    tensors[f"{name}.{index}"] = value
+        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
+        self.optimizer.state.clear()
+        for name, array in state.items():
+            kind, _, index = name.partition(".")
+            value = torch.tensor(array)
+            if kind == "hidden":
+                self.hidden = value.unsqueeze(0).to(self.device)
+            elif kind == "parameter":
+                self.parameters[int(index)].copy_(value)
+            else:  # torch keeps AdamW's step count on the processor
+                device = "cpu" if kind == "step" else self.device
+                self.optimizer.state[self.parameters[int(index)]][kind] = value.to(device)
+
+    def _ids(self, ids: I32) -> torch.Tensor:
+        return torch.tensor(ids, dtype=torch.long, device=self.device)
+
+
+def _data_parallel(model: nn.Module) -> nn.Module:
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+@contextlib.contextmanager
+def _plain_errors(group: Group) -> Iterator[None]:
+    """torch raises RuntimeError where memory runs out and where another process is gone: errors that say which."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+            raise MemoryError(str(error).split("\n")[0].partition("] ")[2] or str(error).split("\n")[0]) from error
+        if isinstance(group, TorchGroup):
+            group.raise_lost(error)
+        raise
+
+
+def _device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `name` means. Of the processes of a machine each takes the GPU of its number."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu, or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank} of this machine has no GPU of its own, for there are {torch.cuda.device_count()}: "
+            "start fewer processes (--nproc-per-node), or use --device cpu"
+        )
+    return torch.device("cuda", local_rank)

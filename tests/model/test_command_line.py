@@ -1,0 +1,88 @@
+"""rnn.py's command line, as a user meets it."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from running import refused
+
+
+def rnn_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(ROOT / "rnn.py"), *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_generate_and_score_from_the_command_line(weights_file: Path) -> None:
+    first = rnn_command(str(weights_file), "waa nonsense wab", "--seed", "3")
+    assert (
+        first.returncode == 0
+        and first.stdout == rnn_command(str(weights_file), "waa nonsense wab", "--seed", "3").stdout
+    )
+    assert first.stdout.startswith("waa nonsense wab ") and "nonsense" in first.stderr and "seed 3" in first.stderr
+    score = rnn_command(str(weights_file), "waa wab.", "--score")
+    assert score.returncode == 0
+    assert re.search(
+        r"^waa +-\d+\.\d+\nwab +-\d+\.\d+\n<EOS> +-\d+\.\d+\nperplexity \d+\.\d+ over 3 tokens\n$", score.stdout
+    )
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "1 2 3", "nonsense entirely"])
+def test_prompts_that_cannot_be_used(prompt: str, weights_file: Path) -> None:
+    refused(rnn_command(str(weights_file), prompt), 2, "prompt")
+
+
+@pytest.mark.parametrize(
+    "extra,word",
+    [
+        (["--max-tokens", "0"], "max_tokens"),
+        (["--temperature", "-1"], "temperature"),
+        (["--temperature", "nan"], "temperature"),
+        (["--top-k", "-1"], "top_k"),
+        (["--top-k", "2147483648"], "top_k"),
+        (["--seed", "-1"], "seed"),
+    ],
+)
+def test_generation_options_out_of_range(extra: list[str], word: str, weights_file: Path) -> None:
+    refused(rnn_command(str(weights_file), "waa", *extra), 2, word)
+
+
+def test_missing_and_damaged_weights(weights_file: Path, tmp_path: Path) -> None:
+    refused(rnn_command(str(tmp_path / "none.safetensors"), "waa"), 2, "none.safetensors")
+    weights_file.write_bytes(weights_file.read_bytes()[:-10])
+    refused(rnn_command(str(weights_file), "waa"), 2, "tiny.safetensors")
+
+
+def rnn_into(target: str, *arguments: str) -> tuple[int, str]:
+    """rnn.py with its output going to `target`, a shell's way to write it. (exit code, what it said on stderr)."""
+    shell = f'"{sys.executable}" "{ROOT / "rnn.py"}" "$@" {target}; exit ${{PIPESTATUS[0]}}'
+    result = subprocess.run(["bash", "-c", shell, "rnn", *arguments], capture_output=True, text=True, cwd=ROOT)
+    return result.returncode, result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_an_output_that_cannot_be_written(weights_file: Path) -> None:
+    code, said = rnn_into("> /dev/full", str(weights_file), "waa")
+    assert code == 1 and "rnn.py: the output cannot be written: No space left" in said and "Traceback" not in said
+    code, said = rnn_into("| true", str(weights_file), "waa " * 20_000, "--score")
+    assert code == 0 and "Traceback" not in said and "BrokenPipe" not in said
+
+
+def test_a_prompt_that_is_not_text(weights_file: Path) -> None:
+    result = subprocess.run(
+        [sys.executable.encode(), bytes(ROOT / "rnn.py"), bytes(weights_file), b"waa \xff"],
+        capture_output=True,
+        cwd=ROOT,
+    )
+    assert result.returncode == 2 and result.stderr.startswith(b"rnn.py: the prompt is not text")
+
+
+def test_a_hopeless_score_has_a_perplexity(weights_file: Path) -> None:
+    """Of a loss beyond what exp() takes."""
+    from rnnlm.language_model import Score, Token
+
+    assert math.isfinite(Score((Token(0, "a", -5000.0),), ()).perplexity)

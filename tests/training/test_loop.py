@@ -1,0 +1,150 @@
+"""Whole runs: what they leave, that they learn, and that both back ends learn alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import WIKITEXT, needs_wikitext
+from running import BACKENDS, REGULARIZED, options, run, same_weights, train
+from trainers import CTrainer, small_run
+
+import torch_rnn
+from rnnlm import checkpoint
+from rnnlm.data.corpus import load_corpus
+from rnnlm.training import loop
+from rnnlm.training.run import regularizer
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_leaves_weights_metrics_and_a_curve_and_learns(backend: str, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new folder" / "model.safetensors"
+    result = run(backend, *options(text, out, epochs=3))
+    assert result.returncode == 0, result.stderr
+    saved = checkpoint.load(out)
+    assert saved.backend == backend and saved.config["hidden_size"] == 10 and len(saved.vocabulary) == 14
+    rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    perplexities = [row["validation_perplexity"] for row in rows]
+    assert perplexities[-1] < perplexities[0]
+    assert rows[1]["validation_perplexity"] == pytest.approx(math.exp(rows[1]["validation_loss"]))
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "sample: The" in result.stdout or "no sample" in result.stderr
+    assert f"{min(perplexities):.1f}" in result.stdout
+    assert "epoch 3/3" in result.stderr and "tokens/s" in result.stderr
+
+
+def test_the_reported_perplexity_is_that_of_the_saved_weights(text: Path, tmp_path: Path) -> None:
+    """The metrics' figure, computed again from the file by the other back end's plain forward pass."""
+    out = tmp_path / "model.safetensors"
+    assert train("c", *options(text, out)).returncode == 0
+    best = min(row["validation_loss"] for row in checkpoint.load(out).history)
+    ids = load_corpus(str(text), vocab_size=14).validation
+    assert -torch_rnn.RNN.load(out).log_probabilities(ids).mean() == pytest.approx(best, abs=1e-5)
+
+
+def test_both_back_ends_train_alike(text: Path, tmp_path: Path) -> None:
+    for backend in BACKENDS:
+        assert train(backend, *options(text, tmp_path / f"{backend}.safetensors")).returncode == 0
+    ours, theirs = (checkpoint.load(tmp_path / f"{backend}.safetensors").history for backend in BACKENDS)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["validation_loss"] == pytest.approx(b["validation_loss"], abs=1e-4)
+
+
+def test_both_back_ends_train_alike_under_the_same_regularization(text: Path, tmp_path: Path) -> None:
+    """The perplexity is that of the full softmax, whatever was trained with."""
+    for backend in BACKENDS:
+        assert train(backend, *options(text, tmp_path / f"{backend}.safetensors", **REGULARIZED)).returncode == 0
+    assert train("c", *options(text, tmp_path / "plain.safetensors")).returncode == 0
+    ours, theirs, plain = (checkpoint.load(tmp_path / f"{name}.safetensors").history for name in (*BACKENDS, "plain"))
+    for a, b in zip(ours[1:], theirs[1:], strict=True):
+        assert a["validation_loss"] == pytest.approx(b["validation_loss"], abs=1e-4)
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-4)
+    assert abs(ours[-1]["validation_loss"] - plain[-1]["validation_loss"]) > 1e-3
+
+    ids = load_corpus(str(text), vocab_size=14).validation
+    best = min(row["validation_loss"] for row in ours)
+    model = torch_rnn.RNN.load(tmp_path / "c.safetensors")
+    assert -model.log_probabilities(ids).mean() == pytest.approx(best, abs=1e-5)
+
+
+def test_a_sample_as_large_as_the_vocabulary_is_the_full_softmax(text: Path, tmp_path: Path) -> None:
+    full, sampled = tmp_path / "full.safetensors", tmp_path / "sampled.safetensors"
+    assert train("c", *options(text, full, epochs=1)).returncode == 0
+    assert train("c", *options(text, sampled, epochs=1, sampled_softmax=1500)).returncode == 0
+    assert same_weights(full, sampled)
+
+
+def test_sampling_follows_the_tokens_that_are_trained_on(tmp_path: Path) -> None:
+    """With --max-tokens the shares of the whole split would correct for targets that never come."""
+    one = small_run(CTrainer, tmp_path, sampled_softmax=5)
+    corpus = dataclasses.replace(one.corpus, train=one.corpus.whole_train[:30])
+    share = regularizer(one.config, corpus, 4)._sampler._share
+    assert share == pytest.approx(np.bincount(corpus.train, minlength=11) / 30)
+
+
+def test_plateau_halves_the_rate_and_puts_the_best_weights_back(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    wild = {"learning_rate": 0.2, "schedule": "plateau", "warmup_steps": 3, "patience": 0, "epochs": 8}
+    assert train("c", *options(text, out, **wild)).returncode == 0
+    rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()][1:]
+    best = math.inf
+    rate = 0.2
+    stale = 0
+    for row in rows:
+        assert row["learning_rate"] == pytest.approx(rate)
+        if row["validation_loss"] < best:
+            best = row["validation_loss"]
+        else:
+            rate, stale = rate / 2, stale + 1
+    assert 0 < stale < len(rows)
+    arrays, metadata = checkpoint.load_state(out.with_suffix(".resume"))
+    if metadata["progress"]["stale"]:
+        assert np.array_equal(arrays["params"], arrays["best"])
+    assert np.array_equal(checkpoint.load(out).weights.flat_parameters(), arrays["best"])
+
+
+def test_patience_stops_early(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    arguments = options(text, out, epochs=500, patience=2, learning_rate=0.2, schedule="constant", optimizer="adamw")
+    assert train("c", *arguments).returncode == 0
+    assert len(checkpoint.load(out).history) < 100
+
+
+def test_a_run_is_saved_between_evaluations_however_short_its_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch has seven steps of some 20 seconds, a save is due after 180, and evaluations are far apart."""
+    seconds = itertools.count(0.0, 10.0)
+    monkeypatch.setattr("time.monotonic", lambda: next(seconds))
+    one = small_run(CTrainer, tmp_path, epochs=6, evaluate_every=100)
+    saved: list[tuple[int, int]] = []
+    save = one.state.save
+
+    def record(*arguments: object) -> None:
+        save(*arguments)
+        saved.append(one.state.saved_at)
+
+    monkeypatch.setattr(one.state, "save", record)
+    loop.train(one)
+    assert saved[0] == (0, 0) and saved[-1] == (6, 0) and len(one.progress.history) == 2
+    between = saved[1:-1]
+    assert between and all(0 < step <= 7 for _, step in between) and between[-1][0] > 2
+
+
+@needs_wikitext
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_real_text(backend: str, tmp_path: Path) -> None:
+    result = run(
+        backend,
+        *("--corpus", f"{WIKITEXT}:wikitext-2-v1", "--embeddings", "train", "--embedding-size", "16"),
+        *("--max-tokens", "2000", "--epochs", "1", "--out", str(tmp_path / "real")),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "1,696,744" in result.stderr and "31,266" in result.stderr

@@ -1,0 +1,301 @@
+"""Stopping and going on: a resumed run ends with the weights of one that was never stopped."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from running import BACKENDS, REGULARIZED, command, options, refused, run, same_weights, train
+from trainers import TRAINERS, CTrainer, small_run, take_step
+
+from rnnlm import checkpoint, files
+from rnnlm.training import loop
+from rnnlm.training.config import ConfigError
+from rnnlm.training.distributed import Group
+from rnnlm.training.progress import Progress
+from rnnlm.training.reporting import Report
+from rnnlm.training.run import Run
+from rnnlm.training.stopping import Interrupted
+
+
+def same_losses(first: Path, second: Path) -> bool:
+    a, b = ([row["validation_loss"] for row in checkpoint.load(path).history] for path in (first, second))
+    return a == b
+
+
+# ---- Stopped
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_never_stopped(
+    number: signal.Signals, text: Path, tmp_path: Path
+) -> None:
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    long = {"epochs": 40, "patience": 0}
+    assert train("c", *options(text, whole, **long)).returncode == 0
+    arguments = command("c", *options(text, stopped, **long))
+    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if "epoch 2/" in line:
+                process.send_signal(number)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest and "--resume" in rest.splitlines()[-1]
+    result = train("c", *options(text, stopped, **long), "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "epoch 1/" not in result.stderr and "epoch 40/" in result.stderr
+    assert same_weights(whole, stopped) and same_losses(whole, stopped)
+
+
+@pytest.mark.parametrize("changed", [{}, REGULARIZED, {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine"}])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_stopped_within_an_epoch_ends_as_if_never_stopped(
+    backend: str, changed: dict[str, object], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped twice: after the third step, and after the last step of the second epoch, before it is evaluated."""
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    chosen = {"max_tokens": 450} | changed  # 7 steps an epoch
+    assert train(backend, *options(text, whole, epochs=3, **chosen)).returncode == 0
+    step = Report.step
+    for stop_at, where in ((3, "after step 3 of 7 in epoch 1"), (14, "after step 7 of 7 in epoch 2")):
+
+        def stop(self: Report, *arguments: float, at: int = stop_at) -> None:
+            step(self, *arguments)
+            if self._run.step == at - 1:  # the request is seen at the end of the next step
+                signal.raise_signal(signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Report, "step", stop)
+            result = train(backend, *options(text, stopped, epochs=3, **chosen), "--resume")
+        refused(result, 130, where, f"saved {stopped.with_suffix('.resume')}", "--resume")
+        assert stopped.exists()
+    result = train(backend, *options(text, stopped, epochs=3, **chosen), "--resume")
+    assert result.returncode == 0 and "epoch 1/" not in result.stderr and "epoch 3/" in result.stderr
+    assert same_weights(whole, stopped) and same_losses(whole, stopped)
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = small_run(CTrainer, tmp_path)
+    step = CTrainer.train_step
+
+    def twice(*arguments: object) -> tuple[float, float]:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(CTrainer, "train_step", twice)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(one)
+    assert one.progress.step == 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_stop_on_a_full_disk_says_that_nothing_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = small_run(CTrainer, tmp_path)
+    step = CTrainer.train_step
+
+    def stop(*arguments: object) -> tuple[float, float]:
+        monkeypatch.setattr(checkpoint, "save_state", lambda *_, **__: (_ for _ in ()).throw(files.SaveError("full")))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(CTrainer, "train_step", stop)
+    with pytest.raises(Interrupted, match="after step 1 of 7 in epoch 1: not saved: full"):
+        loop.train(one)
+
+
+# ---- Killed
+
+
+def test_a_killed_run_goes_on_from_its_last_epoch(text: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    long = {"epochs": 40, "patience": 0}
+    assert train("c", *options(text, whole, **long)).returncode == 0
+    process = subprocess.Popen(command("c", *options(text, killed, **long)), cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not killed.with_suffix(".resume.1").exists():  # the state after the first epoch, or a later one, is there
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    result = train("c", *options(text, killed, **long), "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "epoch 1/" not in result.stderr and "epoch 40/" in result.stderr
+    assert same_weights(whole, killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend,epochs", [("c", 400), ("torch", 60)])
+def test_runs_killed_at_random_moments_end_as_if_never_stopped(
+    backend: str, epochs: int, text: Path, tmp_path: Path
+) -> None:
+    """Five kills, wherever they hit: while modules are imported, within an epoch, within a save."""
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    long = {"epochs": epochs, "patience": 0, "schedule": "plateau", "dropout": 0.2}
+    begun = time.monotonic()
+    assert run(backend, *options(text, whole, **long)).returncode == 0
+    seconds = time.monotonic() - begun
+    rng = np.random.default_rng()
+    for _ in range(5):
+        arguments = command(backend, *options(text, killed, **long), "--resume")
+        with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            time.sleep(float(rng.uniform(0.0, 0.7)) * seconds)
+            process.kill()
+    result = run(backend, *options(text, killed, **long), "--resume")
+    assert result.returncode == 0, result.stderr
+    assert same_weights(whole, killed) and same_losses(whole, killed)
+
+
+def test_weights_that_could_not_be_saved_are_saved_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best weights of a full disk's time reach the disk once there is room, though no better ones come."""
+    one = small_run(CTrainer, tmp_path)
+    loop.evaluate(one)
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *_: (_ for _ in ()).throw(files.SaveError("full")))
+    one.best = one.trainer.weights()
+    one.save_weights(one.best)
+    assert "weights" in one.files.unsaved and not one.files.weights.exists()
+    monkeypatch.setattr(checkpoint, "save", save)
+    take_step(one, 0)
+    one.save_state()
+    assert not one.files.unsaved
+    assert np.array_equal(checkpoint.load(one.files.weights).weights.Why, one.best.Why)
+
+
+def test_weights_that_could_not_be_saved_before_a_kill_are_saved_by_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state was saved and the weights were not: the file still has those of the epoch before."""
+    one = small_run(CTrainer, tmp_path)
+    loop.evaluate(one)
+    one.best, one.progress.best_epoch = one.trainer.weights(), 1
+    one.save_weights(one.best)
+    take_step(one, 0)
+    one.best, one.progress.best_epoch = one.trainer.weights(), 2
+    monkeypatch.setattr(one, "save_weights", lambda _: None)
+    one.save_state()
+    assert not one.files.holds(one.best)
+    again = small_run(CTrainer, tmp_path)
+    assert again.resume()
+    assert again.files.holds(one.best)
+    written = again.files.weights.stat().st_ino
+    assert small_run(CTrainer, tmp_path).resume()
+    assert again.files.weights.stat().st_ino == written
+
+
+# ---- What is resumed, and what is refused
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_resume_holds_no_array_twice(backend: str, tmp_path: Path) -> None:
+    """Between processes arrays go as they are, not pickled; the best weights do not keep the optimizer's memory."""
+    shared: list[object] = []
+
+    class Watched(Group):
+        def from_first(self, make: Callable[[], object]) -> object:
+            shared.append(made := make())
+            return made
+
+    one = small_run(TRAINERS[backend], tmp_path)
+    loop.evaluate(one)
+    take_step(one, 0)
+    one.best = one.trainer.weights()
+    assert one.best.embeddings is one.trainer.embeddings
+    one.save_state()
+    again = small_run(TRAINERS[backend], tmp_path, group=Watched())
+    shared.clear()
+    assert again.resume() and again.best
+    assert len(pickle.dumps(shared)) < 5000 and "array(" not in str(shared)
+    flat = again.best.Whh
+    while flat.base is not None:
+        flat = flat.base
+    assert flat.size == again.best.flat_parameters().size
+    states = one.trainer.state(), again.trainer.state()
+    assert states[0].keys() == states[1].keys()
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def begin(one: Run, epoch: int, step: int) -> None:
+    """Save the state of a run that stands there."""
+    loop.evaluate(one)
+    one.progress.epoch, one.progress.step = epoch, step
+    one.save_state()
+
+
+def test_resume_refuses_fewer_epochs_than_were_begun(tmp_path: Path) -> None:
+    """There would be nothing to train, and perhaps nothing evaluated: the summary would be of another model."""
+    begin(small_run(CTrainer, tmp_path, epochs=6, evaluate_every=20), 5, 3)
+    with pytest.raises(ConfigError, match=r"small\.resume: it is in epoch 6, .* --epochs 5; give --epochs 6"):
+        small_run(CTrainer, tmp_path, epochs=5, evaluate_every=20).resume()
+    assert small_run(CTrainer, tmp_path, epochs=6, evaluate_every=20).resume()
+    begin(small_run(CTrainer, tmp_path, epochs=6, evaluate_every=20), 5, 0)
+    assert small_run(CTrainer, tmp_path, epochs=5, evaluate_every=20).resume()
+
+
+def test_resume_with_more_epochs_says_that_the_cosine_is_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(small_run(CTrainer, tmp_path, schedule="cosine", epochs=2), 2, 0)
+    assert small_run(CTrainer, tmp_path, schedule="cosine", epochs=2).resume() and not caplog.text
+    assert small_run(CTrainer, tmp_path, schedule="cosine", epochs=4).resume()
+    assert "--epochs 4 instead of 2" in caplog.text and "at 0.0505 instead of 0.001" in caplog.text
+    caplog.clear()
+    second = small_run(CTrainer, tmp_path, schedule="cosine", epochs=4)
+    second.group.rank = 1  # of several processes the first has said so
+    monkeypatch.setattr(second.state, "load", lambda: (Progress(epoch=2), None, 2))
+    assert second.resume() and not caplog.text
+
+
+def test_resume_with_nothing_there_begins(text: Path, tmp_path: Path) -> None:
+    """As a supervisor that always gives --resume needs it: a run may be killed before it has saved anything."""
+    out = tmp_path / "model.safetensors"
+    result = train("c", *options(text, out), "--resume")
+    assert result.returncode == 0 and "nothing to resume" in result.stderr and "model.resume" in result.stderr
+
+
+def test_resume_refuses_another_run(text: Path, tmp_path: Path) -> None:
+    out, mine = tmp_path / "model.safetensors", tmp_path / "mine.txt"
+    mine.write_text(text.read_text())
+    assert train("c", *options(mine, out)).returncode == 0
+    refused(train("c", *options(mine, out, learning_rate=0.5), "--resume"), 2, "learning_rate", "0.5", "0.003")
+    refused(train("torch", *options(mine, out), "--resume"), 2, "back end")
+    refused(train("c", *options(text, out), "--resume"), 2, "corpus", "mine.txt")
+    mine.write_text(text.read_text() + "\nthe king sat.")
+    refused(train("c", *options(mine, out), "--resume"), 2, "text or vectors")
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(text: Path, tmp_path: Path) -> None:
+    whole, damaged = tmp_path / "whole.safetensors", tmp_path / "damaged.safetensors"
+    assert train("c", *options(text, whole, epochs=6)).returncode == 0
+    assert train("c", *options(text, damaged, epochs=4)).returncode == 0
+    last, before = damaged.with_suffix(".resume"), damaged.with_suffix(".resume.1")
+    good = last.read_bytes()
+    for bad in (b"damaged", good[:-100], good[:-100] + bytes(100), None):
+        last.write_bytes(bad) if bad is not None else last.unlink()
+        result = train("c", *options(text, damaged, epochs=6), "--resume")
+        assert result.returncode == 0, result.stderr
+        assert bad is None or ("damaged.resume: " in result.stderr and "saved before it" in result.stderr)
+        assert "epoch 3/" not in result.stderr and "epoch 6/" in result.stderr
+        assert same_weights(whole, damaged)
+    last.write_bytes(b"damaged")
+    before.write_bytes(b"damaged too")
+    refused(train("c", *options(text, damaged, epochs=6), "--resume"), 2, "damaged.resume")
+
+
+def test_a_state_of_another_version_is_said(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    assert train("c", *options(text, out, epochs=1)).returncode == 0
+    file = out.with_suffix(".resume")
+    file.write_bytes(file.read_bytes().replace(b'"version":"3"', b'"version":"1"', 1))
+    refused(train("c", *options(text, out), "--resume"), 2, "model.resume", "version is '1'", "--resume")
+    arrays, metadata = checkpoint.load_state(out.with_suffix(".resume.1"))
+    del metadata["progress"]["epoch"], arrays["hidden"]
+    checkpoint.save_state(file, arrays, metadata)
+    refused(train("c", *options(text, out), "--resume"), 2, "model.resume", "hidden")
