@@ -1,7 +1,7 @@
 # Every task of the project; `make help` lists them.
 # CC, CFLAGS, LDFLAGS and PYTHON are honoured: make lib CC=clang OMP=0
 
-.PHONY: help train serve lesson load test test-c test-slow test-page screenshots lint format lib dll bench results clean FORCE
+.PHONY: help train serve lesson load test test-slow test-page screenshots lint format lib dll bench results clean FORCE
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -54,9 +54,7 @@ MACHINE := $(shell $(CC) $(TARGET_FLAGS) -dumpmachine 2>/dev/null)# asked of the
 WINDOWS := $(findstring mingw,$(MACHINE))
 MACOS   := $(findstring darwin,$(MACHINE))$(findstring macos,$(MACHINE))
 EXT  ?= $(if $(WINDOWS),dll,$(if $(MACOS),dylib,so))
-EXE  := $(if $(WINDOWS),.exe)
 OMP  ?= $(if $(MACOS),0,1)# Apple's clang ships without OpenMP
-OMP_FLAGS := $(if $(filter 1,$(OMP)),-fopenmp)
 # SAN=1: AddressSanitizer and UBSan. thread: ThreadSanitizer. fuzz: as 1, plus libFuzzer's coverage (clang only).
 SAN  ?= 0
 SAN_FLAGS_1      := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
@@ -66,7 +64,8 @@ SAN_FLAGS_fuzz   := $(SAN_FLAGS_1) -fsanitize=fuzzer-no-link
 # -O3 without fast-math: the library checks for NaN and infinity, and -ffast-math compiles such checks away.
 CFLAGS ?= -O3
 override CFLAGS += -std=c11 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wvla -Wmissing-prototypes \
-                   $(TARGET_FLAGS) -fPIC -fvisibility=hidden -DRNN_BUILD $(OMP_FLAGS) $(SAN_FLAGS_$(SAN)) $(WERROR)
+                   $(TARGET_FLAGS) -fPIC -fvisibility=hidden -DRNN_BUILD $(if $(filter 1,$(OMP)),-fopenmp) \
+                   $(SAN_FLAGS_$(SAN)) $(WERROR)
 
 # kernels.c is compiled once per instruction set, and the library chooses at run time. Contraction fuses a * b + c into
 # one instruction; -fno-math-errno lets sqrtf vectorise. Neither is fast-math.
@@ -124,9 +123,7 @@ $(BUILD)/%.o: csrc/%.c $(BUILD)/.flags Makefile
 	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 $(BUILD)/kernels.o: override CFLAGS += $(KERNEL_FLAGS)
-
 $(BUILD)/kernels_bfloat16.o: override CFLAGS += $(if $(filter x86_64%,$(MACHINE)),$(KERNEL_FLAGS) $(BFLOAT16_FLAGS))
-
 $(BUILD)/kernels.avx512.o: override CFLAGS += -DRNN_BFLOAT16_KERNELS
 
 $(BUILD)/kernels.avx2.o $(BUILD)/kernels.avx512.o: $(BUILD)/kernels.%.o: csrc/kernels.c $(BUILD)/.flags Makefile
@@ -142,28 +139,6 @@ PARALLEL ?= -n logical --maxprocesses 8 --dist worksteal
 
 test: $(VENV)/.dev lib test-c ## run the fast tests (SAN=1: under the address and undefined-behaviour sanitizers)
 	$(SAN_ENV) $(PYTEST) $(PARALLEL)
-
-C_TEST       := $(BUILD)/test_rnnlib$(EXE)
-TILES_TEST   := $(if $(filter amx,$(ISAS)),$(BUILD)/test_rnnlib_tiles$(EXE))
-C_TEST_PARTS := test_rnnlib test_kernels test_bfloat16 test_training test_inference problem testing
-RUN          ?=# runs a program of another system: wine64, "qemu-aarch64 -L ..."
-
-test-c: $(C_TEST) $(TILES_TEST) ## run the C tests on every instruction set, and on AMX's emulated (tests/c/emulated_tiles.h)
-	@for isa in $(ISAS) reference; do echo "RNN_ISA=$$isa"; RNN_ISA=$$isa $(RUN) $< || exit 1; done
-	$(if $(TILES_TEST),@echo "RNN_ISA=amx (emulated)"; RNN_ISA=amx $(RUN) $(TILES_TEST))
-
-$(C_TEST): $(C_TEST_PARTS:%=tests/c/%.c) csrc/elman.c
-$(C_TEST) $(BUILD)/test_threads: $(wildcard tests/c/*.h) $(OBJECTS) Makefile
-	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $(filter %.c,$^) $(OBJECTS) -lm -lpthread
-
-# The same program with the two files that know of tiles compiled for emulated ones.
-TILES_FILES   := dispatch kernels_amx
-TILES_OBJECTS := $(filter-out $(TILES_FILES:%=$(BUILD)/%.o),$(OBJECTS)) $(TILES_FILES:%=$(BUILD)/%.emulated.o)
-$(TILES_TEST): $(C_TEST_PARTS:%=tests/c/%.c) csrc/elman.c $(wildcard tests/c/*.h) $(TILES_OBJECTS) Makefile
-	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $(filter %.c,$^) $(TILES_OBJECTS) -lm -lpthread
-
-$(BUILD)/%.emulated.o: csrc/%.c tests/c/emulated_tiles.h $(BUILD)/.flags Makefile
-	$(CC) $(CFLAGS) -DRNN_EMULATED_TILES='"emulated_tiles.h"' -Itests/c -MMD -MP -c -o $@ $<
 
 test-slow: $(VENV)/.dev lib ## run the tests that take minutes
 	$(PYTEST) -m 'slow and not page'

@@ -1,10 +1,33 @@
-# What tries to break the program, and takes minutes: sanitizers, fuzzing, faults, other systems. Part of the Makefile.
-# docs/reliability.md has the figures.
+# The C tests, and tests that try to break the program and take minutes: sanitizers, fuzzing, faults, other systems. Part
+# of the Makefile; docs/reliability.md has the figures.
 
-.PHONY: test-san test-threads run-threads test-valgrind run-valgrind fuzz run-fuzz fuzz-weights fuzz-python faults soak \
-        audit test-windows test-arm test-macos fixed-run
+.PHONY: test-c test-san test-threads run-threads test-valgrind run-valgrind fuzz run-fuzz fuzz-weights fuzz-python \
+        faults soak audit test-windows test-arm test-macos fixed-run
 
-## Hard tests
+## The C tests, and tests that try to break the program
+
+EXE          := $(if $(WINDOWS),.exe)
+C_TEST       := $(BUILD)/test_rnnlib$(EXE)
+TILES_TEST   := $(if $(filter amx,$(ISAS)),$(BUILD)/test_rnnlib_tiles$(EXE))
+C_TEST_PARTS := test_rnnlib test_kernels test_bfloat16 test_training test_inference problem testing
+RUN          ?=# runs a program of another system: wine64, "qemu-aarch64 -L ..."
+
+test-c: $(C_TEST) $(TILES_TEST) ## run the C tests on every instruction set, AMX emulated if the processor lacks it
+	@for isa in $(ISAS) reference; do echo "RNN_ISA=$$isa"; RNN_ISA=$$isa $(RUN) $< || exit 1; done
+	$(if $(TILES_TEST),@echo "RNN_ISA=amx (emulated)"; RNN_ISA=amx $(RUN) $(TILES_TEST))
+
+$(C_TEST): $(C_TEST_PARTS:%=tests/c/%.c) csrc/elman.c
+$(C_TEST) $(BUILD)/test_threads: $(wildcard tests/c/*.h) $(OBJECTS) Makefile
+	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $(filter %.c,$^) $(OBJECTS) -lm -lpthread
+
+# The same program, with the two files that use AMX tiles compiled for emulated ones.
+TILES_FILES   := dispatch kernels_amx
+TILES_OBJECTS := $(filter-out $(TILES_FILES:%=$(BUILD)/%.o),$(OBJECTS)) $(TILES_FILES:%=$(BUILD)/%.emulated.o)
+$(TILES_TEST): $(C_TEST_PARTS:%=tests/c/%.c) csrc/elman.c $(wildcard tests/c/*.h) $(TILES_OBJECTS) Makefile
+	$(CC) $(CFLAGS) $(LDFLAGS) -Icsrc -o $@ $(filter %.c,$^) $(TILES_OBJECTS) -lm -lpthread
+
+$(BUILD)/%.emulated.o: csrc/%.c tests/c/emulated_tiles.h $(BUILD)/.flags Makefile
+	$(CC) $(CFLAGS) -DRNN_EMULATED_TILES='"emulated_tiles.h"' -Itests/c -MMD -MP -c -o $@ $<
 
 # The sanitizer's runtime must be loaded before Python, and libstdc++ with it, whose exceptions it intercepts. Leaks are
 # not checked: Python's own allocations would be reported.
