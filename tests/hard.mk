@@ -12,7 +12,7 @@ TILES_TEST   := $(if $(filter amx,$(ISAS)),$(BUILD)/test_rnnlib_tiles$(EXE))
 C_TEST_PARTS := test_rnnlib test_kernels test_bfloat16 test_training test_inference problem testing
 RUN          ?=# runs a program of another system: wine64, "qemu-aarch64 -L ..."
 
-test-c: $(C_TEST) $(TILES_TEST) ## run the C tests on every instruction set, AMX emulated if the processor lacks it
+test-c: $(C_TEST) $(TILES_TEST) ## run the C tests on every instruction set, and on an emulation of AMX
 	@for isa in $(ISAS) reference; do echo "RNN_ISA=$$isa"; RNN_ISA=$$isa $(RUN) $< || exit 1; done
 	$(if $(TILES_TEST),@echo "RNN_ISA=amx (emulated)"; RNN_ISA=amx $(RUN) $(TILES_TEST))
 
