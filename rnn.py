@@ -36,12 +36,14 @@ from rnnlm.binding import (
     RNNMemoryError,
     RNNNonFiniteError,
     sampling_rows,
+    set_biases,
 )
 from rnnlm.checkpoint import Checkpoint
 from rnnlm.data.text import Vocabulary
 from rnnlm.errors import ArgumentParser, UserError, output_lost
 from rnnlm.inspection import Matrices
-from rnnlm.language_model import LanguageModel, Sampling, StepStream, shown
+from rnnlm.language_model import LanguageModel, StepStream, shown
+from rnnlm.sampling import Biases, Sampling
 
 __all__ = ["RNN", "RNNError", "RNNInputError", "RNNLibraryError", "RNNMemoryError", "RNNNonFiniteError"]
 
@@ -95,7 +97,10 @@ class _Stream(StepStream):
     def __init__(self, decoder: Decoder, prefix: list[int], sampling: Sampling, banned: int | None) -> None:
         self._decoder = decoder
         self._state = np.zeros((1, decoder.model.hidden), dtype=np.float32)
-        self._sampling = sampling_rows(1, temperature=sampling.temperature, top_k=sampling.top_k, banned=banned)
+        self._sampling = sampling_rows(
+            1, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, banned=banned
+        )
+        self._biases = Biases(sampling)
         self._token = np.empty(1, dtype=np.int32)
         self._following = np.empty(1, dtype=np.int32)
         self._logprob = np.empty(1, dtype=np.float32)
@@ -103,8 +108,11 @@ class _Stream(StepStream):
 
     def step(self, token: int, u: float) -> tuple[int, float]:
         self._token[0], self._sampling["u"] = token, u
+        set_biases(self._sampling, self._biases.rows)
         self._decoder.decode(self._token, self._sampling, self._state, self._following, self._logprob)
-        return int(self._following[0]), float(self._logprob[0])
+        following = int(self._following[0])
+        self._biases.drawn(following)
+        return following, float(self._logprob[0])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=50, help="tokens to make at most (%(default)s)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (%(default)s)")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k most probable tokens; 0: all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the most probable that hold p; 1: all")
     parser.add_argument("--seed", type=int, help="the same seed gives the same text; default: a fresh one")
     parser.add_argument("--ignore-eos", action="store_true", help="go on after the end of the sentence")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="how Why is kept (%(default)s)")
@@ -140,6 +149,7 @@ def _generate(model: RNN, options: argparse.Namespace) -> tuple[str, ...]:
         max_tokens=options.max_tokens,
         temperature=options.temperature,
         top_k=options.top_k,
+        top_p=options.top_p,
         seed=options.seed,
         ignore_eos=options.ignore_eos,
     )

@@ -35,8 +35,9 @@ from rnnlm import checkpoint
 from rnnlm.checkpoint import Weights
 from rnnlm.data.text import Vocabulary
 from rnnlm.inspection import Matrices
-from rnnlm.language_model import LanguageModel, Sampling, StepStream
+from rnnlm.language_model import LanguageModel, StepStream
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
+from rnnlm.sampling import Biases, Sampling
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -190,6 +191,7 @@ class _Stream(StepStream):
     @torch.inference_mode()
     def __init__(self, model: RNN, prefix: list[int], sampling: Sampling) -> None:
         self._model, self._sampling = model, sampling
+        self._biases = Biases(sampling)
         self._hidden = model.zero_state()
         if prefix:
             x = torch.tensor(prefix, device=model.device).unsqueeze(1)
@@ -199,25 +201,50 @@ class _Stream(StepStream):
     def step(self, token: int, u: float) -> tuple[int, float]:
         logits, self._hidden = self._model(torch.tensor([[token]], device=self._model.device), self._hidden)
         logits = logits.flatten().double()
-        drawn = draw(logits, self._sampling, u, self._model.vocabulary.unk)
+        drawn = draw(logits, self._sampling, u, self._model.vocabulary.unk, self._biases.rows)
+        self._biases.drawn(drawn)
         return drawn, float(torch.log_softmax(logits, 0)[drawn])
 
 
-def draw(logits: torch.Tensor, sampling: Sampling, u: float, banned: int | None = None) -> int:
-    """A token id from logits (V,) float64, by the rule that csrc/rnnlib.h gives for `rnn_sampling`."""
+def draw(
+    logits: torch.Tensor,
+    sampling: Sampling,
+    u: float,
+    banned: int | None = None,
+    biases: npt.NDArray[Any] | None = None,
+) -> int:
+    """Draw a token id from logits (V,) float64, by the rule that csrc/rnnlib.h gives for `rnn_sampling`.
+
+    u: uniform in [0, 1).   biases: (n,) of dtype sampling.BIAS.
+    """
+    if biases is not None and biases.size:  # added in float32, as the C library does: equal logits are then equal there
+        tokens = torch.tensor(biases["token"].astype(np.int64), device=logits.device)
+        values = torch.tensor(biases["value"], device=logits.device)
+        logits = logits.float().index_add(0, tokens, values).double()
     if banned is not None:
         logits = logits.index_fill(0, torch.tensor(banned, device=logits.device), -torch.inf)
     if sampling.temperature == 0.0:
         return int(torch.argmax(logits))
     # The largest becomes 0 first: divided by the smallest temperatures, it would be infinite.
-    probabilities = torch.softmax((logits - logits.max()) / sampling.temperature, 0)
-    if 0 < sampling.top_k < len(logits):  # a stable sort: of equal probabilities, the lowest ids stay
-        cut = torch.sort(logits, descending=True, stable=True).indices[sampling.top_k :]
-        probabilities[cut] = 0.0
-    cumulative = torch.cumsum(probabilities, 0)
+    weights = torch.exp((logits - logits.max()) / sampling.temperature)
+    _cut(weights, logits, sampling)
+    cumulative = torch.cumsum(weights, 0)
     drawn = int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
     # Where rounding lifts u * total to the total itself, the last token that has a probability is meant.
-    return drawn if drawn < len(logits) else int(probabilities.nonzero()[-1])
+    return drawn if drawn < len(logits) else int(weights.nonzero()[-1])
+
+
+def _cut(weights: torch.Tensor, logits: torch.Tensor, sampling: Sampling) -> None:
+    """Set the weights (V,) that top_k and top_p do not keep to 0."""
+    top_p = float(np.float32(sampling.top_p))  # as the C library has it
+    kept = min(sampling.top_k, len(logits)) or len(logits)
+    if kept == len(logits) and top_p == 1.0:
+        return
+    order = torch.sort(logits, descending=True, stable=True).indices  # of equal ones, the lowest ids first
+    if top_p < 1.0:
+        cumulative = torch.cumsum(weights[order[:kept]], 0)
+        kept = int(torch.searchsorted(cumulative, top_p * cumulative[-1])) + 1
+    weights[order[kept:]] = 0.0
 
 
 if __name__ == "__main__":

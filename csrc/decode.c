@@ -20,11 +20,17 @@ static void lay_out(rnn_decoder *d, rnn_arena *arena) {
     d->state = rnn_arena_take(arena, states * m->stride, f);
     d->next = rnn_arena_take(arena, states * m->stride, f);
     d->logits = rnn_arena_take(arena, RNN_GROUP * d->row, f);
-    d->cut = rnn_arena_take(arena, RNN_GROUP * d->row, f);
+    d->changed = rnn_arena_take(arena, RNN_GROUP * d->row, f);
+    d->weights = rnn_arena_take(arena, RNN_GROUP * d->row, f);
     d->share = rnn_arena_take(arena, RNN_GROUP * d->blocks, f);
     d->block_max = rnn_arena_take(arena, RNN_GROUP * d->blocks, f);
+    d->draw_max = rnn_arena_take(arena, RNN_GROUP * d->blocks, f);
     d->block_sum = rnn_arena_take(arena, RNN_GROUP * d->blocks, sizeof(double));
-    d->tempered = rnn_arena_take(arena, RNN_GROUP * d->blocks, sizeof(double));
+    d->draw_sum = rnn_arena_take(arena, RNN_GROUP * d->blocks, sizeof(double));
+    d->is_changed = rnn_arena_take(arena, RNN_GROUP * d->blocks, sizeof *d->is_changed);
+    d->found_tokens = rnn_arena_take(arena, (size_t)d->threads * d->row, sizeof *d->found_tokens);
+    d->found_logits = rnn_arena_take(arena, (size_t)d->threads * d->row, f);
+    d->found_weights = rnn_arena_take(arena, (size_t)d->threads * d->row, f);
 }
 
 int32_t rnn_decoder_create(const rnn_model *model, int32_t max_sequences, int32_t threads, rnn_decoder **decoder) {
@@ -199,7 +205,7 @@ int32_t rnn_score(rnn_decoder *decoder, const int32_t *tokens, int32_t count, fl
     const rnn_model *m = d->model;
     int32_t status = check_tokens(m, tokens, (size_t)count);
     if (status) return status;
-    const rnn_sampling plain = {.temperature = 1.0f, .banned = -1};
+    const rnn_sampling plain = {.temperature = 1.0f, .banned = -1, .top_p = 1.0f};
     load_states(m, 1, state, d->state);
     for (size_t i0 = 0; i0 + 1 < (size_t)count; i0 += RNN_GROUP) {
         size_t group = rnn_min(RNN_GROUP, (size_t)count - 1 - i0);

@@ -37,6 +37,7 @@ enum {
     RNN_BLOCK =
         576, /* words of a block: whole panels of any width (48, 64 ...), and with its logits it fits an L2 cache */
     RNN_GROUP = 16, /* sequences that one pass over Why serves at inference */
+    RNN_LEVELS = 3, /* what a tally compares with at a time */
     RNN_ALIGN = 64, /* bytes: a cache line, and the widest vector register */
     RNN_SKEW = 256, /* floats between panels of logits, so that they do not all fall on the same cache sets */
 };
@@ -89,8 +90,17 @@ typedef struct rnn_kernels {
     float (*max_abs)(size_t count, const float *x); /* infinity when a value is not finite */
     float (*max)(size_t count, const float *x);     /* NaNs are passed over */
 
-    size_t (*count_at_least)(size_t count, const float *x, float least);
-    void (*cut_below)(size_t count, float *x, float least); /* in place, -inf where x < least */
+    /* sums[j] = the sum of the values, or the number, of those (count) whose key is at least levels[j]; levels fall. Keys
+     * and values come in blocks of RNN_BLOCK, each relative to a share of its own. Summed in float.
+     * values: NULL to count; they may be the keys.  shares (blocks): NULL where nothing is relative. */
+    void (*tally)(size_t count, const float *keys, const float *values, const float *shares,
+                  const float levels[RNN_LEVELS], double sums[RNN_LEVELS]);
+
+    /* Parts x (count), in blocks relative to shares, in three: of what is at least `high` the sum in each block, relative to
+     * its share, and the number of all; of the rest, where it is at least `low` and not 0, the places. Returns how many
+     * places there are. */
+    size_t (*part)(size_t count, const float *x, const float *shares, float low, float high, double *sums,
+                   size_t *above, int32_t *places);
 
     /* The sum of exp((z - max) * beta) over count values; each of them into e, unless e is NULL. */
     double (*exp_sum)(size_t count, const float *z, float max, float beta, float *e);
@@ -250,23 +260,47 @@ struct rnn_decoder {
     float *next;        /* (max_sequences, stride): after it */
     /* Of a group of sequences, by row: */
     float *logits;     /* (RNN_GROUP, row) */
-    float *cut;        /* (RNN_GROUP, row): what top_k has left of them */
-    float *block_max;  /* (RNN_GROUP, blocks): the largest logit that may be drawn */
+    float *block_max;  /* (RNN_GROUP, blocks): the largest logit */
     double *block_sum; /* (RNN_GROUP, blocks): of exp(logit - block_max) */
-    double *tempered;  /* (RNN_GROUP, blocks): of exp((logit - block_max) / temperature) */
-    float *share;      /* (RNN_GROUP, blocks): exp((block_max - max) / temperature) */
+    float *changed;    /* (RNN_GROUP, row): logits with biases and ban, in the blocks that have any */
+    bool *is_changed;  /* (RNN_GROUP, blocks): whether a block has */
+    float *draw_max;   /* (RNN_GROUP, blocks): the largest logit, with biases and ban */
+    double *draw_sum; /* (RNN_GROUP, blocks): of exp((logit - draw_max) / temperature); after a cut, of what it keeps */
+    float *weights;   /* (RNN_GROUP, row): its terms, where top_k or top_p cuts */
+    float *share;     /* (RNN_GROUP, blocks): exp((draw_max - max) / temperature) */
+    /* (threads, row) each: the tokens that a cut looks at one by one, in order of id. */
+    int32_t *found_tokens;
+    float *found_logits, *found_weights;
 };
+
+/* The tokens that top_k and top_p keep: those whose logit is above `least`, and up to `last` those that have it. */
+typedef struct rnn_cut {
+    float least;
+    int32_t last;
+} rnn_cut;
+
+static inline bool rnn_keeps(rnn_cut cut, float z, size_t token) {
+    return (z > cut.least) | ((z == cut.least) & ((int64_t)token <= cut.last)); /* no branch */
+}
+
+/* The cut of row i of a group, whose draw_sum is then that of what is kept. share: shares_of the row. */
+rnn_cut rnn_cut_row(rnn_decoder *d, size_t i, const float *z, const float *share, const rnn_sampling *sampling);
+
+/* Block b of row i, with biases and ban. */
+static inline const float *rnn_drawn_block(const rnn_decoder *d, size_t i, const float *z, size_t b) {
+    return (d->is_changed[i * d->blocks + b] ? d->changed + i * d->row : z) + b * RNN_BLOCK;
+}
 
 int32_t rnn_check_sampling(const rnn_model *model, const rnn_sampling *sampling);
 
-/* What a draw from logits z (V), row i of a group, must know of one block: its part of block_max, block_sum, tempered. */
+/* What a draw from logits z (V), row i of a group, must know of one block: its part of block_max to weights. */
 void rnn_measure_block(rnn_decoder *d, size_t i, const float *z, size_t block, const rnn_sampling *sampling);
 
 /* Draws from logits z (V), row i, all of whose blocks have been measured; they are finite or -inf, and not all that may
  * be drawn are -inf. */
 int32_t rnn_draw(rnn_decoder *d, size_t i, const float *z, const rnn_sampling *sampling, float *logp);
 
-/* log softmax(z)[token], of a row measured with nothing banned. */
+/* log softmax(z)[token] of row i, all of whose blocks have been measured. */
 float rnn_log_softmax(rnn_decoder *d, size_t i, const float *z, int32_t token);
 
 #endif

@@ -2,6 +2,8 @@
 #ifndef RNN_KERNELS_POINTWISE_H
 #define RNN_KERNELS_POINTWISE_H
 
+#include <float.h>
+
 #include "internal.h"
 #include "vector.h"
 
@@ -101,14 +103,113 @@ static float max_of(size_t count, const float *x) {
     return max_of_lanes(larger(larger(top[0], top[1]), larger(top[2], top[3])));
 }
 
-static size_t count_at_least(size_t count, const float *x, float least) {
-    uint32_t found = 0; /* count is at most RNN_MAX_VOCAB */
-    for (size_t i = 0; i < count; i++) found += x[i] >= least;
+/* `level` for a block of numbers relative to a share; what it separates is not 0. */
+INLINE float level_within(float level, float share) {
+    float own = level / share;
+    return own > FLT_MIN ? own : FLT_MIN;
+}
+
+INLINE vec load_some(const float *x, size_t count, float fill) {
+    return count < LANES ? load_part(x, count, fill) : load(x);
+}
+
+/* The value in the lanes where the key is at least `level`, 0 in the others. */
+INLINE vec at_least(vec key, vec value, float level) { return (vec)((key >= level) & (ivec)value); }
+
+INLINE void tally_block(size_t count, const float *keys, const float *values, const float levels[RNN_LEVELS],
+                        vec sum[RNN_LEVELS]) {
+    UNROLL for (size_t j = 0; j < RNN_LEVELS; j++) sum[j] = (vec){0};
+    size_t i = 0;
+    for (; i + 4 * LANES <= count; i += 4 * LANES) { /* four at a time, or each addition would wait for the last */
+        vec key[4], value[4];
+        UNROLL for (size_t n = 0; n < 4; n++) {
+            key[n] = load(keys + i + n * LANES);
+            value[n] = values ? load(values + i + n * LANES) : splat(1.0f);
+        }
+        UNROLL for (size_t j = 0; j < RNN_LEVELS; j++) {
+            sum[j] += (at_least(key[0], value[0], levels[j]) + at_least(key[1], value[1], levels[j])) +
+                      (at_least(key[2], value[2], levels[j]) + at_least(key[3], value[3], levels[j]));
+        }
+    }
+    for (; i < count; i += LANES) {
+        vec key = load_some(keys + i, count - i, -INFINITY);
+        vec value = values ? load_some(values + i, count - i, 0.0f) : splat(1.0f);
+        UNROLL for (size_t j = 0; j < RNN_LEVELS; j++) sum[j] += at_least(key, value, levels[j]);
+    }
+}
+
+static void tally(size_t count, const float *keys, const float *values, const float *shares,
+                  const float levels[RNN_LEVELS], double sums[RNN_LEVELS]) {
+    vec total[RNN_LEVELS], here[RNN_LEVELS];
+    UNROLL for (size_t j = 0; j < RNN_LEVELS; j++) total[j] = (vec){0};
+    for (size_t start = 0; start < count; start += RNN_BLOCK) {
+        size_t size = rnn_min(RNN_BLOCK, count - start);
+        float share = shares ? shares[start / RNN_BLOCK] : 1.0f, own[RNN_LEVELS];
+        if (shares && share < levels[RNN_LEVELS - 1]) continue;
+        for (size_t j = 0; j < RNN_LEVELS; j++) own[j] = shares ? level_within(levels[j], share) : levels[j];
+        if (!values) {
+            tally_block(size, keys + start, NULL, own, here);
+        } else if (values == keys) {
+            tally_block(size, keys + start, keys + start, own, here);
+        } else {
+            tally_block(size, keys + start, values + start, own, here);
+        }
+        UNROLL for (size_t j = 0; j < RNN_LEVELS; j++) total[j] += values ? here[j] * share : here[j];
+    }
+    UNROLL for (size_t j = 0; j < RNN_LEVELS; j++) {
+        dvec low, high;
+        widen(total[j], &low, &high);
+        sums[j] = sum_of_doubles(low + high);
+    }
+}
+
+INLINE size_t take_places(ivec mask, size_t start, int32_t *places, size_t found) {
+    for (uint32_t lanes = lanes_of(mask); lanes; lanes &= lanes - 1) {
+        places[found++] = (int32_t)(start + (size_t)__builtin_ctz(lanes));
+    }
     return found;
 }
 
-static void cut_below(size_t count, float *x, float least) {
-    for (size_t i = 0; i < count; i++) x[i] = x[i] >= least ? x[i] : -INFINITY;
+static size_t part(size_t count, const float *x, const float *shares, float low, float high, double *sums,
+                   size_t *above, int32_t *places) {
+    ivec number = {0};
+    size_t found = 0;
+    for (size_t start = 0; start < count; start += RNN_BLOCK) {
+        size_t size = rnn_min(RNN_BLOCK, count - start);
+        float share = shares[start / RNN_BLOCK];
+        sums[start / RNN_BLOCK] = 0.0;
+        if (!(share > 0.0f) || share < low) continue;
+        float own_low = level_within(low, share), own_high = level_within(high, share);
+        vec total = {0};
+        size_t i = 0;
+        for (; i + 4 * LANES <= size; i += 4 * LANES) {
+            vec here[4], taken[4];
+            ivec between[4];
+            UNROLL for (size_t n = 0; n < 4; n++) {
+                here[n] = load(x + start + i + n * LANES);
+                ivec up = here[n] >= own_high;
+                taken[n] = (vec)(up & (ivec)here[n]);
+                number -= up; /* a true lane is -1 */
+                between[n] = (here[n] >= own_low) & ~up;
+            }
+            total += (taken[0] + taken[1]) + (taken[2] + taken[3]);
+            if (!lanes_of((between[0] | between[1]) | (between[2] | between[3]))) continue;
+            UNROLL for (size_t n = 0; n < 4; n++) found = take_places(between[n], start + i + n * LANES, places, found);
+        }
+        for (; i < size; i += LANES) {
+            vec here = load_some(x + start + i, size - i, -INFINITY);
+            ivec up = here >= own_high;
+            total += (vec)(up & (ivec)here);
+            number -= up;
+            found = take_places((here >= own_low) & ~up, start + i, places, found);
+        }
+        dvec a, b;
+        widen(total, &a, &b);
+        sums[start / RNN_BLOCK] = sum_of_doubles(a + b);
+    }
+    *above = 0;
+    for (size_t j = 0; j < LANES; j++) *above += (size_t)number[j];
+    return found;
 }
 
 /* The sum of exp((z - max) * beta); e as well when it is wanted. */

@@ -132,14 +132,38 @@ static void weighted_sum(size_t terms, size_t count, const float *weights, size_
     }
 }
 
-static size_t count_at_least(size_t count, const float *x, float least) {
-    uint32_t found = 0; /* count is at most RNN_MAX_VOCAB */
-    for (size_t i = 0; i < count; i++) found += x[i] >= least;
-    return found;
+/* `level` for a block of numbers relative to a share; what it separates is not 0. */
+static float level_within(float level, float share) { return fmaxf(level / share, FLT_MIN); }
+
+static void tally(size_t count, const float *keys, const float *values, const float *shares,
+                  const float levels[RNN_LEVELS], double sums[RNN_LEVELS]) {
+    for (size_t j = 0; j < RNN_LEVELS; j++) {
+        sums[j] = 0.0;
+        for (size_t i = 0; i < count; i++) {
+            float share = shares ? shares[i / RNN_BLOCK] : 1.0f;
+            if (shares && share < levels[j]) continue;
+            if (keys[i] >= (shares ? level_within(levels[j], share) : levels[j]))
+                sums[j] += values ? values[i] * share : 1.0;
+        }
+    }
 }
 
-static void cut_below(size_t count, float *x, float least) {
-    for (size_t i = 0; i < count; i++) x[i] = x[i] >= least ? x[i] : -INFINITY;
+static size_t part(size_t count, const float *x, const float *shares, float low, float high, double *sums,
+                   size_t *above, int32_t *places) {
+    size_t found = 0;
+    *above = 0;
+    for (size_t i = 0; i < count; i++) {
+        float share = shares[i / RNN_BLOCK];
+        if (i % RNN_BLOCK == 0) sums[i / RNN_BLOCK] = 0.0;
+        if (!(share > 0.0f) || share < low) continue;
+        if (x[i] >= level_within(high, share)) {
+            sums[i / RNN_BLOCK] += x[i];
+            ++*above;
+        } else if (x[i] >= level_within(low, share)) {
+            places[found++] = (int32_t)i;
+        }
+    }
+    return found;
 }
 
 static double exp_sum(size_t count, const float *z, float max, float beta, float *e) {

@@ -67,6 +67,7 @@ enum { RNN_STATUS_MAP(RNN_STATUS_ENUM) };
 #define RNN_MAX_TOKENS (1 << 24)    /* of one call: steps * batch, or the tokens of a prompt or a text to score */
 #define RNN_MAX_SEQUENCES (1 << 12) /* that one decoder advances together */
 #define RNN_MAX_THREADS 1024
+#define RNN_MAX_BIAS 1e6f /* of a token's logit */
 
 typedef struct rnn_dims {
     int32_t vocab, embed, hidden; /* V, E, H; each at least 1 */
@@ -182,20 +183,38 @@ RNN_API int32_t rnn_decoder_create(const rnn_model *model, int32_t max_sequences
                                    rnn_decoder **decoder);
 RNN_API void rnn_decoder_destroy(rnn_decoder *decoder); /* accepts NULL */
 
-/* How the next token is drawn from logits z. The distribution is softmax(z / temperature) over all tokens except the
- * banned one, cut to the top_k most probable of them (among equals, the lowest ids). The token is the first, in order of
- * id, at which the cumulative sum of the probabilities, in double, exceeds u.
- * RNN_E_TOKEN when banned is neither -1 nor a token; RNN_E_ARG when it is the only one (V = 1). */
+/* What is added to the logit of one token before it is drawn from. */
+typedef struct rnn_bias {
+    int32_t token;
+    float value; /* from -RNN_MAX_BIAS to RNN_MAX_BIAS */
+} rnn_bias;
+
+/* How the next token is drawn from logits z, in this order:
+ *
+ *   1  biases are added to z, and the banned token is left out
+ *   2  at temperature 0 the largest is the token, of equal ones the lowest id; what follows is then not used
+ *   3  p = softmax(z / temperature)
+ *   4  the top_k most probable tokens are kept, of equal ones the lowest ids
+ *   5  of these, in the same order, as few as hold top_p of the probability that is left are kept; at least one
+ *   6  the token is the first, in order of id, at which the running sum of the probabilities that are kept, in double,
+ *      exceeds u times their whole
+ *
+ * A bias is an addition and nothing else: -100 bans a token in all but name, since logits are seldom as far apart.
+ * RNN_E_TOKEN when banned is neither -1 nor a token, or the biases are not in ascending order of token, each once;
+ * RNN_E_ARG when the banned token is the only one (V = 1). */
 typedef struct rnn_sampling {
-    double u;          /* in [0,1) */
-    float temperature; /* 0: the most probable token, among equals the lowest id; u and top_k are then ignored */
-    int32_t top_k;     /* 0, or V and more: all tokens */
-    int32_t banned;    /* a token that is never drawn, such as <UNK>; -1: none */
-    int32_t reserved;  /* pads the struct to 24 bytes everywhere; ignored */
+    double u;               /* in [0,1) */
+    float temperature;      /* 0: greedy */
+    int32_t top_k;          /* 0, or V and more: all tokens */
+    int32_t banned;         /* a token that is never drawn, such as <UNK>; -1: none */
+    float top_p;            /* in (0,1]; 1: all tokens */
+    const rnn_bias *biases; /* (bias_count): kept by the caller until the call returns; NULL for none */
+    int32_t bias_count;
+    int32_t reserved; /* fills the struct up; not looked at */
 } rnn_sampling;
 
-/* rnn_sample -- one draw from logits (V); -inf marks a token that cannot be drawn.
- *   out     token;  logp: log softmax(logits)[token], before temperature, top_k and ban; may be NULL
+/* rnn_sample -- one draw from logits (V); -inf is a token that cannot be drawn.
+ *   out     token;  logp: log softmax(logits)[token], of the logits as they are given; may be NULL
  *   RNN_E_NONFINITE when a logit is NaN or +inf, or all but the banned one are -inf. */
 RNN_API int32_t rnn_sample(rnn_decoder *decoder, const float *logits, const rnn_sampling *sampling, int32_t *token,
                            float *logp);
@@ -208,7 +227,7 @@ RNN_API int32_t rnn_prefill(rnn_decoder *decoder, const int32_t *tokens, int32_t
  *   in      tokens (n)  sampling (n)
  *   in/out  states (n,H)
  *   out     next (n): the tokens drawn;  logp (n): their log-probabilities, may be NULL
- *           logits (n,V): before temperature, top_k and ban; may be NULL
+ *           logits (n,V): as the model gives them, before anything that sampling does; may be NULL
  *   The result of a sequence does not depend on the other sequences of the call. */
 RNN_API int32_t rnn_decode(rnn_decoder *decoder, int32_t n, const int32_t *tokens, const rnn_sampling *sampling,
                            float *states, int32_t *next, float *logp, float *logits);

@@ -136,6 +136,21 @@ INLINE vec fold(vec a, vec b) {
 #endif
 }
 
+/* Bit i says whether lane i of a comparison is true. */
+INLINE uint32_t lanes_of(ivec mask) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX__)
+    return (uint32_t)_mm256_movemask_ps((__m256)mask);
+#elif defined(__SSE__)
+    return (uint32_t)_mm_movemask_ps((__m128)mask);
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < LANES; i++) bits |= (uint32_t)(mask[i] & 1) << i;
+    return bits;
+#endif
+}
+
 INLINE double sum_of_doubles(dvec x) {
     double sum = 0.0;
     for (int i = 0; i < LANES / 2; i++) sum += x[i];

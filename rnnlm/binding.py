@@ -31,6 +31,7 @@ from rnnlm.arrays import F32, I32
 from rnnlm.checkpoint import Weights
 from rnnlm.errors import Failure
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
+from rnnlm.sampling import BIAS
 
 ABI_VERSION = 3  # RNN_ABI_VERSION of rnnlib.h
 
@@ -96,8 +97,11 @@ class RegularizationStruct(ctypes.Structure):
     ]
 
 
-SAMPLING = np.dtype(  # rnn_sampling
-    [("u", "f8"), ("temperature", "f4"), ("top_k", "i4"), ("banned", "i4"), ("reserved", "i4")]
+SAMPLING = np.dtype(  # rnn_sampling; `biases` is an address
+    [
+        *(("u", "f8"), ("temperature", "f4"), ("top_k", "i4"), ("banned", "i4"), ("top_p", "f4")),
+        *(("biases", np.uintp), ("bias_count", "i4"), ("reserved", "i4")),
+    ]
 )
 
 
@@ -404,11 +408,19 @@ class Model:
         )
 
 
-def sampling_rows(n: int, *, temperature: float = 1.0, top_k: int = 0, banned: int | None = None) -> npt.NDArray[Any]:
+def sampling_rows(
+    n: int, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, banned: int | None = None
+) -> npt.NDArray[Any]:
     """n rows of `rnn_sampling`, (n,) of dtype SAMPLING, alike; `u` is 0. banned: a token id that is never drawn."""
     rows = np.zeros(n, dtype=SAMPLING)
-    rows["temperature"], rows["top_k"], rows["banned"] = temperature, top_k, -1 if banned is None else banned
+    rows["temperature"], rows["top_k"], rows["top_p"] = temperature, top_k, top_p
+    rows["banned"] = -1 if banned is None else banned
     return rows
+
+
+def set_biases(row: npt.NDArray[Any], biases: npt.NDArray[Any]) -> None:
+    """Point `row`, one of sampling_rows, to biases, (n,) of dtype BIAS, kept by the caller until it was used."""
+    row["biases"], row["bias_count"] = _address(biases, BIAS), biases.size
 
 
 class Decoder:
@@ -441,7 +453,7 @@ class Decoder:
 
         tokens: (n,) to feed.  sampling: (n,) of dtype SAMPLING.  states: (n, H), replaced.
         following: (n,), overwritten with the tokens drawn; logprobs: (n,), with their log-probabilities;
-        logits: (n, V), with what they were drawn from, before temperature and top_k.
+        logits: (n, V), of the model, before all that sampling does to them.
         """
         n = tokens.size
         for name, array, shape in (

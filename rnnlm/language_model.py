@@ -10,48 +10,26 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rnnlm import inspection
 from rnnlm.data.text import Vocabulary
-from rnnlm.errors import UserError
 from rnnlm.inspection import Inspection, Matrices, Neighbours, Spectrum, Unit
+from rnnlm.sampling import PromptError, Sampling
 
 MAX_SEED = 2**63 - 1
-MAX_TOP_K = 2**31 - 1  # as rnn_sampling in csrc/rnnlib.h has it
-
-
-class PromptError(UserError, ValueError):
-    """A prompt or an option of a generation cannot be used."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn. The fields are those of `rnn_sampling` in csrc/rnnlib.h. <UNK> is never drawn.
-
-    temperature: 0 takes the most probable token; 1 samples from the model's own distribution.
-    top_k: draw from the k most probable tokens only; 0 means all.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= 100.0):
-            raise PromptError(f"temperature must be from 0 to 100, got {self.temperature}")
-        if not 0 <= self.top_k <= MAX_TOP_K:
-            raise PromptError(f"top_k must be from 0 (all tokens) to {MAX_TOP_K}, got {self.top_k}")
 
 
 @dataclass(frozen=True)
 class Token:
     """One token and its probability.
 
-    logprob: natural logarithm of its probability under the model itself, before temperature and top_k.
+    logprob: natural logarithm of its probability under the model itself, before all that sampling does.
     """
 
     id: int
@@ -166,23 +144,32 @@ class LanguageModel(ABC):
         max_tokens: int = 50,
         temperature: float | None = None,
         top_k: int = 0,
+        top_p: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         ignore_eos: bool = False,
     ) -> Iterator[Token]:
         """Yield the tokens of a generation one by one. Closing the iterator stops the work.
 
         temperature: None is the back end's own default (C samples with 1, torch is greedy with 0).
+        top_k, top_p, presence_penalty, frequency_penalty, logit_bias: the fields of `Sampling`.
         seed: the same seed, prompt and weights give the same tokens; None draws a seed.
         ignore_eos: continue after the end of a sentence until max_tokens.
         Raises PromptError from the call itself, before the first token.
         """
-        sampling = self._sampling(max_tokens, temperature, top_k)
+        sampling = self._sampling(
+            max_tokens, temperature, top_k, top_p, presence_penalty, frequency_penalty, logit_bias or {}
+        )
         return self._tokens(self.encode(prompt)[0], max_tokens, sampling, check_seed(seed), ignore_eos)
 
-    def _sampling(self, max_tokens: int, temperature: float | None, top_k: int) -> Sampling:
+    def _sampling(self, max_tokens: int, temperature: float | None, *others: Any) -> Sampling:
         if max_tokens < 1:
             raise PromptError(f"max_tokens must be 1 or more, got {max_tokens}")
-        return Sampling(self.default_temperature if temperature is None else temperature, top_k)
+        sampling = Sampling(self.default_temperature if temperature is None else temperature, *others)
+        sampling.check_vocabulary(len(self.vocabulary))
+        return sampling
 
     def _tokens(
         self, ids: list[int], max_tokens: int, sampling: Sampling, seed: int, ignore_eos: bool
@@ -203,11 +190,17 @@ class LanguageModel(ABC):
         max_tokens: int = 50,
         temperature: float | None = None,
         top_k: int = 0,
+        top_p: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         ignore_eos: bool = False,
     ) -> Generation:
         """Continue `prompt`. The options are those of `stream`."""
-        sampling = self._sampling(max_tokens, temperature, top_k)
+        sampling = self._sampling(
+            max_tokens, temperature, top_k, top_p, presence_penalty, frequency_penalty, logit_bias or {}
+        )
         ids, unknown = self.encode(prompt)
         seed = check_seed(seed)
         tokens = tuple(self._tokens(ids, max_tokens, sampling, seed, ignore_eos))

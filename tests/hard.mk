@@ -9,7 +9,7 @@
 EXE          := $(if $(WINDOWS),.exe)
 C_TEST       := $(BUILD)/test_rnnlib$(EXE)
 TILES_TEST   := $(if $(filter amx,$(ISAS)),$(BUILD)/test_rnnlib_tiles$(EXE))
-C_TEST_PARTS := test_rnnlib test_kernels test_bfloat16 test_training test_inference problem testing
+C_TEST_PARTS := test_rnnlib test_kernels test_bfloat16 test_training test_inference test_sampling problem testing
 RUN          ?=# runs a program of another system: wine64, "qemu-aarch64 -L ..."
 
 test-c: $(C_TEST) $(TILES_TEST) ## run the C tests on every instruction set, and on an emulation of AMX

@@ -70,7 +70,7 @@ static void generate(int32_t precision) {
     rnn_decoder *decoder = NULL;
     need(rnn_model_create(&dims, embeddings, wxh, whh, bh, why, by, precision, 2, &model), "rnn_model_create");
     need(rnn_decoder_create(model, 2, 2, &decoder), "rnn_decoder_create");
-    rnn_sampling sampling[] = {{0, 0.8f, 20, 1, 0}, {0, 0.0f, 0, -1, 0}};
+    rnn_sampling sampling[] = {{.temperature = 0.8f, .top_k = 20, .banned = 1, .top_p = 0.9f}, {.banned = -1}};
     int32_t tokens[] = {5, 38}, out[WORDS];
     float states[2 * H] = {0}, logp[2];
     for (int i = 0; i < WORDS; i++) {

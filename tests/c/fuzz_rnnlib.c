@@ -243,7 +243,16 @@ static void fuzz_optimisers(void) {
 /* ---- Inference ------------------------------------------------------------------------------------------------------ */
 
 static rnn_sampling sampling_of(int32_t V) {
-    rnn_sampling s = {(double)byte() / 256.0, (float)byte() / 100.0f, byte() % 50, -1, 0};
+    static rnn_bias biases[4]; /* of the call that is being made */
+    rnn_sampling s = {
+        .u = (double)byte() / 256.0, .temperature = (float)byte() / 100.0f, .top_k = byte() % 50, .banned = -1};
+    s.top_p = byte() < 128 ? 1.0f : (float)(1 + byte()) / 256.0f;
+    s.bias_count = byte() % 8 - 3;
+    if (s.bias_count < 0 && !odd()) s.bias_count = 0;
+    for (int32_t i = 0; i < s.bias_count; i++)
+        biases[i] = (rnn_bias){odd() ? any_int() : (byte() % V + i) % V, real(100.0f)};
+    s.biases = or_null(biases);
+    if (odd()) s.top_p = odd_float();
     if (odd()) s.u = (double)odd_float();
     if (odd()) s.temperature = odd_float();
     if (odd()) s.top_k = any_int();

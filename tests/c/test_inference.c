@@ -40,7 +40,7 @@ void test_decode_matches_loss(void) {
         CHECK_BELOW(rel_err(state, want_state, p.H), 1e-5);
 
         /* The same token by token: prefill all but the last, then one step. */
-        rnn_sampling greedy = {NAN, 0.0f, -5, -1, 0}; /* at temperature 0 the rest is not looked at */
+        rnn_sampling greedy = {.u = NAN, .top_k = -5, .banned = -1}; /* at temperature 0 the rest is not looked at */
         float last = 0.0f;
         CHECK(rnn_prefill(decoder, tokens, (int32_t)p.T - 1, stepped) == RNN_OK);
         CHECK(rnn_decode(decoder, 1, &tokens[p.T - 1], &greedy, stepped, &next, &last, logits) == RNN_OK);
@@ -71,9 +71,9 @@ void test_decode_matches_loss(void) {
     }
 }
 
-/* No token banned. */
+/* No token banned, none cut off by its probability. */
 static rnn_sampling sampling_of(double u, float temperature, int32_t top_k) {
-    return (rnn_sampling){u, temperature, top_k, -1, 0};
+    return (rnn_sampling){.u = u, .temperature = temperature, .top_k = top_k, .banned = -1, .top_p = 1.0f};
 }
 
 /* 37 sequences in one call, and each in a call of its own: the same bits. */
@@ -87,11 +87,14 @@ static void compare_company(int32_t precision) {
     int32_t tokens[SEQUENCES], tokens_alone[SEQUENCES];
     float logp[SEQUENCES], logp_alone[SEQUENCES];
     rnn_sampling sampling[SEQUENCES];
+    const rnn_bias biases[] = {{0, 5.0f}, {575, -2.0f}, {1110, 7.0f}};
     for (size_t i = 0; i < SEQUENCES; i++) {
         int32_t prompt[3], length = 1 + (int32_t)i % 3;
         for (int32_t t = 0; t < length; t++) prompt[t] = (int32_t)(uniform() * 1111);
         sampling[i] = sampling_of(NAN, i % 4 == 0 ? 0.0f : 0.5f * (float)(i % 4), i % 5 == 0 ? 10 : 0);
         sampling[i].banned = i % 3 == 0 ? (int32_t)i : -1;
+        if (i % 7 < 2) sampling[i].top_p = 0.9f;
+        if (i % 6 == 1) sampling[i].biases = biases, sampling[i].bias_count = 3;
         CHECK(rnn_prefill(one, prompt, length - 1, states + i * p.H) == RNN_OK);
         tokens[i] = tokens_alone[i] = prompt[length - 1];
     }
@@ -192,7 +195,7 @@ void test_history_matters(void) {
     rnn_decoder *d = decoder_for(model, 1, 1);
     int32_t prompt[2][4] = {{1, 5, 6, 7}, {2, 5, 6, 7}}, next = 0;
     float *logits[2] = {floats(p.V), floats(p.V)};
-    rnn_sampling greedy = {0.0, 0.0f, 0, -1, 0};
+    rnn_sampling greedy = sampling_of(0.0, 0.0f, 0);
     for (int i = 0; i < 2; i++) {
         float *state = floats(p.H);
         CHECK(rnn_prefill(d, prompt[i], 3, state) == RNN_OK);
@@ -277,7 +280,8 @@ void test_sampling(void) {
 
     /* A banned token is not drawn: not by chance, not as the most probable, and top_k counts the others. */
     for (size_t v = 0; v < p.V; v++) z[v] = v == 9 ? 30.0f : v == 1200 ? 2.0f : v == 1300 ? 1.0f : -40.0f;
-    rnn_sampling ban = {0.2, 1.0f, 0, 9, 0};
+    rnn_sampling ban = sampling_of(0.2, 1.0f, 0);
+    ban.banned = 9;
     CHECK(rnn_sample(d, z, &ban, &token, &logp) == RNN_OK && token == 1200);
     CHECK_BELOW(fabs(logp + 28.0), 1e-5); /* of the full distribution */
     ban.u = 0.9;
@@ -389,7 +393,7 @@ void test_inference_refusals(void) {
     problem lone = make_problem(1, 4, 5, 1, 1);
     rnn_model *lone_model = model_for(&lone, RNN_PRECISION_F32);
     rnn_decoder *lone_decoder = decoder_for(lone_model, 1, 1);
-    rnn_sampling none_left = {0.5, 1.0f, 0, 0, 0};
+    rnn_sampling none_left = {.u = 0.5, .temperature = 1.0f, .banned = 0, .top_p = 1.0f};
     int32_t zero = 0;
     CHECK(rnn_decode(lone_decoder, 1, &zero, &none_left, states, next, NULL, NULL) == RNN_E_ARG && next[0] == -3);
     rnn_decoder_destroy(lone_decoder);

@@ -204,36 +204,75 @@ void test_softmax(void) {
 void test_passes(void) {
     const rnn_kernels *k = rnn_kernels_choose();
     for (size_t count = 1; count < 150; count++) {
-        float *x = random_floats(count, 1.0), *cut = floats(count), *out = floats(count);
+        float *x = random_floats(count, 1.0), *rounded = floats(count), *out = floats(count);
         float max = -INFINITY, max_abs = 0.0f, weights[] = {0.5f, NAN, -2.0f};
         float *terms = random_floats(2 * count, 1.0);
         double squares = 0.0, *want = doubles(count);
-        size_t least = 0;
         for (size_t i = 0; i < count; i++) {
             max = fmaxf(max, x[i]);
             max_abs = fmaxf(max_abs, fabsf(x[i]));
             squares += (double)x[i] * x[i];
-            least += x[i] >= x[count / 2];
             want[i] = 0.5 * terms[i] - 2.0 * terms[count + i];
         }
         CHECK(k->max(count, x) == max && k->max_abs(count, x) == max_abs);
         CHECK_BELOW(fabs(k->sum_squares(count, x) / squares - 1.0), 1e-12);
-        CHECK(k->count_at_least(count, x, x[count / 2]) == least);
-        memcpy(cut, x, count * sizeof *x);
-        k->cut_below(count, cut, x[count / 2]);
-        for (size_t i = 0; i < count; i++) CHECK(cut[i] == (x[i] >= x[count / 2] ? x[i] : -INFINITY));
         k->weighted_sum(2, count, weights, 2, terms, count, out);
         CHECK_BELOW(rel_err(out, want, count), 1e-6);
-        memcpy(cut, x, count * sizeof *x);
-        cut[count / 3] = NAN;
-        k->round(count, cut);
+        memcpy(rounded, x, count * sizeof *x);
+        rounded[count / 3] = NAN;
+        k->round(count, rounded);
         for (size_t i = 0; i < count; i++) {
-            CHECK(i == count / 3 ? isnan(cut[i]) : cut[i] == rnn_widen_bfloat16(rnn_round_bfloat16(x[i])));
+            CHECK(i == count / 3 ? isnan(rounded[i]) : rounded[i] == rnn_widen_bfloat16(rnn_round_bfloat16(x[i])));
         }
         x[count - 1] = -INFINITY;
         CHECK(k->max_abs(count, x) == INFINITY);
         x[count - 1] = NAN;
         CHECK(k->max_abs(count, x) == INFINITY && isnan(k->sum_squares(count, x)));
-        free(x), free(cut), free(out), free(terms), free(want);
+        free(x), free(rounded), free(out), free(terms), free(want);
+    }
+}
+
+/* What a cut asks of weights in blocks, each relative to a share, at levels that some of them meet exactly. */
+void test_levels(void) {
+    const rnn_kernels *k = rnn_kernels_choose();
+    static const size_t counts[] = {1, 2, 15, 16, 17, 63, 64, 65, 150, 575, 576, 577, 700, 1153};
+    for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+        size_t count = counts[c], want_above = 0, want_found = 0, above = 0;
+        float *x = floats(count), *other = random_floats(count, 1.0), shares[3] = {1.0f, 0.25f, 0.0f};
+        for (size_t i = 0; i < count; i++) x[i] = i % 5 == 0 ? 0.0f : rintf((float)uniform() * 64.0f) / 64.0f;
+        float levels[RNN_LEVELS] = {0.5f, 0.25f, 0.125f}, low = 0.125f, high = 0.5f;
+        double sums[RNN_LEVELS], numbers[RNN_LEVELS], plain[RNN_LEVELS];
+        double want_sums[RNN_LEVELS] = {0.0}, want_numbers[RNN_LEVELS] = {0.0}, want_plain[RNN_LEVELS] = {0.0};
+        double block_sums[3] = {9.0, 9.0, 9.0}, want_block_sums[3] = {0.0};
+        int32_t *places = ints(count), *want_places = ints(count);
+        for (size_t i = 0; i < count; i++) {
+            float share = shares[i / RNN_BLOCK], weight = x[i] * share; /* exact: powers of two */
+            for (size_t j = 0; j < RNN_LEVELS; j++) {
+                want_sums[j] += weight >= levels[j] ? (double)weight : 0.0;
+                want_numbers[j] += weight >= levels[j];
+                want_plain[j] += x[i] >= levels[j] ? (double)other[i] : 0.0;
+            }
+            if (weight >= high) {
+                want_above++;
+                want_block_sums[i / RNN_BLOCK] += (double)x[i];
+            } else if (weight >= low) {
+                want_places[want_found++] = (int32_t)i;
+            }
+        }
+        k->tally(count, x, x, shares, levels, sums);
+        k->tally(count, x, NULL, shares, levels, numbers);
+        k->tally(count, x, other, NULL, levels, plain);
+        for (size_t j = 0; j < RNN_LEVELS; j++) {
+            CHECK(sums[j] == want_sums[j] && numbers[j] == want_numbers[j]);
+            CHECK_BELOW(fabs(plain[j] - want_plain[j]), 1e-5 * (double)(count + 10));
+        }
+        CHECK(k->part(count, x, shares, low, high, block_sums, &above, places) == want_found && above == want_above);
+        CHECK(same(places, want_places, want_found * sizeof *places));
+        for (size_t b = 0; b * RNN_BLOCK < count; b++) CHECK(block_sums[b] == want_block_sums[b]);
+        /* Down to the last weight that is not 0, and none. */
+        want_found = 0;
+        for (size_t i = 0; i < count; i++) want_found += x[i] * shares[i / RNN_BLOCK] > 0.0f;
+        CHECK(k->part(count, x, shares, 0.0f, INFINITY, block_sums, &above, places) == want_found && above == 0);
+        free(x), free(other), free(places), free(want_places);
     }
 }

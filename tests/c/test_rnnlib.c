@@ -11,7 +11,8 @@
 
 static void test_statuses(void) {
     CHECK(rnn_abi_version() == RNN_ABI_VERSION);
-    CHECK(rnn_sizeof("rnn_dims") == 12 && rnn_sizeof("rnn_sampling") == 24 && rnn_sizeof("rnn_adamw") == 24);
+    CHECK(rnn_sizeof("rnn_dims") == 12 && rnn_sizeof("rnn_sampling") == 32 + sizeof(void *) &&
+          rnn_sizeof("rnn_adamw") == 24);
     CHECK(rnn_sizeof("rnn_regularization") == sizeof(rnn_regularization));
     CHECK(rnn_sizeof("rnn_work") == 0 && rnn_sizeof("") == 0 && rnn_sizeof(NULL) == 0);
     const char *wish = getenv("RNN_ISA");
@@ -39,6 +40,7 @@ static const test tests[] = {
     {"exp and tanh", test_exp_and_tanh},
     {"softmax", test_softmax},
     {"passes over a vector", test_passes},
+    {"what weighs at least so much", test_levels},
     {"rounding to bfloat16", test_rounding_to_bfloat16},
     {"products of bfloat16 operands", test_bfloat16_products},
     {"bfloat16 operands", test_bfloat16_operands},
@@ -57,6 +59,8 @@ static const test tests[] = {
     {"generation matches the lesson", test_generation_matches_the_lesson},
     {"the early prompt matters", test_history_matters},
     {"sampling", test_sampling},
+    {"what top_k and top_p keep", test_cuts},
+    {"biases and penalties", test_biases},
     {"inference refuses, and leaves outputs untouched", test_inference_refusals},
     {"a weight too large for its copy", test_a_weight_too_large_for_its_copy},
 };

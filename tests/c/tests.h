@@ -8,6 +8,7 @@ void test_copies(void);
 void test_exp_and_tanh(void);
 void test_softmax(void);
 void test_passes(void);
+void test_levels(void);
 
 /* test_bfloat16.c */
 void test_rounding_to_bfloat16(void);
@@ -24,6 +25,10 @@ void test_carried_state(void);
 void test_training_refusals(void);
 void test_optimisers(void);
 void test_optimiser_refusals(void);
+
+/* test_sampling.c */
+void test_cuts(void);
+void test_biases(void);
 
 /* test_inference.c */
 void test_decode_matches_loss(void);
