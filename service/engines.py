@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rnnlm.binding import F32, Decoder, sampling_rows
-from rnnlm.language_model import LanguageModel, Sampling
+from rnnlm.binding import F32, Decoder, sampling_rows, set_biases
+from rnnlm.language_model import LanguageModel
+from rnnlm.sampling import Biases, Sampling
 
 if TYPE_CHECKING:
     import rnn
     import torch_rnn
 
 GREEDY = Sampling(temperature=0.0)
+NO_BIASES = Biases(GREEDY)
 
 
 class Step(NamedTuple):
@@ -34,7 +36,7 @@ class Feed(NamedTuple):
     """The input of one step of one sequence.
 
     token: what it is fed.   u: the uniform that draws the next token.   top: how many alternatives to report.
-    target: the next token of a text that is scored; None draws one.
+    biases: of the sequence, for this step.   target: the next token of a text that is scored; None draws one.
     """
 
     token: int
@@ -42,6 +44,7 @@ class Feed(NamedTuple):
     sampling: Sampling
     top: int
     target: int | None
+    biases: Biases = NO_BIASES
 
 
 class Engine(ABC):
@@ -89,6 +92,10 @@ class CEngine(Engine):
         sampling["u"] = [feed.u for feed in feeds]
         sampling["temperature"] = [way.temperature for way in ways]
         sampling["top_k"] = [way.top_k for way in ways]
+        sampling["top_p"] = [way.top_p for way in ways]
+        for i, feed in enumerate(feeds):
+            if feed.biases.rows.size:
+                set_biases(sampling[i : i + 1], feed.biases.rows)
         rows = np.stack(states)
         drawn = np.empty(n, dtype=np.int32)
         logprobs = np.empty(n, dtype=np.float32)
@@ -146,7 +153,7 @@ class TorchEngine(Engine):
         logprobs = self._torch.log_softmax(logits, 0)
         token = feed.target
         if token is None:
-            token = self._draw(logits, feed.sampling, feed.u, self.model.vocabulary.unk)
+            token = self._draw(logits, feed.sampling, feed.u, self.model.vocabulary.unk, feed.biases.rows)
         top: tuple[tuple[int, float], ...] = ()
         if feed.top:
             best = self._torch.topk(logprobs, min(feed.top, len(logprobs)))

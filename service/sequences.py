@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnlm.language_model import Sampling
+from rnnlm.sampling import Biases, Sampling
 from service.engines import Engine, Feed, Step
 from service.wording import Phrase, StopMatcher
 
@@ -47,6 +47,7 @@ class TokenSequence:
         self.first_at: float | None = None
         self.last_at: float | None = None
         self._sampling = sampling
+        self._biases = Biases(sampling)
         self._uniforms = np.random.default_rng(seed).random(max_tokens).tolist()
         self._eos = eos
         self._stop = StopMatcher(stop) if stop else None
@@ -79,7 +80,8 @@ class TokenSequence:
         if done < self.prompt_steps:
             return Feed(self.prompt[done], 0.0, self._sampling, self._top, self.prompt[done + 1]), self._state
         token = self._new[-1] if self._new else self.prompt[-1]
-        return Feed(token, self._uniforms[len(self._new)], self._sampling, self._top, None), self._state
+        u = self._uniforms[len(self._new)]
+        return Feed(token, u, self._sampling, self._top, None, self._biases), self._state
 
     def take(self, step: Step, state: Any) -> None:
         """Add a token, and find out whether it is the last."""
@@ -88,6 +90,7 @@ class TokenSequence:
         held_back = 0
         if len(self.steps) > self.prompt_steps:
             self._new.append(step.token)
+            self._biases.drawn(step.token)
             if self._stop and (stopped := self._stop.add(step.token)):
                 self._finish("stop", len(self.steps) - stopped)
                 return

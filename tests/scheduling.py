@@ -20,7 +20,7 @@ EOS = 0
 
 def sequence(engine: Engine, *, prompt: Sequence[int] = (EOS,), max_tokens: int = 5, **options: Any) -> TokenSequence:
     return TokenSequence(
-        engine, prompt, max_tokens=max_tokens, sampling=Sampling(), **{"seed": 1, "eos": EOS, **options}
+        engine, prompt, max_tokens=max_tokens, **{"sampling": Sampling(), "seed": 1, "eos": EOS, **options}
     )
 
 

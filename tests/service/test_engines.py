@@ -130,3 +130,34 @@ def test_the_smallest_temperatures_take_the_most_probable_word(temperature: floa
     logits = torch.tensor([-3.0, 2.0, 9.0, 1.0], dtype=torch.float64)
     for u in (0.0, 0.5, 0.999):
         assert torch_rnn.draw(logits, Sampling(temperature), u, banned=2) == 1
+
+
+SAMPLINGS = [
+    Sampling(),
+    Sampling(temperature=0.7, top_p=0.6),
+    Sampling(top_k=9, top_p=0.9, presence_penalty=1.0),
+    Sampling(temperature=0.0, frequency_penalty=2.0),
+    Sampling(logit_bias={3: 5.0, 30: -100.0}, frequency_penalty=-0.5),
+]
+
+
+@needs_library
+@pytest.mark.parametrize("make", [c_engine, torch_engine])
+def test_every_way_of_sampling_writes_what_the_model_writes(make: Callable[[], Engine]) -> None:
+    """Alone, as model.generate does, and side by side."""
+    engine = make()
+    words = engine.model.vocabulary.words
+
+    def requests() -> list[list[TokenSequence]]:
+        ids, _ = engine.model.encode("waa wab")
+        return [
+            [sequence(engine, prompt=ids, max_tokens=12, seed=seed, eos=None, sampling=way) for seed in range(2)]
+            for way in SAMPLINGS
+        ]
+
+    steps = iter(carry_out(requests))
+    for way in SAMPLINGS:
+        for seed in range(2):
+            options = {"max_tokens": 12, "seed": seed, "ignore_eos": True, **dataclasses.asdict(way)}
+            written = engine.model.generate("waa wab", **options)
+            assert [words[step.token] for step in next(steps)] == [token.word for token in written.tokens]
