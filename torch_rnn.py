@@ -19,7 +19,7 @@ if __name__ == "__main__":  # Ctrl-C while the rest is imported ends it at once,
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
