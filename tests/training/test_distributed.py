@@ -24,7 +24,7 @@ from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import PeerLost
 
 STEPS = 20
-EXACT = {"max_tokens": 8 * 16 * STEPS + 1, "epochs": 1, "bptt": 16}  # 20 steps of 8 streams
+EXACT = {"max_tokens": 8 * 16 * STEPS + 1, "epochs": 1, "bptt": 16}  # 20 steps of 8 batch rows
 
 
 def torchrun(backend: str, *arguments: str, processes: int = 2) -> list[str]:
@@ -102,7 +102,7 @@ def test_a_killed_process_ends_the_run_with_one_message_and_resume_goes_on(
     assert result.returncode == 0, result.stderr
     assert "epoch 1/" not in result.stderr and "epoch 12/" in result.stderr
     assert same_weights(whole, killed)
-    # And with more epochs on one process, which takes the streams of both.
+    # And with more epochs on one process, which takes the batch rows of both.
     result = run(backend, *options(text, killed, **long | {"batch_size": 8, "epochs": 13}), "--resume")
     assert result.returncode == 0, result.stderr
     assert checkpoint.load_state(killed.with_suffix(".resume"))[1]["progress"]["epoch"] == 13
