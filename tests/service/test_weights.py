@@ -117,6 +117,17 @@ def test_weights_are_loaded_once_and_shared(tmp_path: Path) -> None:
         assert len(registry._entries) == 2
 
 
+def test_the_weights_that_were_used_least_recently_are_dropped(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        save_tiny(tmp_path, name)
+    with serving(tmp_path, cached_weights=2) as client:
+        registry = client.app.state.service.registry  # type: ignore[attr-defined]
+        a, b = registry.get("a"), registry.get("b")
+        assert registry.get("a") is a  # used again, so b is next to go
+        registry.get("c")
+        assert registry.get("a") is a and registry.get("b") is not b
+
+
 def test_nobody_sees_a_model_before_it_knows_whether_its_file_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
