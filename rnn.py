@@ -39,8 +39,8 @@ from rnnlm.binding import (
     set_biases,
 )
 from rnnlm.checkpoint import Checkpoint
-from rnnlm.data.text import Vocabulary
-from rnnlm.errors import ArgumentParser, UserError, output_lost
+from rnnlm.data.text import EOS, Vocabulary
+from rnnlm.errors import ArgumentParser, UserError, output_lost, show_path
 from rnnlm.inspection import Matrices
 from rnnlm.language_model import LanguageModel, StepStream, shown
 from rnnlm.sampling import Biases, Sampling
@@ -160,9 +160,14 @@ def _generate(model: RNN, options: argparse.Namespace) -> tuple[str, ...]:
 
 def _score(model: RNN, options: argparse.Namespace) -> tuple[str, ...]:
     score = model.score(options.prompt)
-    width = max(len(token.word) for token in score.tokens)
-    for token in score.tokens:
-        print(f"{token.word:<{width}}  {token.logprob:9.4f}")
+    tokens = iter(score.tokens)
+    written = [EOS if span.word == EOS else show_path(options.prompt[span.start : span.end]) for span in score.spans]
+    width = max(map(len, written))
+    for text, span in zip(written, score.spans, strict=True):
+        if span.id is None:
+            print(f"{text:<{width}}  {'dropped' if span.kind == 'dropped' else 'not in the vocabulary'}")
+        else:
+            print(f"{text:<{width}}  {next(tokens).logprob:9.4f}{'  as <UNK>' if span.kind == 'unknown' else ''}")
     perplexity = f"{score.perplexity:.2f}" if score.perplexity < 1e6 else shown(score.perplexity)
     print(f"perplexity {perplexity} over {len(score.tokens)} tokens")
     return score.unknown

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnlm import inspection
-from rnnlm.data.text import Vocabulary
+from rnnlm.data.text import Span, Vocabulary, tokens_of
 from rnnlm.inspection import Inspection, Matrices, Neighbours, Spectrum, Unit
 from rnnlm.sampling import PromptError, Sampling
 
@@ -55,10 +55,15 @@ class Generation:
 
 @dataclass(frozen=True)
 class Score:
-    """How well the model predicts a text. tokens: every token of it; unknown: as in `Generation`."""
+    """How well the model predicts a text.
+
+    tokens: every token of it.   unknown: as in `Generation`.
+    spans: everything in the text, in order; those that have an id are the tokens.
+    """
 
     tokens: tuple[Token, ...]
     unknown: tuple[str, ...]
+    spans: tuple[Span, ...] = ()
 
     @property
     def loss(self) -> float:
@@ -124,18 +129,24 @@ class LanguageModel(ABC):
         the <EOS> of the one before.
         Raises PromptError if no word of the prompt is known, or if it holds half a surrogate pair.
         """
+        ids, unknown = tokens_of(self._read(text))
+        return [self.vocabulary.eos, *ids], tuple(unknown)
+
+    def _read(self, text: str) -> list[Span]:
+        """Read a prompt. Raises PromptError, see `encode`."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise PromptError(f"the prompt is not text: at character {error.start} it cannot be encoded") from None
-        ids, unknown = self.vocabulary.encode_prompt(text)
-        eos = self.vocabulary.eos
-        if not any(token != eos for token in ids) and not unknown:
-            raise PromptError("the prompt has no word: words are made of the letters A to Z alone")
-        if all(token in (eos, self.vocabulary.unk) for token in ids):
+        spans = self.vocabulary.encode(text)
+        if not any(span.kind == "known" for span in spans):
+            unknown = tokens_of(spans)[1]
+            if not unknown:
+                letters = "letters" if self.vocabulary.tokenizer.startswith("unicode") else "the letters A to Z"
+                raise PromptError(f"the prompt has no word: words are made of {letters} only")
             words = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
             raise PromptError(f"no word of the prompt is in the vocabulary ({words}); try other words")
-        return [eos, *ids], tuple(unknown)
+        return spans
 
     def stream(
         self,
@@ -215,13 +226,14 @@ class LanguageModel(ABC):
 
     def score(self, text: str) -> Score:
         """Return the log-probability of every token of `text`, given all tokens before it. Raises PromptError."""
-        ids, unknown = self.encode(text)
-        logprobs = self.log_probabilities(np.asarray(ids, dtype=np.int32))
+        spans = self._read(text)
+        ids, unknown = tokens_of(spans)
+        logprobs = self.log_probabilities(np.array([self.vocabulary.eos, *ids], dtype=np.int32))
         tokens = (
             Token(token, self.vocabulary.words[token], float(logprob))
-            for token, logprob in zip(ids[1:], logprobs, strict=True)
+            for token, logprob in zip(ids, logprobs, strict=True)
         )
-        return Score(tuple(tokens), unknown)
+        return Score(tuple(tokens), tuple(unknown), tuple(spans))
 
     def inspect(
         self, text: str, *, target: int | None = None, other: str | None = None, states: bool = False

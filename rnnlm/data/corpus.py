@@ -3,28 +3,35 @@
 Text files and the demo need only NumPy; see hub.py for data sets in the hub's layout.
 """
 
+import functools
 import importlib.util
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from rnnlm.arrays import I64
-from rnnlm.data import hub, text_files
-from rnnlm.data.encoding import CorpusError, Ids, SplitStats, encode
+from rnnlm.data import hub, splits, text_files
+from rnnlm.data.encoding import CorpusError, Ids, Source, SplitStats, Texts, WordCount, encode
 from rnnlm.data.hub import CorpusUnavailable
 from rnnlm.data.text import Vocabulary
-from rnnlm.data.text_files import Source
+from rnnlm.data.text_files import TextFile
+from rnnlm.data.tokenizers import LOWERCASE
 
-__all__ = ["Corpus", "CorpusError", "CorpusUnavailable", "SplitStats", "load_corpus"]
+__all__ = ["Corpus", "CorpusError", "CorpusUnavailable", "SplitStats", "WordCount", "load_corpus"]
+
+T = TypeVar("T")
 
 ACCEPTED = (
     f"{', '.join(hub.NAMES)}, OWNER/NAME:CONFIG on the dataset hub, FOLDER:CONFIG in the hub's layout, "
-    "a text file, a folder of .txt files, or demo"
+    "a text file, a folder of .txt files or of files that name splits, - for standard input, or demo"
 )
 
+_MAX_DROPPED_RATE = 0.05  # more is worth a warning
+_LISTED_FILES = 20  # of each split, in the report
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _COUNTED = 1 << 20  # tokens at a time
 
@@ -36,7 +43,8 @@ class Corpus:
     counts: (V,) int64, the count of each word in the whole training split; words that were cut count as `<UNK>`.
     whole_train: (N,) int32 ids in [0, V), the whole training split; train: its first max_tokens, a view.
     validation, test: (N,) int32 ids in [0, V); test is None if there is none. The ids may be read-only maps.
-    stats: by split name, of the whole splits.
+    stats: by split name, of the whole splits.   words: what became of the words of all splits.
+    notes: lines about where the text comes from and how it was read.
     """
 
     name: str
@@ -48,6 +56,8 @@ class Corpus:
     validation: Ids
     test: Ids | None
     stats: Mapping[str, SplitStats]
+    words: WordCount = field(default_factory=WordCount)
+    notes: tuple[str, ...] = ()
 
     def train_counts(self) -> I64:
         """Return the count of each word in `train`, (V,) int64."""
@@ -59,7 +69,7 @@ class Corpus:
         return counts
 
     def report(self) -> list[str]:
-        """Describe the corpus in lines: its vocabulary, then each split with its coverage and unknown words."""
+        """Describe the corpus in lines: vocabulary, splits with their unknown words, dropped words, notes."""
         lines = [f"{self.name}: {len(self.vocabulary):,} words in the vocabulary, tokenizer {self.tokenizer}"]
         for split, of in self.stats.items():
             line = f"{split:<10} {of.tokens:>11,} tokens {of.types:>9,} types {1 - of.unknown_rate:>8.3%} covered"
@@ -67,28 +77,61 @@ class Corpus:
                 more = ", ..." if of.unknown_types > len(of.unknown_words) else ""
                 line += f"; {of.unknown_types:,} unknown words: {', '.join(of.unknown_words)}{more}"
             lines.append(line)
-        return lines
+        words = self.words
+        read = words.kept + words.dropped
+        lines.append(f"{read:,} words read, {words.kept:,} kept, {words.dropped:,} dropped{self._most()}")
+        return [*lines, *self.notes]
+
+    def warning(self) -> str | None:
+        """Return a line if many words were dropped."""
+        if self.words.dropped_rate <= _MAX_DROPPED_RATE:
+            return None
+        rule = (
+            "words with digits or symbols are dropped"
+            if self.tokenizer.startswith("unicode")
+            else "only words of the letters A to Z are kept; --tokenizer unicode keeps those of any script"
+        )
+        return f"{self.words.dropped_rate:.1%} of the words of {self.name} were dropped{self._most()}: {rule}"
+
+    def _most(self) -> str:
+        most = self.words.most_dropped
+        return f", most often {', '.join(f'{word} ({count:,})' for word, count in most)}" if most else ""
 
 
-def load_corpus(spec: str, *, vocab_size: int | None = None, max_tokens: int | None = None) -> Corpus:
+def load_corpus(
+    spec: str,
+    *,
+    validation: str | None = None,
+    test: str | None = None,
+    tokenizer: str | None = None,
+    lowercase: bool = False,
+    vocab_size: int | None = None,
+    max_tokens: int | None = None,
+) -> Corpus:
     """Read the corpus that `spec` names, in one pass. From the next start on, its ids come from a cache.
 
-    spec: one of ACCEPTED.   vocab_size: how many words to keep, including `<EOS>` and `<UNK>` (None: all).
+    spec: one of ACCEPTED.   validation, test: text files that take the place of the corpus's own splits.
+    tokenizer: "plain", "unicode" or "wikitext"; None: "wikitext" for WikiText, "plain" for demo, else "unicode".
+    vocab_size: how many words to keep, including `<EOS>` and `<UNK>` (None: all).
     max_tokens: how many tokens at the start of the training split to keep (2 or more); the vocabulary and the counts
     are still those of the whole split.
     Without a validation split, the last tenth of the training sentences becomes one.
     Raises CorpusError (the corpus cannot be read, or is too small), CorpusUnavailable (the hub cannot be reached) and
-    TextError (vocab_size).
+    TextError (vocab_size, tokenizer).
     """
-    try:
-        source = _open(spec)
-    except OSError as error:  # a parent folder that may not be entered, a name that is too long
-        raise CorpusError(f"cannot read corpus {spec!r}: {error.strerror or error}") from error
-    encoded = encode(spec, source.tokenizer, source.identity, vocab_size, source.open)
+    given = {split: name for split, name in (("validation", validation), ("test", test)) if name is not None}
+    if [spec, *given.values()].count("-") > 1:
+        raise CorpusError("standard input can be only one of --corpus, --validation and --test")
+    source = _reading(f"corpus {spec!r}", functools.partial(_open, spec))
+    for split, name in given.items():
+        file = _reading(f"{split} text {name!r}", functools.partial(_open_file, name))
+        source = _with_split(source, split, file)
+    name = (tokenizer or source.tokenizer) + (LOWERCASE if lowercase else "")
+    encoded = encode(spec, source, name, vocab_size)
     train = encoded.splits["train"]
     return Corpus(
-        name=spec,
-        tokenizer=source.tokenizer,
+        name="standard input" if spec == "-" else spec,
+        tokenizer=name,
         vocabulary=encoded.vocabulary,
         counts=encoded.counts,
         whole_train=train,
@@ -96,20 +139,31 @@ def load_corpus(spec: str, *, vocab_size: int | None = None, max_tokens: int | N
         validation=encoded.splits["validation"],
         test=encoded.splits.get("test"),
         stats=encoded.stats,
+        words=encoded.words,
+        notes=source.notes,
     )
+
+
+def _reading(what: str, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except OSError as error:  # a parent folder that may not be entered, a name that is too long
+        raise CorpusError(f"cannot read {what}: {error.strerror or error}") from error
 
 
 def _open(spec: str) -> Source:
     """Open the corpus that `spec` names. Raises CorpusError, OSError."""
     if spec == "demo":
-        return text_files.text_file(_demo_path())
+        return _texts("plain", {"train": [text_files.open_path(_demo_path())]})
+    if spec == "-":
+        return _texts("unicode", {"train": [text_files.open_standard_input()]})
     if spec in hub.NAMES:
         return hub.open_hub(spec, *hub.NAMES[spec])
     path = Path(spec).expanduser()
-    if path.is_file():
-        return text_files.text_file(path)
     if spec and path.is_dir():  # Path("") would be the current folder
-        return text_files.folder(path)
+        return _folder(path)
+    if spec and path.exists():
+        return _texts("unicode", {"train": [text_files.open_path(path)]})
     source, _, config = spec.rpartition(":")
     if source and config:
         folder = Path(source).expanduser()
@@ -118,6 +172,66 @@ def _open(spec: str) -> Source:
         if _HUB_ID.fullmatch(source):
             return hub.open_hub(spec, source, config)
     raise CorpusError(f"no corpus {spec!r}: no such file or folder, and not a known name; a corpus is {ACCEPTED}")
+
+
+def _open_file(name: str) -> TextFile:
+    """Open a text file for one split. Raises CorpusError, OSError."""
+    if name == "-":
+        return text_files.open_standard_input()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise CorpusError(f"{name!r} is a folder: --validation and --test take one text file")
+    return text_files.open_path(path)
+
+
+def _folder(path: Path) -> Source:
+    """Open the texts of a folder. Raises CorpusError, OSError."""
+    found = splits.find(path)
+    source = _texts(
+        "unicode", {split: [text_files.open_path(file) for file in files] for split, files in found.files.items()}
+    )
+    files = [f"{split}: {splits.listed(path, files, _LISTED_FILES)}" for split, files in found.files.items()]
+    if found.left_out:
+        files.append(f"not read, since they name no split: {splits.listed(path, found.left_out, _LISTED_FILES)}")
+    how = "file names tell the splits" if found.named else "all .txt files are one text"
+    return replace(source, notes=(f"{path}, sub-folders included ({how}): {'; '.join(files)}", *source.notes))
+
+
+def _texts(tokenizer: str, files: Mapping[str, Sequence[TextFile]]) -> Source:
+    """Make a source of the text files of each split."""
+    wrapped = [file for of in files.values() for file in of if file.wrapping]
+    return Source(
+        tokenizer=tokenizer,
+        identity=[[split, [file.digest() for file in of]] for split, of in files.items()],
+        open=lambda: {split: _joined(of) for split, of in files.items()},
+        notes=tuple(_wrapping_note(file) for file in wrapped[:_LISTED_FILES]),
+    )
+
+
+def _with_split(source: Source, split: str, file: TextFile) -> Source:
+    """Put a text file in the place of a split."""
+
+    def texts() -> Texts:
+        found = {**source.open(), split: _joined([file])}
+        return {name: found[name] for name in splits.SPLITS if name in found}
+
+    identity = None if source.identity is None else [source.identity, split, file.digest()]
+    notes = (*source.notes, f"{split}: {file.name}", *([_wrapping_note(file)] if file.wrapping else []))
+    return replace(source, identity=identity, open=texts, notes=notes)
+
+
+def _wrapping_note(file: TextFile) -> str:
+    assert file.wrapping
+    return (
+        f"{file.name}: hard-wrapped at {file.wrapping.width} columns ({file.wrapping.long:.0%} of the lines inside "
+        "paragraphs are nearly that long), so blank lines end sentences, and line ends do not"
+    )
+
+
+def _joined(files: Iterable[TextFile]) -> Iterator[str]:
+    for file in files:
+        yield from file.pieces()
+        yield "\n"  # the end of a file ends its last line
 
 
 def _demo_path() -> Path:

@@ -20,31 +20,46 @@ import logging
 import os
 import tempfile
 from array import array
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
-import numpy.typing as npt
 
-from rnnlm.data.text import EOS, TokenStream, Vocabulary, rank_words
+from rnnlm.arrays import I32, I64, Mask
+from rnnlm.data.text import DROPPED_MARK, EOS, TokenStream, Vocabulary, rank_words
 from rnnlm.errors import UserError
 from rnnlm.files import digest
 
 log = logging.getLogger(__name__)
 
-Ids = npt.NDArray[np.int32]
+Ids = I32
 Texts = Mapping[str, Iterable[str]]  # the text of each split in pieces, train first
 
 _BLOCK = 1 << 20  # tokens at a time
 _IN_MEMORY_BYTES = 64 << 20  # first ids of a split that may stay in memory; more go to disk
-_NAMED_UNKNOWN = 5  # how many unknown words a report names
+_NAMED_UNKNOWN = 5  # how many unknown words a report names, and how many dropped ones
+_MAX_DROPPED_TYPES = 1 << 17  # whose counts are kept apart: some 15 MB; what is frequent comes early in a text
 
 
 class CorpusError(UserError):
     """The corpus cannot be read, or is too small."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text that can be read, more than once.
+
+    tokenizer: what suits it.   identity: JSON that changes when the text does; None: not known, so nothing is cached.
+    open: returns the splits, train first, each as pieces of text cut at white space.
+    notes: lines about where the text comes from and how it is read.
+    """
+
+    tokenizer: str
+    identity: Any
+    open: Callable[[], Texts]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,37 +78,53 @@ class SplitStats:
     unknown_words: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class WordCount:
+    """What became of the words of all splits.
+
+    kept: how many became tokens.   dropped: how many did not, since the tokenizer makes no word of them.
+    most_dropped: the most frequent of these, each with its count.
+    """
+
+    kept: int = 0
+    dropped: int = 0
+    most_dropped: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def dropped_rate(self) -> float:
+        """The share of the words that were dropped."""
+        return self.dropped / max(self.kept + self.dropped, 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """A corpus as ids.   splits: (N,) int32 in [0, V), possibly read-only maps of files.   counts: (V,) int64."""
 
     vocabulary: Vocabulary
-    counts: npt.NDArray[np.int64]
+    counts: I64
     splits: Mapping[str, Ids]
     stats: Mapping[str, SplitStats]
+    words: WordCount
 
 
-def encode(
-    name: str, tokenizer: str, identity: Any, vocab_size: int | None, open_texts: Callable[[], Texts]
-) -> Encoded:
-    """Return the ids of the text that `open_texts` opens, from the cache if they are there.
+def encode(name: str, source: Source, tokenizer: str, vocab_size: int | None) -> Encoded:
+    """Return the ids of a text, from the cache if they are there.
 
-    name: for messages.   identity: JSON that changes when the text does; None: not known, so nothing is cached.
-    Raises CorpusError, TextError (vocab_size), and whatever `open_texts` raises.
+    name: for messages.   Raises CorpusError, TextError (vocab_size, tokenizer), and whatever the source raises.
     """
-    if identity is None:
-        return _in_memory(name, tokenizer, open_texts(), vocab_size)
-    key = [_code_version(), tokenizer, vocab_size, identity]
-    # One folder for each name and size: the ids of an older state of the text are replaced.
-    folder = cache_folder() / f"tokens-{digest(json.dumps([name, os.getcwd(), vocab_size]).encode())[:32]}"
-    stored = _load(folder, key)
+    if source.identity is None:
+        return _in_memory(name, tokenizer, source.open(), vocab_size)
+    key = [_code_version(), tokenizer, vocab_size, source.identity]
+    # One folder for each name, tokenizer and size: the ids of an older state of the text are replaced.
+    folder = cache_folder() / f"tokens-{digest(json.dumps([name, os.getcwd(), tokenizer, vocab_size]).encode())[:32]}"
+    stored = _load(folder, key, tokenizer)
     if stored is not None:
         return stored
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name, suffix=".tmp") as temporary,
-            _Pass(name, tokenizer, open_texts(), temporary) as read,
+            _Pass(name, tokenizer, source.open(), temporary) as read,
         ):
             _store(Path(temporary, "new"), folder, key, read.plan(vocab_size))
     except OSError as error:  # of the cache: an error of the text would be a CorpusError
@@ -102,10 +133,10 @@ def encode(
             name,
             error.strerror or error,
         )
-        return _in_memory(name, tokenizer, open_texts(), vocab_size)
-    stored = _load(folder, key)
+        return _in_memory(name, tokenizer, source.open(), vocab_size)
+    stored = _load(folder, key, tokenizer)
     if stored is None:  # another process has just replaced it
-        return _in_memory(name, tokenizer, open_texts(), vocab_size)
+        return _in_memory(name, tokenizer, source.open(), vocab_size)
     return stored
 
 
@@ -126,7 +157,7 @@ class _Spool:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def append(self, ids: array[int]) -> None:
+    def append(self, ids: Ids) -> None:
         self._file.write(memoryview(ids).cast("B"))
         self.size += len(ids)
 
@@ -153,7 +184,7 @@ class _Part:
     def blocks(self) -> Iterator[Ids]:
         return self.spool.blocks(self.start, self.stop)
 
-    def counts(self, types: int) -> npt.NDArray[np.int64]:
+    def counts(self, types: int) -> I64:
         total = np.zeros(types, dtype=np.int64)
         for block in self.blocks():
             total += np.bincount(block, minlength=types)
@@ -165,13 +196,38 @@ class _Plan:
     """What a corpus becomes: the vocabulary, and the parts, whose first ids `new_ids` maps to ids of the vocabulary."""
 
     vocabulary: Vocabulary
-    counts: npt.NDArray[np.int64]
+    counts: I64
     parts: Mapping[str, _Part]
     new_ids: Ids
     stats: Mapping[str, SplitStats]
+    words: WordCount
 
     def blocks(self, split: str) -> Iterator[Ids]:
         return (self.new_ids[block] for block in self.parts[split].blocks())
+
+
+class _Types(dict[str, int]):
+    """First ids, given in the order of look-up: 0, 1, 2, ... to words, -1, -2, ... to dropped ones.
+
+    words, dropped: the words by id.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.dropped: list[str] = []
+
+    def __missing__(self, token: str) -> int:
+        if not token.startswith(DROPPED_MARK):
+            self.words.append(token)
+            i = len(self.words) - 1
+        elif len(self.dropped) < _MAX_DROPPED_TYPES:
+            self.dropped.append(token.removeprefix(DROPPED_MARK))
+            i = -len(self.dropped)
+        else:
+            return -_MAX_DROPPED_TYPES - 1  # one id for all the others
+        self[token] = i
+        return i
 
 
 class _Pass:
@@ -179,12 +235,12 @@ class _Pass:
 
     def __init__(self, name: str, tokenizer: str, texts: Texts, folder: str | None) -> None:
         self.name, self._tokenizer, self._folder = name, tokenizer, folder
-        self._types: defaultdict[str, int] = defaultdict()
-        self._types.default_factory = self._types.__len__  # looking up a new word gives it the next id
+        self._types = _Types()
+        self._dropped = np.zeros(_MAX_DROPPED_TYPES + 1, dtype=np.int64)  # the count of each dropped word
         with contextlib.ExitStack() as files:
             self.spools = {split: files.enter_context(self._read(pieces)) for split, pieces in texts.items()}
             self._files = files.pop_all()
-        self.types = list(self._types)
+        self.types = self._types.words
 
     def __enter__(self) -> Self:
         return self
@@ -193,18 +249,31 @@ class _Pass:
         self._files.close()
 
     def _read(self, pieces: Iterable[str]) -> _Spool:
-        look_up, stream, ids = self._types.__getitem__, TokenStream(self._tokenizer), array("i")
+        stream, ids = TokenStream(self._tokenizer, dropped=True, convert=self._types.__getitem__), array("i")
         with contextlib.ExitStack() as files:
             spool = files.enter_context(_Spool(self._folder))
             for piece in pieces:
-                ids.extend(map(look_up, stream.feed(piece)))
+                ids.extend(stream.feed(piece))
                 if len(ids) >= _BLOCK:
-                    spool.append(ids)
+                    spool.append(self._without_dropped(ids))
                     ids = array("i")
-            ids.extend(map(look_up, stream.close()))
-            spool.append(ids)
+            ids.extend(stream.close())
+            spool.append(self._without_dropped(ids))
             files.pop_all()  # stays open
         return spool
+
+    def _without_dropped(self, ids: array[int]) -> Ids:
+        """Return the ids of words, and count the others."""
+        found = np.frombuffer(ids, dtype=np.int32)
+        is_dropped = found < 0
+        counts = np.bincount(-1 - found[is_dropped])
+        self._dropped[: len(counts)] += counts
+        return found[~is_dropped]
+
+    def _word_count(self, kept: int) -> WordCount:
+        named = self._dropped[: len(self._types.dropped)]
+        most = np.argsort(-named, kind="stable")[:_NAMED_UNKNOWN]
+        return WordCount(kept, int(self._dropped.sum()), tuple((self._types.dropped[i], int(named[i])) for i in most))
 
     def plan(self, vocab_size: int | None) -> _Plan:
         """Decide on vocabulary, counts and splits. Raises CorpusError, TextError."""
@@ -227,7 +296,8 @@ class _Pass:
             vocab_size=vocab_size,
             has_unseen=has_unseen,
         )
-        vocabulary = Vocabulary(ranked)
+        vocabulary = Vocabulary(ranked, self._tokenizer)
+        kept = sum(int(c.sum() - c[eos]) for c in counts.values())
         unk = -1 if vocabulary.unk is None else vocabulary.unk
         new_ids = np.array([vocabulary.ids.get(word, unk) for word in types], dtype=np.int32)
         return _Plan(
@@ -236,9 +306,10 @@ class _Pass:
             parts=parts,
             new_ids=new_ids,
             stats={split: self._stats(counts[split], new_ids == unk) for split in parts},
+            words=self._word_count(kept),
         )
 
-    def _stats(self, counts: npt.NDArray[np.int64], unknown: npt.NDArray[np.bool_]) -> SplitStats:
+    def _stats(self, counts: I64, unknown: Mask) -> SplitStats:
         tokens, unknown_counts = int(counts.sum()), np.where(unknown, counts, 0)
         most = np.argsort(-unknown_counts, kind="stable")[:_NAMED_UNKNOWN]
         return SplitStats(
@@ -275,7 +346,7 @@ def _in_memory(name: str, tokenizer: str, texts: Texts, vocab_size: int | None) 
                 ids[position : position + len(block)] = block
                 position += len(block)
             splits[split] = ids
-    return Encoded(plan.vocabulary, plan.counts, splits, plan.stats)
+    return Encoded(plan.vocabulary, plan.counts, splits, plan.stats, plan.words)
 
 
 # ---- The cache -------------------------------------------------------------------------------------------------------
@@ -288,8 +359,8 @@ def cache_folder() -> Path:
 
 def _code_version() -> str:
     """Identify the code that makes the ids: what else they depend on beside the text."""
-    names = ("corpus.py", "encoding.py", "hub.py", "text.py", "text_files.py")
-    files = [Path(__file__).with_name(name) for name in names]
+    names = ("corpus", "encoding", "hub", "splits", "text", "text_files", "tokenizers", "wrapping")
+    files = [Path(__file__).with_name(f"{name}.py") for name in names]
     return digest(b"".join(file.read_bytes() for file in files))[:16]
 
 
@@ -309,6 +380,7 @@ def _store(new: Path, folder: Path, key: list[Any], plan: _Plan) -> None:
                 written.update(block)
         splits[split] = {"sha256": written.hexdigest(), "stats": asdict(plan.stats[split])}
     about = {"key": key, "splits": splits, "words": plan.vocabulary.words, "counts": plan.counts.tolist()}
+    about["word_count"] = asdict(plan.words)
     (new / "corpus.json").write_text(json.dumps(about), encoding="utf-8")
     # First move the old folder into the one that will be removed. Processes that have mapped its files keep them.
     with contextlib.suppress(FileNotFoundError):
@@ -326,20 +398,22 @@ def _write_header(file: BinaryIO, count: int) -> None:
     )
 
 
-def _load(folder: Path, key: list[Any]) -> Encoded | None:
+def _load(folder: Path, key: list[Any], tokenizer: str) -> Encoded | None:
     """Return what `folder` holds; None if it is missing, damaged, or was made from something else."""
     try:
         about = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         if about["key"] != json.loads(json.dumps(key)):
             log.info("the text, or this program, has changed since the tokens were cached: reading the text again")
             return None
-        vocabulary = Vocabulary(about["words"])
+        vocabulary = Vocabulary(about["words"], tokenizer)
         splits, stats = {}, {}
         for split, entry in about["splits"].items():
             splits[split] = _map(folder / f"{split}.npy", entry["sha256"])
             stats[split] = SplitStats(**entry["stats"] | {"unknown_words": tuple(entry["stats"]["unknown_words"])})
         counts = np.array(about["counts"], dtype=np.int64)
-        return Encoded(vocabulary, counts, splits, stats)
+        most = tuple((str(word), int(count)) for word, count in about["word_count"]["most_dropped"])
+        words = WordCount(**about["word_count"] | {"most_dropped": most})
+        return Encoded(vocabulary, counts, splits, stats, words)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, UserError) as error:

@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rnnlm.data.encoding import CorpusError
+from rnnlm.data.encoding import CorpusError, Source
 from rnnlm.data.network import why_unreachable
-from rnnlm.data.text_files import Source, identity
 from rnnlm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -43,12 +43,19 @@ def open_folder(spec: str, folder: Path, config: str) -> Source:
         return _splits(spec, loaded)
 
     # All files, since only `datasets` knows which of them belong to a config, and it need not be imported here.
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return Source(_tokenizer(config), [config, *identity(folder, files)], texts)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return Source(
+        _tokenizer(config), [config, [[str(path.relative_to(folder)), _digest(path)] for path in files]], texts
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _tokenizer(config: str) -> str:
-    return "wikitext" if _PRETOKENISED.fullmatch(config) else "plain"
+    return "wikitext" if _PRETOKENISED.fullmatch(config) else "unicode"
 
 
 def open_hub(spec: str, name: str, config: str) -> Source:

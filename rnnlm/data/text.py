@@ -10,21 +10,34 @@ Prompts are read by the tokenizer of the model's corpus, except that those of a 
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from rnnlm.data import tokenizers
 from rnnlm.data.tokenizers import DROPPED, EOS, TOKENIZERS, Piece, of_prompts
 from rnnlm.errors import UserError
 
-__all__ = ["DROPPED_MARK", "EOS", "TOKENIZERS", "UNK", "Span", "TextError", "TokenStream", "Vocabulary", "rank_words"]
+__all__ = [
+    "DROPPED_MARK",
+    "EOS",
+    "TOKENIZERS",
+    "UNK",
+    "Span",
+    "TextError",
+    "TokenStream",
+    "Vocabulary",
+    "rank_words",
+    "tokens_of",
+]
+
+T = TypeVar("T")
 
 UNK = "<UNK>"
 DROPPED_MARK = " "  # before a dropped word among the tokens of a TokenStream, where no other token has white space
 
-_CACHED_TOKENS = 1 << 16  # some 10 MB
+_CACHED_TOKENS = 1 << 17  # some 20 MB
 _CACHED_CHARS = 64  # longer tokens are rare, and would fill memory
 
 
@@ -48,25 +61,27 @@ class Span(NamedTuple):
     id: int | None
 
 
-class TokenStream:
+class TokenStream(Generic[T]):
     """The tokens of a text that comes in pieces, each cut at any white space."""
 
-    def __init__(self, tokenizer: str, *, dropped: bool = False) -> None:
+    def __init__(self, tokenizer: str, *, dropped: bool = False, convert: Callable[[str], T] = str) -> None:
         """Start a text. Raises TextError for a tokenizer that is not in TOKENIZERS.
 
         dropped: also give the words that are dropped (what has a letter or digit), each with DROPPED_MARK before it.
+        convert: makes of a token what `feed` returns for it. It is called once for most tokens, not each time.
         """
         _check_tokenizer(tokenizer)
         self._tokenizer = tokenizer
-        self._outcomes = _Outcomes(tokenizer, dropped)
+        self._outcomes = _Outcomes(tokenizer, dropped, convert)
+        self._eos = convert(EOS)
         self._is_open = False  # whether anything has come since the last sentence or line ended
         self._normalises = tokenizer.startswith("unicode")
 
-    def feed(self, piece: str) -> list[str]:
+    def feed(self, piece: str) -> list[T]:
         """Return the tokens of the next piece: words, and `<EOS>` after each sentence that ends in it."""
         if self._normalises and not unicodedata.is_normalized("NFC", piece):
             piece = unicodedata.normalize("NFC", piece)
-        tokens: list[str] = []
+        tokens: list[T] = []
         outcome = self._outcomes.__getitem__
         lines = piece.replace("\r", "\n").split("\n")  # "\r\n" makes an empty line more, which gives nothing
         for remaining, line in zip(range(len(lines) - 1, -1, -1), lines, strict=True):
@@ -75,28 +90,29 @@ class TokenStream:
                 tokens.extend(chain.from_iterable(map(outcome, found)))
                 self._is_open = _pieces(found[-1], self._tokenizer)[-1][2] != EOS
             if self._is_open and remaining:
-                tokens.append(EOS)
+                tokens.append(self._eos)
                 self._is_open = False
         return tokens
 
-    def close(self) -> list[str]:
+    def close(self) -> list[T]:
         """End the text, and with it its last line. Returns `<EOS>` if a sentence was still open."""
-        tokens = [EOS] if self._is_open else []
+        tokens = [self._eos] if self._is_open else []
         self._is_open = False
         return tokens
 
 
-class _Outcomes(dict[str, tuple[str, ...]]):
+class _Outcomes(dict[str, tuple[T, ...]]):
     """What each token of a text becomes. Texts repeat their tokens, so most are looked up, not cut."""
 
-    def __init__(self, tokenizer: str, dropped: bool) -> None:
+    def __init__(self, tokenizer: str, dropped: bool, convert: Callable[[str], T]) -> None:
         super().__init__()
-        self._tokenizer, self._dropped = tokenizer, dropped
+        self._tokenizer, self._dropped, self._convert = tokenizer, dropped, convert
         self._lower = tokenizer.endswith(tokenizers.LOWERCASE)
 
-    def __missing__(self, token: str) -> tuple[str, ...]:
+    def __missing__(self, token: str) -> tuple[T, ...]:
         is_word = token.isascii() and token.isalpha() and not self._lower  # for all tokenizers, and most often
-        found = (token,) if is_word else tuple(self._become(token))
+        words = (token,) if is_word else self._become(token)
+        found = tuple(map(self._convert, words))
         if len(token) <= _CACHED_CHARS:
             if len(self) >= _CACHED_TOKENS:
                 self.clear()
@@ -197,12 +213,6 @@ class Vocabulary:
             return Span(start, end, "known", word, self.ids[word])
         return Span(start, end, "unknown", word, self.unk)
 
-    def encode_prompt(self, text: str) -> tuple[list[int], list[str]]:
-        """Return the ids of a prompt, and the distinct words in it that the vocabulary lacks, in order."""
-        spans = self.encode(text)
-        unknown = dict.fromkeys(span.word for span in spans if span.kind == "unknown")
-        return [span.id for span in spans if span.id is not None], list(unknown)
-
     def decode(self, ids: Iterable[int]) -> str:
         """Return the words joined by spaces, `<EOS>` as a line feed. Raises IndexError for an id outside [0, V)."""
         pieces: list[str] = []
@@ -217,6 +227,18 @@ class Vocabulary:
                 pieces.append(gap + self.words[i])
                 gap = " "
         return "".join(pieces)
+
+
+def tokens_of(spans: Iterable[Span]) -> tuple[list[int], list[str]]:
+    """Return the ids that a model reads of a text, and the distinct words that its vocabulary lacks, in order."""
+    ids: list[int] = []
+    unknown: dict[str, None] = {}
+    for span in spans:
+        if span.id is not None:
+            ids.append(span.id)
+        if span.kind == "unknown":
+            unknown[span.word] = None
+    return ids, list(unknown)
 
 
 def rank_words(counts: Mapping[str, int], *, vocab_size: int | None = None, has_unseen: bool = False) -> dict[str, int]:

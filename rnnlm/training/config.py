@@ -33,8 +33,19 @@ class TrainConfig:
 
     # Data
     corpus: str = option(
-        "wikitext-2-v1", "wikitext-103-v1, wikitext-2-v1, NAME:CONFIG on the hub, FOLDER:CONFIG, a text, or demo"
+        "wikitext-2-v1",
+        "wikitext-103-v1, wikitext-2-v1, NAME:CONFIG on the hub, FOLDER:CONFIG, a text file, a folder of them, - for "
+        "standard input, or demo",
     )
+    validation: str | None = option(None, "a text file to evaluate on; default: what the corpus has, or its last tenth")
+    test: str | None = option(None, "a text file for the test split; default: what the corpus has")
+    tokenizer: str | None = option(
+        None,
+        "what a word is: plain, letters A to Z; unicode, letters of any script; wikitext, tokens of such text that is "
+        "tokenised already; default: what suits WikiText and demo, unicode for other text",
+        ("plain", "unicode", "wikitext"),
+    )
+    lowercase: bool = option(False, "turn all words into lower case")
     vocab_size: int | None = option(None, "keep the N most frequent words, <EOS> and <UNK> included; default: all")
     max_tokens: int | None = option(None, "train on the first N tokens of the training split; default: all")
     validation_tokens: int = option(250_000, "evaluate on at most the first N tokens of the validation split")
@@ -112,7 +123,7 @@ class TrainConfig:
             require(not isinstance(value, int) or value < 1 << 63, spec.name, "below 2^63")
             require(not isinstance(value, str) or is_text(value), spec.name, "text in UTF-8")
             choices = spec.metadata.get("choices")
-            require(not choices or getattr(self, spec.name) in choices, spec.name, f"one of {', '.join(choices or ())}")
+            require(not choices or value is None or value in choices, spec.name, f"one of {', '.join(choices or ())}")
         require(self.preset in PRESETS, "preset", f"one of {', '.join(PRESETS)}")
         require(self.momentum == 0 or self.optimizer == "sgd", "momentum", "0 unless --optimizer is sgd")
         require(self.weight_decay == 0 or self.optimizer == "adamw", "weight_decay", "0 unless --optimizer is adamw")

@@ -51,10 +51,22 @@ class Run:
     @classmethod
     def prepare(cls, config: TrainConfig, trainer_class: type[Trainer], group: Group) -> Run:
         """Read the corpus and the vectors, and make the trainer. Logs what was read."""
+        if group.size > 1 and "-" in (config.corpus, config.validation, config.test):
+            raise ConfigError("several processes cannot share standard input: give a text file instead of -")
         with group.machine_first():
-            corpus = load_corpus(config.corpus, vocab_size=config.vocab_size, max_tokens=config.max_tokens)
+            corpus = load_corpus(
+                config.corpus,
+                validation=config.validation,
+                test=config.test,
+                tokenizer=config.tokenizer,
+                lowercase=config.lowercase,
+                vocab_size=config.vocab_size,
+                max_tokens=config.max_tokens,
+            )
         for line in corpus.report():
             log.info(line)
+        if group.rank == 0 and (warning := corpus.warning()):
+            log.warning(warning)
         if corpus.validation.size > config.validation_tokens:
             log.info(f"evaluated on the first {config.validation_tokens:,} tokens of validation (--validation-tokens)")
         checkpoint.check_vocabulary(corpus.vocabulary.words)

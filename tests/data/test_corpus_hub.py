@@ -41,12 +41,12 @@ def test_a_local_folder_in_the_hub_layout(hub_folder) -> None:
     assert found.stats["test"] == SplitStats(3, 3, 0.0)
 
 
-def test_other_configs_are_plain_text(hub_folder) -> None:
+def test_other_configs_are_text_of_any_script(hub_folder) -> None:
     folder = hub_folder(ROWS)
     hub_folder({"train": ["The king, who sat.\nThe (old) king's crown.", "The end"]}, config="news", name=folder.name)
     found = load_corpus(f"{folder}:news")
-    assert found.tokenizer == "plain"
-    assert words_of(found, "train") == "The king who sat | The old king crown |"
+    assert found.tokenizer == "unicode"
+    assert words_of(found, "train") == "The king who sat | The old king's crown |"
     assert words_of(found, "validation") == f"The {UNK} |"  # there is no such split: the last tenth of the sentences
     assert found.test is None
 
@@ -173,7 +173,7 @@ def test_within_reach_the_hub_is_asked_for_the_right_thing(hub_folder, monkeypat
     monkeypatch.setattr(hub, "why_unreachable", lambda _: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda *names: asked.append(names) or loaded)
     assert load_corpus("wikitext-103-v1").tokenizer == "wikitext"
-    assert load_corpus("owner/some.name-1:config").tokenizer == "plain"
+    assert load_corpus("owner/some.name-1:config").tokenizer == "unicode"
     assert asked == [("Salesforce/wikitext", "wikitext-103-v1"), ("owner/some.name-1", "config")]
 
 

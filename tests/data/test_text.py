@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnnlm.data import text
-from rnnlm.data.text import EOS, TOKENIZERS, UNK, TextError, TokenStream, Vocabulary, rank_words
+from rnnlm.data.text import EOS, TOKENIZERS, UNK, TextError, TokenStream, Vocabulary, rank_words, tokens_of
 from rnnlm.errors import UserError
 
 # The pieces of texts in which hypothesis often meets every rule.
@@ -187,14 +187,14 @@ def test_what_is_no_vocabulary_is_refused(words: tuple[str, ...], message: str) 
     ],
 )
 def test_prompts_without_unk(prompt: str, ids: list[int], unknown: list[str]) -> None:
-    assert Vocabulary((EOS, "The", "king", "He", "died")).encode_prompt(prompt) == (ids, unknown)
+    assert tokens_of(Vocabulary((EOS, "The", "king", "He", "died")).encode(prompt)) == (ids, unknown)
 
 
 def test_unknown_words_of_a_prompt_become_unk_where_there_is_one() -> None:
     vocabulary = Vocabulary((EOS, "The", UNK, "king"))
-    assert vocabulary.encode_prompt("The dog king dog cat.") == ([1, 2, 3, 2, 2, 0], ["dog", "cat"])
+    assert tokens_of(vocabulary.encode("The dog king dog cat.")) == ([1, 2, 3, 2, 2, 0], ["dog", "cat"])
     # The marks themselves are not words, so no text can name them.
-    assert vocabulary.encode_prompt("The <UNK> <EOS> king") == ([1, 3], [])
+    assert tokens_of(vocabulary.encode("The <UNK> <EOS> king")) == ([1, 3], [])
 
 
 def test_decode() -> None:
@@ -211,7 +211,7 @@ def test_decode() -> None:
 def test_a_decoded_text_encodes_to_the_same_words(ids: list[int]) -> None:
     vocabulary = Vocabulary((EOS, "The", "king", "died"))
     words = [i for i in ids if i != vocabulary.eos]
-    assert [i for i in vocabulary.encode_prompt(vocabulary.decode(ids))[0] if i != vocabulary.eos] == words
+    assert [i for i in tokens_of(vocabulary.encode(vocabulary.decode(ids)))[0] if i != vocabulary.eos] == words
 
 
 # ---- Which words a vocabulary keeps ----------------------------------------------------------------------------------

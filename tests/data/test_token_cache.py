@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from corpora import words_of
 
 from rnnlm.data import encoding, text_files
 from rnnlm.data.corpus import Corpus, load_corpus
+from rnnlm.data.text_files import TextFile
 
 write = corpora.write  # a fixture
 
@@ -23,6 +25,7 @@ def same(first: Corpus, second: Corpus) -> bool:
         first.vocabulary.words == second.vocabulary.words
         and first.counts.tolist() == second.counts.tolist()
         and first.stats == second.stats
+        and first.words == second.words
         and all(words_of(first, split) == words_of(second, split) for split in ("whole_train", "train", "validation"))
     )
 
@@ -37,7 +40,7 @@ def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Return a function; once it is called, reading a text fails the test."""
-    return lambda: monkeypatch.setattr(text_files, "_read_text", lambda _: pytest.fail("the text was read again"))
+    return lambda: monkeypatch.setattr(TextFile, "pieces", lambda _: pytest.fail("the text was read again"))
 
 
 def test_the_second_start_maps_the_tokens(write, tokens: Path, no_reading) -> None:
@@ -54,11 +57,13 @@ def test_what_the_tokens_are_made_from_counts(write, tokens: Path, monkeypatch: 
     path = write("a b c. d e f.")
     load_corpus(path)
     assert len(load_corpus(path, vocab_size=4).vocabulary) == 4
-    write("a b x. d e f.")  # the same length, but a later time
+    status = os.stat(path)
+    write("a b x. d e f.")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # the same length and time
     assert "x" in load_corpus(path).vocabulary.words
     code = encoding._code_version()
     monkeypatch.setattr(encoding, "_code_version", lambda: code + "x")
-    monkeypatch.setattr(text_files, "_read_text", lambda _: iter(["other words. here."]))
+    monkeypatch.setattr(TextFile, "pieces", lambda _: iter(["other words. here."]))
     assert "other" in load_corpus(path).vocabulary.words
     assert len(list(tokens.iterdir())) == 2  # one per size: an outdated one is replaced
 
@@ -91,8 +96,8 @@ def test_of_two_first_starts_at_once_the_second_takes_what_the_first_has_stored(
             shutil.copytree(new, target)
         rename(new, target)
 
-    read = text_files._read_text
-    monkeypatch.setattr(text_files, "_read_text", lambda *given: passes.append(1) or read(*given))
+    read = TextFile.pieces
+    monkeypatch.setattr(TextFile, "pieces", lambda file: passes.append(1) or read(file))
     monkeypatch.setattr(Path, "rename", late)
     assert isinstance(load_corpus(path).whole_train.base, np.memmap)
     assert len(passes) == 1 and "not cached" not in caplog.text
@@ -130,3 +135,23 @@ def test_a_text_larger_than_a_block_goes_through_the_disk(write, tokens: Path, m
     monkeypatch.setattr(encoding, "_IN_MEMORY_BYTES", 16)
     monkeypatch.setattr(text_files, "_CHUNK_BYTES", 11)
     assert same(whole, load_corpus(path))
+
+
+def test_what_only_looks_newer_is_not_read_again(write, tokens: Path, no_reading) -> None:
+    path = write("a b c. d e f.")
+    first = load_corpus(path)
+    os.utime(path, (1, 1))
+    no_reading()
+    assert same(first, load_corpus(path))
+
+
+def test_each_tokenizer_has_tokens_of_its_own(write, tokens: Path, no_reading) -> None:
+    path = write("Ärger the King. A b. C d.")
+    loaded = {name: load_corpus(path, tokenizer=name) for name in ("plain", "unicode")}
+    lower = load_corpus(path, lowercase=True)
+    no_reading()
+    assert all(same(load_corpus(path, tokenizer=name), loaded[name]) for name in loaded)
+    assert same(load_corpus(path, lowercase=True), lower) and "king" in lower.vocabulary.words
+    again = load_corpus(path, tokenizer="plain")
+    assert again.words == loaded["plain"].words and again.words.most_dropped == (("Ärger", 1),)
+    assert again.vocabulary.tokenizer == "plain" and lower.vocabulary.tokenizer == "unicode+lowercase"

@@ -12,7 +12,7 @@ from corpora import tokenize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnnlm.data.text import DROPPED_MARK, EOS, TOKENIZERS, UNK, Span, TokenStream, Vocabulary
+from rnnlm.data.text import DROPPED_MARK, EOS, TOKENIZERS, UNK, Span, TokenStream, Vocabulary, tokens_of
 from rnnlm.data.tokenizers import pieces
 
 # Text in which hypothesis often meets every rule, and arbitrary text.
@@ -190,4 +190,4 @@ def test_nothing_that_was_sent_is_missing(text: str, tokenizer: str, unk: bool) 
     assert [span.word for span in found if span.kind != "dropped"] == TokenStream(vocabulary.tokenizer).feed(
         text.rstrip()
     )
-    assert vocabulary.encode_prompt(text)[0] == [span.id for span in found if span.id is not None]
+    assert tokens_of(vocabulary.encode(text))[0] == [span.id for span in found if span.id is not None]

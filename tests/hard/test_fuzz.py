@@ -19,7 +19,7 @@ from serving import ADMIN, needs_library, save_tiny, serving
 from starlette.testclient import TestClient
 
 from rnnlm import checkpoint
-from rnnlm.data.text import EOS, TOKENIZERS, UNK, TokenStream, Vocabulary
+from rnnlm.data.text import EOS, TOKENIZERS, UNK, TokenStream, Vocabulary, tokens_of
 
 pytestmark = needs_library
 
@@ -115,7 +115,7 @@ def test_a_text_that_comes_in_pieces_is_the_same_text(pieces: list[str], tokeniz
 )
 def test_any_prompt_becomes_ids_of_the_vocabulary(text: str, words: set[str], unk: bool, tokenizer: str) -> None:
     vocabulary = Vocabulary([EOS, *([UNK] if unk else []), *sorted(words)], tokenizer)
-    ids, unknown = vocabulary.encode_prompt(text)
+    ids, unknown = tokens_of(vocabulary.encode(text))
     assert all(0 <= i < len(vocabulary) for i in ids)
     assert not words & set(unknown) and len(unknown) == len(set(unknown))
     vocabulary.decode(ids)

@@ -6,11 +6,15 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_checkpoint
 from running import refused
+
+from rnnlm import checkpoint
+from rnnlm.data.text import EOS, UNK
 
 
 def rnn_command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,6 +33,26 @@ def test_generate_and_score_from_the_command_line(weights_file: Path) -> None:
     assert re.search(
         r"^waa +-\d+\.\d+\nwab +-\d+\.\d+\n<EOS> +-\d+\.\d+\nperplexity \d+\.\d+ over 3 tokens\n$", score.stdout
     )
+
+
+def test_a_score_shows_the_words_as_they_were_written(tmp_path: Path) -> None:
+    words = (EOS, UNK, *(f"w{letter}ß" for letter in "abcdefghijk"))
+    source = replace(make_checkpoint(vocab=13), vocabulary=words, tokenizer="unicode+lowercase")
+    checkpoint.save(tmp_path / "x.safetensors", source)
+    score = rnn_command(str(tmp_path / "x.safetensors"), "WAß, nonsense 42\x1b Waß\nwbß.", "--score")
+    lines = [re.split(" {2,}", line) for line in score.stdout.splitlines()]
+    number = r"-\d+\.\d+"
+    want = [
+        ("WAß", number),
+        (",", "dropped"),
+        ("nonsense", number, "as <UNK>"),
+        (r"'42\\x1b'", "dropped"),
+        ("Waß", number),
+    ]
+    want += [("<EOS>", number), ("wbß", number), ("<EOS>", number)]
+    for line, parts in zip(lines, want, strict=False):
+        assert len(line) == len(parts) and all(map(re.fullmatch, parts, line)), line
+    assert len(lines) == len(want) + 1 and lines[-1][0].endswith("over 6 tokens")
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", "1 2 3", "nonsense entirely"])

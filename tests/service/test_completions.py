@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from serving import Server, needs_library, save_tiny, serving, until
 
 import rnn
-from rnnlm.data.text import EOS, UNK, Vocabulary
+from rnnlm.data.text import EOS, UNK, Vocabulary, tokens_of
 from service.engines import Step
 from service.routes.completions import _Text
 
@@ -127,7 +127,7 @@ def test_echo(client: openai.OpenAI, folder: Path) -> None:
 )
 def test_the_tokens_of_an_echo_make_up_its_text(prompt: str, new: list[int], unknown: bool, scored: bool) -> None:
     vocabulary = Vocabulary((EOS, "a", "b", "ab", *([UNK] if unknown else [])))
-    ids = vocabulary.encode_prompt(prompt)[0] if scored else []
+    ids = tokens_of(vocabulary.encode(prompt))[0] if scored else []
     request: Any = SimpleNamespace(
         sequences=[SimpleNamespace(prompt_steps=len(ids))],
         texts=(prompt,),
