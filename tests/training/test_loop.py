@@ -88,6 +88,44 @@ def test_sampling_follows_the_tokens_that_are_trained_on(tmp_path: Path) -> None
     assert share == pytest.approx(np.bincount(corpus.train, minlength=11) / 30)
 
 
+class Recorder(CTrainer):
+    """Learns nothing, and keeps what the loop asks for. The loss of its n-th step is n."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.calls: list[object] = []
+
+    def reset_state(self) -> None:
+        self.calls.append("reset")
+
+    def train_step(self, *arguments: object) -> tuple[float, float]:
+        self.calls.append(arguments)
+        steps = len(self.calls) - self.calls.count("reset")
+        return float(steps), 100.0 - steps
+
+
+def test_the_loop_takes_each_step_once_with_its_own_chunk_rate_and_masks(tmp_path: Path) -> None:
+    """An epoch begins with a zero state, and its loss is the mean over its own tokens."""
+    one = small_run(Recorder, tmp_path, bptt=9, epochs=3, dropout=0.5, warmup_steps=10)  # 5 chunks of 9 and one of 4
+    loop.train(one)
+    calls = one.trainer.calls
+    assert [index for index, call in enumerate(calls) if call == "reset"] == [0, 7, 14] and len(calls) == 21
+    steps = [call for call in calls if call != "reset"]
+    for step, (x, y, rate, regularization) in enumerate(steps):
+        wanted = one.batches.chunk(step % 6)
+        assert np.array_equal(x, wanted[0]) and np.array_equal(y, wanted[1])
+        assert rate == pytest.approx(0.1 * min(step + 1, 10) / 10)
+        assert np.array_equal(regularization.output_mask, one.regularizer.draw(step, y).output_mask)
+    masks = {regularization.output_mask.tobytes() for *_, regularization in steps}
+    assert len(masks) > 15
+    rows = one.progress.history
+    for epoch in (1, 2, 3):
+        losses = np.arange(6 * epoch - 5, 6 * epoch + 1)
+        assert rows[epoch]["train_loss"] == pytest.approx(np.average(losses, weights=[9, 9, 9, 9, 9, 4]))
+        assert rows[epoch]["gradient_norm"] == 100.0 - losses[0]
+        assert (rows[epoch]["step"], rows[epoch]["tokens"]) == (6 * epoch, 98 * epoch)
+
+
 def test_plateau_halves_the_rate_and_puts_the_best_weights_back(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     wild = {"learning_rate": 0.2, "schedule": "plateau", "warmup_steps": 3, "patience": 0, "epochs": 8}
@@ -131,6 +169,7 @@ def test_a_run_is_saved_between_evaluations_however_short_its_epochs(
         saved.append(one.state.saved_at)
 
     monkeypatch.setattr(one.state, "save", record)
+    monkeypatch.setattr(one.files, "draw", lambda _: None)
     loop.train(one)
     assert saved[0] == (0, 0) and saved[-1] == (6, 0) and len(one.progress.history) == 2
     between = saved[1:-1]

@@ -57,6 +57,17 @@ def test_the_time_left_counts_steps_and_evaluations(tmp_path: Path) -> None:
     assert reporting.time_left(one, 5.0) == "about 17 s left: 50 tokens at 5/s, 1 evaluation of 7.0 s"
 
 
+def test_the_pace_is_that_of_the_steps_after_the_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first step takes a minute, the others a second each."""
+    caplog.set_level("INFO")
+    one = small_run(CTrainer, tmp_path, epochs=10)  # 98 tokens an epoch, 16 a step
+    with reporting.report(one) as report:
+        for step, seconds in enumerate((60.0, 61.0, 62.0, 63.0), start=1):
+            one.progress.step, one.progress.seconds = step, seconds
+            report.step(16, 2.0, 1.0, 0.1)
+    assert caplog.messages == ["about 58 s left: 932 tokens at 16/s, 10 evaluations of 0.0 s"]
+
+
 @pytest.mark.parametrize(
     "seconds,words", [(0.42, "0.4 s"), (35, "35 s"), (119, "2 min"), (2 * 3600, "2.0 h"), (3e5, "3.5 days")]
 )
