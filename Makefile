@@ -34,15 +34,11 @@ serve: $(VENV)/.run lib ## serve on http://127.0.0.1:8000 (PORT=...); trains the
 	@ls weights/*.safetensors >/dev/null 2>&1 || $(PY) main.py --preset demo
 	PORT=$(PORT) $(PY) -m service
 
-# Runs csrc/lesson.c on the words of the demo corpus: the 1,000 most frequent, then the text as their numbers.
-DEMO_WORDS := from rnnlm.data.corpus import load_corpus; demo = load_corpus("demo", vocab_size=1000); \
-              words = demo.vocabulary.words; print(len(words), demo.train.size, *words, *demo.train)
-
+LESSON := csrc/elman.c csrc/lesson.c
 lesson: $(VENV)/.run ## train the model of docs/lesson.md, csrc/elman.c, on the demo corpus: half a minute (RATE=...)
 	@mkdir -p build
-	@$(PY) -c '$(DEMO_WORDS)' >build/demo-words.txt
 	$(CC) -O3 -o build/lesson $(LESSON) -lm
-	./build/lesson $(RATE) <build/demo-words.txt
+	@cat $(VENV)/lib/*/site-packages/gensim/test/test_data/lee_background.cor | ./build/lesson $(RATE)
 
 ## The C library
 
@@ -83,7 +79,6 @@ endif
 
 # Objects go to a folder named after what changes them, so builds never mix. A sanitized library stays there too.
 BUILD   := build/$(notdir $(CC))$(addprefix -,$(TARGET))-$(EXT)-omp$(OMP)-san$(SAN)
-LESSON  := csrc/elman.c csrc/lesson.c# a program, and the measure of the tests: not in the library
 OBJECTS := $(patsubst csrc/%.c,$(BUILD)/%.o,$(filter-out $(LESSON),$(wildcard csrc/*.c)))
 LIBRARY := $(if $(filter 0,$(SAN)),lib,$(BUILD))/rnnlib.$(EXT)
 

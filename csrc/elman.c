@@ -4,9 +4,9 @@
  *     p_t = softmax(h_t Why + by)
  *     L   = sum_t -log p_t[y_t]                   y_t is the token after token_t
  *
- * It is a lesson: docs/lesson.md walks through it, and `make lesson` runs it on a news corpus (ELMAN_MAIN). And it is
- * the measure: the tests hold the fast library against it. It refuses to be fast. Each gradient is added to (+=), because
- * a parameter is used at every step, and its gradient is the sum of what every step contributes.
+ * docs/lesson.md walks through this file, and `make lesson` trains the model (lesson.c). The tests hold the fast library
+ * against it. It is meant to be read, not to be fast. Gradients accumulate (+=): a parameter is used at every step, and
+ * its gradient is the sum of what the steps contribute.
  */
 #include "elman.h"
 
@@ -101,11 +101,11 @@ void elman_update(elman *m, const elman *grad, double rate) {
     for (size_t i = 0; i < elman_count(m->V, m->E, m->H); i++) m->wxh[i] -= rate * grad->wxh[i];
 }
 
-/* 8. Sample from the cumulative distribution: the first word at which the sum of the probabilities exceeds u in [0,1). */
+/* 8. Sample from the cumulative distribution: the first token at which the sum of the probabilities exceeds u in [0,1). */
 int32_t elman_sample(const double *logp, size_t V, double u) {
     double sum = 0.0;
     size_t v = 0;
-    while (v < V - 1 && (sum += exp(logp[v])) <= u) v++; /* rounding may leave the sum short of 1: the last word then */
+    while (v < V - 1 && (sum += exp(logp[v])) <= u) v++; /* if rounding leaves the sum short of 1, the last token */
     return (int32_t)v;
 }
 

@@ -1,6 +1,6 @@
-/* lesson.c -- trains the model of elman.c on a text and shows what happens: `make lesson`; docs/lesson.md explains it.
+/* lesson.c -- trains the model of elman.c to write text letter by letter: `make lesson`; docs/lesson.md explains it.
  *
- *     lesson [RATE] <TEXT     TEXT: the numbers V and N, the V words, then N token ids; RATE: 0.01, or the learning rate
+ *     lesson [RATE] <TEXT     RATE: the learning rate, 0.003 by default
  */
 #include <math.h>
 #include <stdio.h>
@@ -9,8 +9,8 @@
 
 #include "elman.h"
 
-enum { E = 32, H = 64, T = 20, EPOCHS = 5, FAR = 30, LONG = T + FAR, PLACES = 300 };
-static double h[(LONG + 1) * H], dh[(LONG + 1) * H], *logp; /* as elman_loss takes them, for up to LONG steps */
+enum { E = 32, H = 100, T = 20, EPOCHS = 4, FAR = 30, LONG = 20 + FAR, PLACES = 300, SAMPLE = 400 };
+static double h[(SAMPLE + 1) * H], dh[(LONG + 1) * H], *logp; /* as elman_loss takes them; logp for LONG steps */
 
 static double uniform(void) { /* in [0,1): Knuth's MMIX generator, the same on every system */
     static uint64_t state = 1;
@@ -42,7 +42,7 @@ static void check_gradient(elman *m, elman *grad, const int32_t *text) {
     }
 }
 
-/* The mean loss of a text that is read in chunks of T steps; with grad, each chunk is learned from. */
+/* The mean loss of a text that is read in chunks of T steps; with grad, the model learns from each chunk. */
 static double read_text(elman *m, elman *grad, double rate, const int32_t *text, size_t count) {
     double loss = 0.0;
     size_t n = 0;
@@ -78,13 +78,17 @@ static double measure_signal(elman *m, elman *grad, const int32_t *text, size_t 
 }
 
 int main(int argc, char **argv) {
-    double rate = argc > 1 ? atof(argv[1]) : 0.01, before[FAR + 1], after[FAR + 1], u[LONG];
-    size_t V, N;
-    if (scanf("%zu %zu", &V, &N) != 2 || V < 1 || N < 20 * LONG) return 2;
-    char (*words)[64] = malloc(V * sizeof *words);
-    int32_t *text = malloc(N * sizeof *text), out[LONG];
-    for (size_t v = 0; v < V; v++) scanf("%63s", words[v]);
-    for (size_t n = 0; n < N; n++) scanf("%d", text + n);
+    double rate = argc > 1 ? atof(argv[1]) : 0.003, before[FAR + 1], after[FAR + 1], u[SAMPLE];
+    int32_t *text = NULL, id_of[256], out[SAMPLE];
+    int byte, byte_of[256];
+    size_t V = 0, N = 0;
+    memset(id_of, -1, sizeof id_of);
+    while ((byte = getchar()) != EOF) { /* the tokens are the bytes that occur, numbered as they come */
+        if (N % 65536 == 0) text = realloc(text, (N + 65536) * sizeof *text);
+        if (id_of[byte] < 0) id_of[byte] = (int32_t)V, byte_of[V++] = byte;
+        text[N++] = id_of[byte];
+    }
+    if (N < 20 * LONG) return fputs("lesson: give it a text of 1,000 bytes or more on standard input\n", stderr), 2;
     size_t P = elman_count(V, E, H), train = N * 9 / 10;
     elman m = elman_on(V, E, H, uniforms(V * E, sqrt(3.0)), uniforms(P, 1.0 / sqrt(H)));
     elman grad = elman_on(V, E, H, m.embeddings, calloc(P, sizeof(double)));
@@ -105,14 +109,11 @@ int main(int argc, char **argv) {
         printf("signal %2d steps back %16.1e %12.1e\n", k, before[k], after[k]);
     printf("mean of 1 - h^2 %20.2f %12.2f\n\n", slope_before, slope_after);
 
-    int32_t start = 0;
-    for (size_t v = 0; v < V; v++) {
-        if (!strcmp(words[v], "<EOS>")) start = (int32_t)v;
-        if (!strcmp(words[v], "<UNK>")) m.by[v] = -INFINITY; /* its p is then 0 */
-    }
-    for (size_t t = 0; t < LONG; t++) u[t] = uniform();
+    for (size_t t = 0; t < SAMPLE; t++) u[t] = uniform();
     memset(h, 0, H * sizeof *h);
-    elman_generate(&m, start, u, LONG, h, logp, out);
-    for (size_t t = 0; t < LONG; t++) printf("%s%c", words[out[t]], t + 1 < LONG ? ' ' : '\n');
+    elman_generate(&m, text[0], u, SAMPLE, h, logp, out);
+    putchar(byte_of[text[0]]);
+    for (size_t t = 0; t < SAMPLE; t++) putchar(byte_of[out[t]]);
+    putchar('\n');
     return 0;
 }

@@ -120,9 +120,12 @@ class Regularizer:
         self._seed, self._sampler = seed, sampler
         self._input = input_size, input_dropout
         self._output = hidden_size, dropout
+        self._draws = bool(dropout or input_dropout or sampler)
 
     def draw(self, step: int, y: I32) -> Regularization:
         """Draw for step `step`, counted from 0 over the whole run, and a chunk with targets y (T, B)."""
+        if not self._draws:
+            return NO_REGULARIZATION
         rng = np.random.default_rng([self._seed, step])
         return Regularization(
             input_mask=_mask(rng, y.shape[1], *self._input),

@@ -20,7 +20,7 @@ EVALUATION_STEPS = 512  # tokens of one call; the result does not depend on it
 
 
 class CTrainer:
-    """The C model in training. Parameters, gradient and moments are flat buffers (P,), as the library takes them."""
+    """Trains the C model. Parameters, gradient and moments are flat buffers (P,), the layout of the library."""
 
     backend = "c"
     model_class: ClassVar[type[LanguageModel]]  # rnn.RNN, which main.py sets: this file does not import it
@@ -43,14 +43,14 @@ class CTrainer:
         self.moments = {name: np.zeros_like(self.params) for name in moments}
         self.updates = 0
         self.hidden = np.zeros((config.batch_size, weights.hidden_size), dtype=np.float32)
-        self.work: Workspace | None = None  # made for the first chunk; the last of an epoch may be shorter
+        self.work: Workspace | None = None  # sized for the longest chunk so far
         self.evaluation = Workspace(*self.dims, max_steps=EVALUATION_STEPS, max_batch=1, threads=self.threads)
 
     def train_step(
         self, x: I32, y: I32, learning_rate: float, regularization: Regularization = NO_REGULARIZATION
     ) -> tuple[float, float]:
         config = self.config
-        if self.work is None or x.shape[0] > self.work.max_steps:  # resumed at a short chunk, say
+        if self.work is None or x.shape[0] > self.work.max_steps:  # the first chunk, or the first after a short one
             candidates = config.sampled_softmax + x.size * self.group.size
             self.work = Workspace(
                 *self.dims,
@@ -67,16 +67,16 @@ class CTrainer:
         except RNNNonFiniteError:
             if self.group.size == 1:
                 raise
-            loss = self.grads[:] = np.nan  # the others wait for this gradient, and shall find the same
+            loss = self.grads[:] = np.nan  # the others wait for this gradient, and must stop at the same step
         self.group.sum(self.grads)
         norm = binding.grad_norm(self.grads, self.threads)
-        # As torch.nn.utils.clip_grad_norm_, with its 1e-6.
+        # The 1e-6 is that of torch.nn.utils.clip_grad_norm_.
         clip = min(1.0, config.clip / (norm + 1e-6)) if config.clip else 1.0
         self.update(learning_rate, clip)
         return loss / x.size, norm
 
     def update(self, learning_rate: float, grad_scale: float) -> None:
-        """One step of the optimiser along the gradient."""
+        """Take one step of the optimizer."""
         config = self.config
         self.updates += 1
         if config.optimizer == "sgd":

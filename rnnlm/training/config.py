@@ -1,7 +1,7 @@
-"""The training configuration: one frozen dataclass, from which the command line, the presets and the saved config come.
+"""The training configuration: one frozen dataclass, from which cli.py derives the command line.
 
-An option is written once, as a field of `TrainConfig`. A preset is a named set of fields; what is given on the command
-line wins over the preset, which wins over the field's default.
+An option is defined once, as a field of `TrainConfig`. A preset is a named set of fields. The command line overrides
+the preset, and the preset overrides the field's default.
 """
 
 from __future__ import annotations
@@ -12,25 +12,26 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from rnnlm.arrays import MAX_EMBED, MAX_HIDDEN, MAX_THREADS
 from rnnlm.errors import UserError
 
 
 class ConfigError(UserError, ValueError):
-    """A training option out of its range."""
+    """A training option is out of its range."""
 
 
 def option(default: Any, help_text: str, choices: Sequence[str] | None = None) -> Any:
-    """A field that becomes a command-line option."""
+    """Return a field that becomes a command-line option."""
     return field(default=default, metadata={"help": help_text, "choices": choices})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Every knob of a training run. The defaults are those of the `reference` preset."""
+    """The options of a training run. The defaults are those of the `reference` preset."""
 
     preset: str = "reference"
 
-    # What is learned from
+    # Data
     corpus: str = option(
         "wikitext-2-v1",
         "wikitext-103-v1, wikitext-2-v1, NAME:CONFIG on the hub, FOLDER:CONFIG, a text file, a folder of them, - for "
@@ -46,51 +47,51 @@ class TrainConfig:
     )
     lowercase: bool = option(False, "turn all words into lower case")
     vocab_size: int | None = option(None, "keep the N most frequent words, <EOS> and <UNK> included; default: all")
-    max_tokens: int | None = option(None, "learn from the first N tokens of the training split; default: all")
-    validation_tokens: int = option(250_000, "evaluate on the first N tokens of the validation split, if it has more")
-    embeddings: str = option("word2vec-google-news-300", "a name of gensim's downloader, a vectors file, or train")
-    embedding_size: int = option(300, "size E of the vectors that `--embeddings train` makes")
+    max_tokens: int | None = option(None, "train on the first N tokens of the training split; default: all")
+    validation_tokens: int = option(250_000, "evaluate on at most the first N tokens of the validation split")
+    embeddings: str = option("word2vec-google-news-300", "a name of gensim's downloader, a file of vectors, or train")
+    embedding_size: int = option(300, "size E of the vectors that --embeddings train makes")
 
-    # The model
+    # Model
     hidden_size: int = option(100, "hidden units H")
     init: str = option(
         "uniform",
-        "how the output bias starts: uniform, like all else; unigram: at the words' log frequencies",
+        "how the output bias starts: uniform, like all other weights; unigram, at the log frequencies of the words",
         ("uniform", "unigram"),
     )
 
-    # How it learns
+    # Training
     epochs: int = option(600, "passes over the training tokens")
-    batch_size: int = option(1, "streams B that the text is cut into and that advance together")
-    bptt: int | None = option(None, "steps T of truncated back-propagation; default: the whole sequence")
-    reduction: str = option("sum", "whether the gradient is of a chunk's summed loss or its mean", ("sum", "mean"))
-    optimizer: str = option("sgd", "sgd or adamw", ("sgd", "adamw"))
+    batch_size: int = option(1, "batch rows B: the text is cut into B pieces that are trained side by side")
+    bptt: int | None = option(None, "steps T of truncated back-propagation through time; default: the whole batch row")
+    reduction: str = option("sum", "take the gradient of a chunk's summed loss, or of its mean", ("sum", "mean"))
+    optimizer: str = option("sgd", "the optimizer", ("sgd", "adamw"))
     learning_rate: float = option(1e-5, "step size")
     momentum: float = option(0.0, "momentum of sgd")
     weight_decay: float = option(0.0, "decoupled weight decay of adamw")
     dropout: float = option(0.0, "dropout of the hidden state on its way to the output layer")
-    input_dropout: float = option(0.0, "dropout of the word vectors on their way in")
+    input_dropout: float = option(0.0, "dropout of the word vectors on their way to the hidden layer")
     sampled_softmax: int = option(
-        0, "learn from a sample of N words and those of the chunk instead of the whole vocabulary; 0: the full softmax"
+        0, "train with a softmax over N sampled words and those of the chunk; 0: over the whole vocabulary"
     )
-    clip: float = option(0.0, "ceiling on the global gradient norm; 0: no clipping")
+    clip: float = option(0.0, "clip the gradient to this norm; 0: no clipping")
     schedule: str = option(
         "constant",
-        "constant; cosine: down to a hundredth over the run; plateau: halve, and put the best weights back, when an "
-        "evaluation brings nothing",
+        "of the learning rate: constant; cosine, decaying to 1%% of the peak; plateau, halved when an evaluation is no "
+        "better than the best, which is then restored",
         ("constant", "cosine", "plateau"),
     )
     warmup_steps: int = option(0, "steps over which the learning rate rises from 0")
-    patience: int = option(0, "stop after this many evaluations without a better perplexity; 0: never")
+    patience: int = option(0, "stop after N evaluations in a row without a better perplexity; 0: never")
     evaluate_every: int = option(1, "epochs between evaluations on the validation split")
-    seed: int = option(1, "seed of the initial weights and of the vectors that must be made up")
+    seed: int = option(1, "seed of the initial weights, of made-up vectors and of the regularization")
 
-    # Where it runs and what it leaves
-    threads: int | None = option(None, "threads to use; default: one for each processor")
-    device: str = option("auto", "where the torch model runs: auto, cpu or cuda", ("auto", "cpu", "cuda"))
-    out: str | None = option(None, "the weights file; default: weights/PRESET.safetensors, -torch for the torch model")
-    prompt: str = option("The", "what the sample at the end continues")
-    tensorboard: bool = option(False, "write TensorBoard event files beside the weights")
+    # Machine and files
+    threads: int | None = option(None, "threads; default: one for each processor")
+    device: str = option("auto", "where the torch model runs; auto: on a GPU if there is one", ("auto", "cpu", "cuda"))
+    out: str | None = option(None, "the weights file; default: weights/PRESET.safetensors, with -torch for torch")
+    prompt: str = option("The", "the prompt of the sample at the end")
+    tensorboard: bool = option(False, "also write event files for TensorBoard")
 
     def __post_init__(self) -> None:
         def require(condition: bool, name: str, limit: str) -> None:
@@ -103,12 +104,12 @@ class TrainConfig:
             require(value is None or value >= 1, name, "1 or more")
         for name in ("embedding_size", "hidden_size", "epochs", "batch_size", "evaluate_every"):
             require(getattr(self, name) >= 1, name, "1 or more")
-        require(self.max_tokens is None or self.max_tokens >= 2, "max_tokens", "2 or more")  # one, and the one after it
+        require(self.max_tokens is None or self.max_tokens >= 2, "max_tokens", "2 or more")  # one to predict the other
         require(self.validation_tokens >= 2, "validation_tokens", "2 or more")
         for name in ("warmup_steps", "patience", "seed", "sampled_softmax"):
             require(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("embedding_size", "hidden_size"):
-            require(getattr(self, name) <= 1 << 14, name, f"at most {1 << 14}")  # RNN_MAX_EMBED, RNN_MAX_HIDDEN
+        for name, limit in (("embedding_size", MAX_EMBED), ("hidden_size", MAX_HIDDEN)):
+            require(getattr(self, name) <= limit, name, f"at most {limit}")
         require(math.isfinite(self.learning_rate) and self.learning_rate > 0, "learning_rate", "a number above 0")
         for name in ("momentum", "dropout", "input_dropout"):
             require(0.0 <= getattr(self, name) < 1.0, name, "from 0 to below 1")
@@ -116,7 +117,7 @@ class TrainConfig:
             require(getattr(self, name) < 3.4e38, name, "below 3.4e38, the largest float32")
         for name in ("weight_decay", "clip"):
             require(math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, name, "a number, 0 or more")
-        require(self.threads is None or self.threads <= 1024, "threads", "at most 1024")
+        require(self.threads is None or self.threads <= MAX_THREADS, "threads", f"at most {MAX_THREADS}")
         for spec in fields(self):
             value = getattr(self, spec.name)
             require(not isinstance(value, int) or value < 1 << 63, spec.name, "below 2^63")
@@ -128,7 +129,7 @@ class TrainConfig:
         require(self.weight_decay == 0 or self.optimizer == "adamw", "weight_decay", "0 unless --optimizer is adamw")
 
     def weights_path(self, backend: str) -> Path:
-        """Where the run of `backend` ("c" or "torch") saves its weights."""
+        """Return where the run of `backend` ("c" or "torch") saves its weights. Raises ConfigError."""
         if self.out:
             path = Path(self.out)
             if not path.name or path.name == ".." or path.is_dir() or self.out.endswith(("/", "\\")):
@@ -139,11 +140,12 @@ class TrainConfig:
         return Path("weights", self.preset + ("-torch" if backend == "torch" else "") + ".safetensors")
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the options by name, as the weights file and the resume file keep them."""
         return asdict(self)
 
 
 def is_text(value: str) -> bool:
-    """False for what the command line could not decode, and nothing can save or print."""
+    """Return False for bytes that the command line could not decode: they can be neither saved nor printed."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -155,7 +157,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The documented recipe: plain SGD on the summed loss over one sequence of 5,000 tokens, full BPTT, no clipping.
     "reference": {"max_tokens": 5000, "evaluate_every": 20},
     # The lowest validation perplexity for the time: truncated BPTT (Mikolov et al. 2011) with the state carried over, a
-    # softmax over a sample of the words, and dropout, without which two million tokens are soon learned by heart.
+    # sampled softmax, and dropout, without which the model soon memorizes two million tokens.
     "best": {
         "hidden_size": 300,
         "init": "unigram",
@@ -190,5 +192,5 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# The two models' documented recipes differ in one thing: the C model learns from the larger corpus.
+# The documented recipes of the two models differ in one option: the C model is trained on the larger corpus.
 DOCUMENTED: dict[str, dict[str, Any]] = {"c": {"corpus": "wikitext-103-v1"}, "torch": {}}

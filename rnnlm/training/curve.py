@@ -10,8 +10,8 @@ from rnnlm.training.progress import Row
 
 
 def plot(history: Sequence[Row], title: str) -> bytes:
-    """The loss curve as a PNG: training and validation perplexity over epochs, on a logarithmic axis."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no global state of pyplot's
+    """Draw training and validation perplexity over epochs, on a logarithmic axis. Returns a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display, and none of pyplot's global state
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")

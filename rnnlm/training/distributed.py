@@ -1,12 +1,12 @@
-"""The processes of one run: one, or those that torchrun starts, on this machine and on others.
+"""The processes of one run: a single one, or those that torchrun starts, on one machine or several.
 
     torchrun --nproc-per-node 2 main.py --preset best ...
 
-Each process has a rank; rank 0 logs, evaluates and saves. A run of N processes with B streams each learns as one
-process with N * B streams does: rank r takes the streams r * B .. (r + 1) * B, and gradients are summed over all.
+Each process has a rank; rank 0 logs, evaluates and saves. N processes with B batch rows each learn what one process
+with N * B batch rows learns: rank r has the batch rows r * B .. (r + 1) * B, and gradients are summed over all ranks.
 
-torch.distributed is imported only where torchrun has set WORLD_SIZE: `python main.py` never loads torch. Numbers that
-lie on the processor go through gloo, those of a CUDA model through nccl.
+torch.distributed is imported only if torchrun has set WORLD_SIZE, so `python main.py` never loads torch. Arrays on the
+processor are exchanged by gloo, those of a CUDA model by nccl.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ T = TypeVar("T")
 Array = npt.NDArray[Any]
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets them
-_LOST = re.compile(r"connect|peer|timed? ?out|socket|broken pipe", re.IGNORECASE)  # of gloo's messages
+_LOST = re.compile(r"connect|peer|timed? ?out|socket|broken pipe", re.IGNORECASE)  # words of gloo's messages
 
-
-# How long a process waits for the others. One that dies closes its connections, which is noticed at once; one that is
-# the first of its machine to read a corpus of many GB, or that evaluates on a long validation split, takes its time.
+# How long a process waits for the others. It need not be short: a process that dies closes its connections, and the
+# others notice at once. It must not be short: reading a corpus of many GB, or evaluating, may take hours.
 PATIENCE = timedelta(days=1)
 
 
@@ -44,60 +43,61 @@ class PeerLost(Failure):
 
 
 class PeerFailed(PeerLost):
-    """Rank 0 could not do what all wait for; it says why itself."""
+    """Rank 0 failed at what all wait for, and reports the reason itself."""
 
 
 class Group:
-    """The processes of a run. This class is the run of one process, where every exchange is with itself."""
+    """The processes of a run. This class is for a single process, where every exchange is with itself."""
 
     rank, size = 0, 1
     local_rank, local_size = 0, 1  # among the processes of this machine
 
     def threads(self, wanted: int | None) -> int:
-        """How many threads this process uses: those wanted, else its share of the machine's processors.
+        """Return how many threads this process uses: `wanted`, or its share of the machine's processors.
 
-        More than a few for each processor bring nothing, and OpenMP ends the process where it cannot make them.
+        The number is limited to a few for each processor: more bring nothing, and if OpenMP cannot create them it ends
+        the process.
         """
         most = max(16, 4 * processors())
         if wanted and wanted > most and self.rank == 0:
-            log.warning("--threads %d: %d, for this machine has %d processors", wanted, most, processors())
+            log.warning("--threads %d: using %d, as this machine has %d processors", wanted, most, processors())
         return min(wanted, most) if wanted else max(1, processors() // self.local_size)
 
     def sum(self, array: Array) -> None:
-        """Replace `array` by its sum over all processes: the same bits everywhere."""
+        """Replace `array` by its sum over all processes. Every process gets the same bits."""
 
     def totals(self, *values: float) -> tuple[float, ...]:
-        """The sum over all processes of each of a few numbers."""
+        """Return the sum over all processes of each of a few numbers."""
         return values
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` gives on rank 0, on every rank; it runs nowhere else. Raises PeerFailed on the others."""
+        """Call `make` on rank 0 and return its result on every rank. If it raises, the others raise PeerFailed."""
         return make()
 
     def array_from_first(self, array: Array | None) -> Array:
-        """The array of rank 0, on every rank; the others give None."""
+        """Return rank 0's array on every rank. The others pass None."""
         assert array is not None
         return array
 
     def gather(self, array: Array) -> Array:
-        """On rank 0 the arrays of all ranks one after the other, along the first axis; elsewhere the rank's own."""
+        """Return the arrays of all ranks, joined along the first axis, on rank 0; the rank's own elsewhere."""
         return array
 
     @contextlib.contextmanager
     def machine_first(self) -> Iterator[None]:
-        """One process of each machine goes first, then its others: they find what it has cached."""
+        """Let one process of each machine go first; the others then find what it has cached."""
         yield
 
     def may_report(self) -> bool:
-        """Whether this process, which fails now, is the first to: of one failure, one message."""
+        """Return whether this process is the first to fail, so that one failure gives one message."""
         return True
 
     def leave(self) -> None:
-        """The end of the run."""
+        """End the exchange: the run is over."""
 
 
 class TorchGroup(Group):
-    """The processes that torchrun started. A call raises PeerLost where another process is gone."""
+    """The processes that torchrun started. Every exchange raises PeerLost if another process is gone."""
 
     def __init__(self, cuda: bool) -> None:
         missing = [name for name in _NEEDED if not os.environ.get(name)]
@@ -133,11 +133,11 @@ class TorchGroup(Group):
             raise
 
     def raise_lost(self, error: RuntimeError) -> None:
-        """Raise PeerLost if this error of torch's means that, with its long message in a few words."""
+        """Raise PeerLost, with torch's message in a few words, if this error of torch's means that."""
         if isinstance(error, self.dist.DistError) or _LOST.search(str(error)):
             if self.size > 1:
                 what = f"another of the {self.size} processes ended, or cannot be reached"
-            else:  # they have not met yet: a process alone has no other to lose
+            else:  # they have not met yet: a single process has none to lose
                 place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
                 what = f"the processes of the run cannot meet at {place}"
             raise PeerLost(f"{what} ({_first_line(error)})") from error
@@ -169,7 +169,7 @@ class TorchGroup(Group):
         return result
 
     def _share(self, value: Any) -> Any:
-        """The value of rank 0, pickled."""
+        """Return the value of rank 0, which travels as a pickle."""
         import torch
 
         box = [value]
@@ -191,7 +191,7 @@ class TorchGroup(Group):
 
         whole = np.empty((self.size, *array.shape), array.dtype)
         with self._talking():
-            # Not gather, which not every back end has.
+            # all_gather, because not every back end has gather.
             self.dist.all_gather(list(torch.from_numpy(whole)), torch.from_numpy(np.ascontiguousarray(array)))
         return whole.reshape(-1, *array.shape[1:]) if self.rank == 0 else array
 
@@ -205,7 +205,7 @@ class TorchGroup(Group):
             yield
 
     def _barrier(self) -> None:
-        self.totals(0.0)  # unlike torch's barrier, on the processor whatever the back end
+        self.totals(0.0)  # torch's own barrier would use the GPU under nccl
 
     def may_report(self) -> bool:
         try:  # torchrun's own process keeps the store, so it outlives any rank
@@ -218,36 +218,36 @@ class TorchGroup(Group):
 
 
 def _first_line(error: BaseException) -> str:
-    """`[/where/in/gloo.cc:553] Connection closed by peer. This is ...` without its place and its advice."""
+    """Cut `[/where/in/gloo.cc:553] Connection closed by peer. This is ...` down to what happened."""
     return re.sub(r"^\[[^]]*\] ", "", str(error).strip()).split("\n")[0].partition(". ")[0][:200]
 
 
 def processors() -> int:
-    """The processors that this process may run on."""
+    """Return the number of processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def torchrun() -> bool:
-    """Whether torchrun, or something like it, started this process."""
+    """Return whether torchrun, or a launcher like it, started this process."""
     return "WORLD_SIZE" in os.environ
 
 
 def rank() -> int:
-    """This process's number, before the others are met."""
+    """Return this process's rank. It is known before the processes meet."""
     value = os.environ.get("RANK", "")
     return int(value) if torchrun() and value.isdigit() else 0
 
 
 def local_rank() -> int:
-    """This process's number among those of its machine, before the others are met."""
+    """Return this process's rank on its machine. It is known before the processes meet."""
     value = os.environ.get("LOCAL_RANK", "")
     return int(value) if torchrun() and value.isdigit() else 0
 
 
 def join(*, cuda: bool) -> Group:
-    """Meet the other processes, where there are any. cuda: the model lies on a GPU.
+    """Meet the other processes, if there are any. cuda: whether the model is on a GPU.
 
-    Raises ConfigError (WORLD_SIZE set by something that is not torchrun, no torch), PeerLost.
+    Raises ConfigError (WORLD_SIZE is set, but not by torchrun; no torch), PeerLost.
     """
     return TorchGroup(cuda) if torchrun() else Group()
 

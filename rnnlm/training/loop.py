@@ -28,14 +28,14 @@ def train(run: Run) -> None:
                 trainer.reset_state()
             while at.step < len(batches):
                 started = time.monotonic()
+                step = run.step
                 x, y = batches.chunk(at.step)
-                regularization = run.regularizer.draw(run.step, batches.all_targets(at.step)).of_rows(batches.rows)
-                rate = run.learning_rate(run.step)
+                regularization = run.regularizer.draw(step, batches.all_targets(at.step)).of_rows(batches.rows)
+                rate = run.learning_rate(step)
                 loss, norm = trainer.train_step(x, y, rate, regularization)
                 # All processes must take the same decisions: what one of them asks for, all do.
-                loss_sum, tokens, stop, save = run.group.totals(
-                    loss * x.size, x.size, stop_requested(), run.state.is_due()
-                )
+                asks = stop_requested(), run.state.is_due()
+                loss_sum, tokens, stop, save = run.group.totals(loss * x.size, x.size, *asks)
                 if not math.isfinite(loss_sum):
                     raise FloatingPointError(f"loss {loss_sum}")
                 at.step += 1

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 180.0  # between evaluations, the state is saved this often
 
+DEFAULTS = TrainConfig().as_dict()
+
 # Options that may differ from those of the run that is resumed.
 FREE = ("epochs", "threads", "device", "out", "prompt", "patience", "tensorboard")
 
@@ -103,7 +105,9 @@ class State:
         except (KeyError, TypeError, ValueError, IndexError) as error:
             if isinstance(error, UserError):
                 raise
-            raise CheckpointError(f"{self._files.resume}: holds another state than this program's: {error}") from error
+            raise CheckpointError(
+                f"{self._files.resume}: it does not hold the state of such a run: {error}; train without --resume"
+            ) from error
 
     def _refuse_fewer_epochs(self, at: Progress) -> None:
         begun = at.epoch + (at.step > 0)
@@ -115,7 +119,7 @@ class State:
 
     def _refuse_another(self, theirs: dict[str, Any]) -> None:
         def flat(identity: dict[str, Any]) -> dict[str, Any]:
-            config = dict(identity["config"])
+            config = DEFAULTS | identity["config"]  # an option that the release of that run lacked has its default
             # The same batch rows on more or fewer processes learn the same: a run may go on without a lost machine.
             rows = config.pop("batch_size") * identity["processes"]
             rest = {"back end": identity["backend"], "text or vectors": identity["data"]}
@@ -123,9 +127,9 @@ class State:
 
         mine, other = flat(self._identity), flat(theirs)
         for name in mine:
-            if name not in FREE and mine[name] != other.get(name):
+            if name not in FREE and mine[name] != other[name]:
                 raise ConfigError(
-                    f"cannot resume {self._files.resume}: its {name} is {other.get(name)}, this run's is {mine[name]}; "
+                    f"cannot resume {self._files.resume}: its {name} is {other[name]}, this run's is {mine[name]}; "
                     f"give the options of that run, or leave out --resume"
                 )
 
@@ -139,7 +143,7 @@ def warn_of_another_rate(config: TrainConfig, epochs: int, at: Progress, steps_p
         learning_rate(config, step, count * steps_per_epoch, at.rate_scale) for count in (epochs, config.epochs)
     )
     log.warning(
-        "--epochs %d instead of %d makes another cosine: the learning rate goes on at %.3g instead of %.3g",
+        "--epochs %d instead of %d changes the cosine: the learning rate goes on at %.3g instead of %.3g",
         *(config.epochs, epochs, now, before),
     )
 

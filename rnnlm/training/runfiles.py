@@ -1,4 +1,4 @@
-"""The files of one run, which stand beside each other:
+"""The files of one run, side by side:
 
     NAME.safetensors    the weights of the best evaluation
     NAME.resume         what --resume needs, and NAME.resume.1, the one before it
@@ -6,15 +6,14 @@
     NAME.png            the loss curve
     NAME.tensorboard/   event files, with --tensorboard
 
-What cannot be written (a full disk) does not end a run: it is reported, what was there stays, and the next save tries
-again.
+A file that cannot be written (a full disk) does not end the run: a warning is logged, the old file stays, and the next
+save tries again.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,11 +30,14 @@ from rnnlm.training.tensorboard import Events
 
 log = logging.getLogger(__name__)
 
-DRAW_SECONDS = 10.0  # how often the curve is drawn while the run goes on
+DRAW_SECONDS = 10.0  # while the run goes on, the curve is drawn this often
 
 
 class RunFiles:
-    """unsaved: what could not be written when it was last tried, by name."""
+    """Writes the files, and reads the state back.
+
+    unsaved: the errors of the files whose last write failed, by kind: weights, state, metrics, curve, events.
+    """
 
     def __init__(self, weights: Path, *, tensorboard: bool = False) -> None:
         self.weights = weights
@@ -43,10 +45,11 @@ class RunFiles:
         self.metrics, self.curve = weights.with_suffix(".jsonl"), weights.with_suffix(".png")
         self.events = Events(weights.with_suffix(".tensorboard")) if tensorboard else None
         self.unsaved: dict[str, SaveError] = {}
-        self._damaged = False  # the last state: it must not take the place of the one before
-        self._drawn = -math.inf
+        self._damaged = False  # whether the last state is: it must not replace the one before it
+        self._drawn = time.monotonic()
 
     def attempt(self, name: str, save: Callable[[], None]) -> None:
+        """Call `save`. A SaveError is kept in `unsaved` and logged."""
         try:
             save()
             self.unsaved.pop(name, None)
@@ -55,10 +58,11 @@ class RunFiles:
             log.warning("%s; the run goes on", error)
 
     def save_weights(self, source: Checkpoint) -> None:
+        """Write the weights file."""
         self.attempt("weights", lambda: checkpoint.save(self.weights, source))
 
     def holds(self, weights: Weights) -> bool:
-        """Whether the weights file has these parameters. It may be older: the disk was full when they were saved."""
+        """Return whether the weights file has these parameters. It is older if the disk was full."""
         try:
             saved = checkpoint.load(self.weights).weights.parameters()
         except CheckpointError:
@@ -66,7 +70,7 @@ class RunFiles:
         return all(np.array_equal(saved[name], array) for name, array in weights.parameters().items())
 
     def save_state(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any], history: Sequence[Row]) -> None:
-        """Write what --resume needs; what it needed before stays beside it. And the metrics and the curve, with it."""
+        """Write the resume file, and keep the one before it; write the metrics, and from time to time the curve."""
         keep = None if self._damaged else self.before
         self.attempt("state", lambda: checkpoint.save_state(self.resume, arrays, metadata, keep=keep))
         self._damaged = self._damaged and "state" in self.unsaved
@@ -75,30 +79,32 @@ class RunFiles:
             self.draw(history)
 
     def draw(self, history: Sequence[Row]) -> None:
+        """Draw the curve."""
         self.attempt("curve", lambda: atomic_write(self.curve, curve.plot(history, self.weights.stem)))
         self._drawn = time.monotonic()
 
     def step(self, step: int, loss: float, norm: float, rate: float) -> None:
-        """One step of training, for TensorBoard."""
-        if self.events and "events" not in self.unsaved:  # else the next evaluation tries again, not each step
+        """Write one training step to TensorBoard."""
+        if self.events and "events" not in self.unsaved:  # otherwise the next evaluation tries again, not each step
             values = {"train/loss": loss, "train/gradient_norm": norm, "train/learning_rate": rate}
             self.attempt("events", lambda: self.events.write(step, values))
 
     def evaluation(self, row: Row) -> None:
-        """One line of the history, for TensorBoard."""
+        """Write one line of the history to TensorBoard."""
         if self.events:
             names = ("validation_loss", "validation_perplexity", "tokens_per_second")
             values = {name.replace("_", "/", 1): row[name] for name in names if row[name] is not None}
             self.attempt("events", lambda: self.events.write(row["step"], values))
 
     def close(self) -> None:
+        """Close the event file."""
         if self.events:
             self.events.close()
 
     def load_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """What was saved last, or where that is damaged, before that; None where nothing was saved.
+        """Return the last state, or the one before if the last is damaged; None if there is none.
 
-        Raises CheckpointError where nothing of it can be read.
+        Raises CheckpointError (no state can be read), OtherVersion.
         """
         first: CheckpointError | None = None
         for path in (self.resume, self.before):
@@ -113,14 +119,14 @@ class RunFiles:
                 continue
             if first:
                 self._damaged = True
-                log.warning("%s; going on from the state saved before it, %s", first, path)
+                log.warning("%s; using the state saved before it, %s", first, path)
             return loaded
         if first:
             raise first
         return None
 
     def listing(self) -> list[tuple[Path, str]]:
-        """Where everything is, and what it is."""
+        """Return each file with what it is, for people."""
         files = [
             (self.weights, "the best weights"),
             (self.metrics, "a line for each evaluation"),

@@ -67,6 +67,8 @@ def interrupted(run: Run) -> Interrupted:
     if not at.best_epoch and not run.files.weights.exists():
         run.save_weights(run.trainer.weights())
     run.save_state()
+    if run.group.rank == 0:
+        run.files.draw(at.history)
     failed = run.files.unsaved.get("state")
     return Interrupted(
         f"stopped {position(run)}: "

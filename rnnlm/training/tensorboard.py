@@ -14,13 +14,14 @@ from rnnlm.training.config import ConfigError
 
 
 class Events:
-    """TensorBoard's event files. One file for each start of a run; what a killed run wrote too much is then hidden.
+    """Writes scalars for TensorBoard, into a new file at each start of a run.
 
-    Written here with the library's records rather than by its writer, whose thread waits for ever on a full disk.
-    Raises ConfigError where the library is missing.
+    A file begins with the step that it starts from, so that TensorBoard hides later steps of a run that was killed.
+    The library's own writer is not used: its thread waits forever on a full disk.
     """
 
     def __init__(self, folder: Path) -> None:
+        """Raise ConfigError if the library is missing. The folder and the file are made by the first `write`."""
         try:
             from tensorboard.compat.proto import event_pb2, summary_pb2
             from tensorboard.summary.writer.record_writer import RecordWriter
@@ -34,17 +35,18 @@ class Events:
         self._writer: Any = None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One event of these scalars. Raises SaveError."""
+        """Write these scalars as one event. Raises SaveError."""
         try:
             if self._writer is None:
                 self._open(step)
             scalars = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
             self._add(step=step, summary=self._summary(value=scalars))
         except OSError as error:
-            self.close()  # the file may end in half an event: go on in another
+            self.close()  # the file may end in half an event, so the next write begins another
             raise SaveError(f"{self.folder}: events cannot be saved ({error.strerror or error}): make room") from error
 
     def close(self) -> None:
+        """Close the file, if there is one."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

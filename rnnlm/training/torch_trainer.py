@@ -20,7 +20,7 @@ from rnnlm.training.distributed import Group, TorchGroup
 
 
 class TorchTrainer:
-    """The torch model in training: plugs into the loop of training/, as main.py's Trainer does for C."""
+    """Trains the torch model. DistributedDataParallel sums the gradients of several processes."""
 
     backend = "torch"
     model_class: ClassVar[Any]  # torch_rnn.RNN, which torch_rnn.py sets: this file does not import it
@@ -57,11 +57,11 @@ class TorchTrainer:
         targets = self._ids(regularization.candidates.targets if regularization.candidates else y)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=self.config.reduction)
         self.optimizer.zero_grad()
-        # DistributedDataParallel gives the mean over the processes, also of sums.
+        # DistributedDataParallel takes the mean over the processes, whatever the reduction.
         (loss * (self.group.size if self.config.reduction == "sum" else 1)).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
         value = loss.item() / (1 if self.config.reduction == "mean" else x.size)
-        # Of several processes one may have found it; the norm is the same on all, and so is what they do now.
+        # With several processes only the norm counts: it is the same on all, so all stop at the same step.
         if not np.isfinite([norm.item() if self.group.size > 1 else value, norm.item()]).all():
             raise FloatingPointError(f"loss {value}, gradient norm {norm.item()}")
         for group in self.optimizer.param_groups:
@@ -126,7 +126,7 @@ def _data_parallel(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def _plain_errors(group: Group) -> Iterator[None]:
-    """torch raises RuntimeError where memory runs out and where another process is gone: errors that say which."""
+    """Turn torch's RuntimeError into MemoryError if memory ran out, into PeerLost if another process is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -138,14 +138,14 @@ def _plain_errors(group: Group) -> Iterator[None]:
 
 
 def _device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that `name` means. Of the processes of a machine each takes the GPU of its number."""
+    """Return the device that `name` means: with "cuda" or "auto", the GPU of this process's rank on its machine."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu, or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"process {local_rank} of this machine has no GPU of its own, for there are {torch.cuda.device_count()}: "
+            f"process {local_rank} of this machine has no GPU of its own, there are {torch.cuda.device_count()}: "
             "start fewer processes (--nproc-per-node), or use --device cpu"
         )
     return torch.device("cuda", local_rank)

@@ -132,6 +132,9 @@ def test_regularization_depends_on_seed_and_step_only() -> None:
 def test_no_dropout_means_no_mask() -> None:
     regularization = Regularizer(seed=1, input_size=5, hidden_size=50).draw(0, np.zeros((3, 2), dtype=np.int32))
     assert regularization.input_mask is None and regularization.output_mask is None
+    masks = [Regularizer(seed=1, input_size=5, hidden_size=50, **{name: 0.5}) for name in ("dropout", "input_dropout")]
+    drawn = [regularizer.draw(0, np.zeros((3, 2), dtype=np.int32)) for regularizer in masks]
+    assert [(one.input_mask is None, one.output_mask is None) for one in drawn] == [(True, False), (False, True)]
 
 
 class TestRefusals:

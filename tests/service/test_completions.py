@@ -12,7 +12,7 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import Server, needs_library, save_tiny, serving
+from serving import Server, needs_library, save_tiny, serving, until
 
 import rnn
 from rnnlm.data.text import EOS, UNK, Vocabulary, tokens_of
@@ -280,6 +280,7 @@ def test_an_error_on_the_way_reaches_the_client(folder: Path, tmp_path: Path) ->
     }
     server = Server(folder, tmp_path / "log", **limits)
     try:
+        until(lambda: server.post("/generate/c", json={"prompt": "waa", "max_tokens": 1}).status_code == 200)  # loaded
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
             stream = create(client, stream=True, max_tokens=1_000_000, extra_body={"ignore_eos": True})
             seen = 0

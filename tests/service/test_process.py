@@ -62,7 +62,7 @@ def test_a_slow_reader_holds_nobody_back(start: StartServer) -> None:
 
 
 def test_who_never_reads_keeps_no_connection(start: StartServer) -> None:
-    server = start(app="impatient:app", RNN_REQUEST_SECONDS="3", **UNLIMITED)
+    server = start(app="impatient:app", RNN_REQUEST_SECONDS="6", **UNLIMITED)
 
     def open_sockets() -> int:
         return sum("socket:" in os.readlink(link) for link in Path(f"/proc/{server.process.pid}/fd").iterdir())

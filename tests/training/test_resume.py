@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import signal
@@ -22,7 +23,7 @@ from rnnlm.training.config import ConfigError
 from rnnlm.training.distributed import Group
 from rnnlm.training.progress import Progress
 from rnnlm.training.reporting import Report
-from rnnlm.training.run import Run
+from rnnlm.training.run import Run, fingerprint
 from rnnlm.training.stopping import Interrupted
 
 
@@ -269,6 +270,50 @@ def test_resume_refuses_another_run(text: Path, tmp_path: Path) -> None:
     refused(train("c", *options(text, out), "--resume"), 2, "corpus", "mine.txt")
     mine.write_text(text.read_text() + "\nthe king sat.")
     refused(train("c", *options(mine, out), "--resume"), 2, "text or vectors")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_of_release_0_1_goes_on(backend: str, tmp_path: Path) -> None:
+    """Its names, spelled out: a renamed option, array or field of the progress would lose the runs that people have."""
+    one = small_run(TRAINERS[backend], tmp_path)
+    config = {
+        **{"preset": "reference", "corpus": "wikitext-2-v1", "vocab_size": None, "max_tokens": None},
+        **{"validation_tokens": 250_000, "embeddings": "word2vec-google-news-300", "embedding_size": 300},
+        **{"hidden_size": 5, "init": "uniform", "epochs": 3, "batch_size": 2, "bptt": 8, "reduction": "mean"},
+        **{"optimizer": "adamw", "learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0, "dropout": 0.0},
+        **{"input_dropout": 0.0, "sampled_softmax": 0, "clip": 0.0, "schedule": "constant", "warmup_steps": 0},
+        **{"patience": 0, "evaluate_every": 1, "seed": 1, "threads": 1, "device": "auto", "out": None},
+        **{"prompt": "The", "tensorboard": False},
+    }
+    progress = {
+        **{"epoch": 1, "step": 3, "loss_sum": 2.5, "norm_max": 1.5, "seconds": 9.0, "evaluation_seconds": 2.0},
+        **{"rate_scale": 0.5, "best_epoch": 1, "best_loss": 2.25, "stale": 0, "history": []},
+    }
+    data = fingerprint(one.corpus, one.trainer.embeddings)
+    metadata = {"config": config, "data": data, "backend": backend, "processes": 1, "progress": progress}
+    rng = np.random.default_rng(3)
+    shapes = {"c": [(4 * 5 + 5 * 5 + 5 + 5 * 11 + 11,)], "torch": [(5, 4), (5, 5), (5,), (11, 5), (11,)]}[backend]
+    names = {"c": ["params", "m", "v"], "torch": ["parameter", "exp_avg", "exp_avg_sq"]}[backend]
+    arrays = {
+        f"{name}.{index}" if backend == "torch" else name: rng.random(shape, dtype=np.float32)
+        for index, shape in enumerate(shapes)
+        for name in names
+    }
+    if backend == "c":
+        arrays["updates"] = np.array([10])
+    else:
+        arrays |= {f"step.{index}": np.array(10, dtype=np.float32) for index in range(5)}
+    arrays["hidden"] = rng.random((2, 5), dtype=np.float32)
+    checkpoint.save_state(one.files.resume, arrays | {"best": one.trainer.weights().flat_parameters()}, metadata)
+    assert one.resume() and dataclasses.asdict(one.progress) == progress
+    state = one.trainer.state()
+    assert state.keys() == arrays.keys()
+    assert all(np.array_equal(state[name], array) for name, array in arrays.items())
+    del config["dropout"]  # an option that a release lacks has its default
+    checkpoint.save_state(one.files.resume, arrays, metadata)
+    assert one.resume()
+    loop.train(one)
+    assert (one.progress.epoch, one.progress.step) == (3, 0)
 
 
 def test_a_damaged_state_falls_back_to_the_one_before(text: Path, tmp_path: Path) -> None:
