@@ -1,1 +1,13 @@
-"""The training that both back ends share: configuration, loop, files, reports, command line."""
+"""Training, for both back ends.
+
+Read loop.py first: it is the whole training on one page. Around it, a file for each subject:
+
+    config, cli               the options, and the command line that is derived from them
+    batches, initial          the text as chunks, the weights to start from
+    trainer                   what the loop needs of a back end: c_trainer, torch_trainer
+    schedule                  learning rate, evaluations, the end
+    progress, resume          how far the run is, and the file to continue it from
+    run, runfiles             the parts of a run, and the files that it writes: metrics, curve, tensorboard
+    reporting, stopping       what the terminal shows, how a run ends early
+    distributed               several processes
+"""

@@ -89,7 +89,7 @@ class Group:
         yield
 
     def may_report(self) -> bool:
-        """Return whether this process is the first to fail, so that one failure gives one message."""
+        """Return whether this process is the first to fail, so that one failure makes one message."""
         return True
 
     def leave(self) -> None:

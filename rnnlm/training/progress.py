@@ -1,4 +1,4 @@
-"""Where a run stands."""
+"""How far a run is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Row = dict[str, Any]  # one evaluation: a line of the metrics file
 
 @dataclass
 class Progress:
-    """All that the loop itself must remember to go on. It is saved as JSON in the resume file."""
+    """What the loop itself needs to continue. It is saved as JSON in the resume file."""
 
     epoch: int = 0  # epochs completed
     step: int = 0  # steps completed within the current epoch

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a progress bar, a line for each evaluation, the time that is left."""
+"""What the terminal shows during a run: a progress bar, a line for each evaluation, the time that is left."""
 
 from __future__ import annotations
 

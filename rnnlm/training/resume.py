@@ -1,4 +1,4 @@
-"""The resume file: what a stopped run needs to go on bit for bit."""
+"""The resume file: what a stopped run needs to continue bit for bit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FREE = ("epochs", "threads", "device", "out", "prompt", "patience", "tensorboard
 
 
 class State:
-    """Saves the state of a run, and goes on from it.
+    """Saves the state of a run, and loads it to continue.
 
     The file holds the trainer's arrays with the hidden states of all processes, the best weights, the progress, and
     the run's identity: configuration, text, back end.
@@ -120,7 +120,7 @@ class State:
     def _refuse_another(self, theirs: dict[str, Any]) -> None:
         def flat(identity: dict[str, Any]) -> dict[str, Any]:
             config = DEFAULTS | identity["config"]  # an option that the release of that run lacked has its default
-            # The same batch rows on more or fewer processes learn the same: a run may go on without a lost machine.
+            # As many batch rows on more or fewer processes learn the same: a run may continue without a lost machine.
             rows = config.pop("batch_size") * identity["processes"]
             rest = {"back end": identity["backend"], "text or vectors": identity["data"]}
             return config | {"batch_size, over all processes,": rows} | rest
@@ -149,5 +149,5 @@ def warn_of_another_rate(config: TrainConfig, epochs: int, at: Progress, steps_p
 
 
 def command() -> str:
-    """Return the command that goes on with this run."""
+    """Return the command that continues this run."""
     return f"{distributed.launcher()} {shlex.join([*sys.argv, *([] if '--resume' in sys.argv else ['--resume'])])}"

@@ -1,4 +1,4 @@
-"""What a run consists of: its data, its trainer, its files, and where it stands."""
+"""The parts of a run: its data, its trainer, its files, and how far it is."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Run:
         self.state.save(self.progress, self.best)
 
     def resume(self) -> bool:
-        """Go on where the run of the same configuration was stopped. Returns False if nothing was saved.
+        """Continue where the run of the same configuration was stopped. Returns False if nothing was saved.
 
         Raises ConfigError (the saved run is another one), CheckpointError.
         """

@@ -30,7 +30,7 @@ from rnnlm.training.tensorboard import Events
 
 log = logging.getLogger(__name__)
 
-DRAW_SECONDS = 10.0  # while the run goes on, the curve is drawn this often
+DRAW_SECONDS = 10.0  # during the run, the curve is drawn this often
 
 
 class RunFiles:

@@ -55,7 +55,7 @@ class Trainer(Protocol):
         """Replace the current weights. The optimizer's state stays."""
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """Return all that `load_state` needs to go on bit for bit; `hidden` is (B, H). The arrays may be views."""
+        """Return all that `load_state` needs to continue bit for bit; `hidden` is (B, H). The arrays may be views."""
 
     def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
-        """Go on from what `state` returned."""
+        """Continue from what `state` returned."""

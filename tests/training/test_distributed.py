@@ -1,4 +1,4 @@
-"""Several processes are one run: the same numbers as one process, one voice, and a state to go on from."""
+"""Several processes are one run: the same numbers as one process, each message once, and a state to resume from."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run_all(backend: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def ours(stderr: str, backend: str) -> list[str]:
-    """What the program itself said at its end, without torchrun's report."""
+    """The program's own last lines, without torchrun's report."""
     return [line for line in stderr.splitlines() if line.startswith(f"{BACKENDS[backend]}: ")]
 
 
@@ -75,7 +75,7 @@ def test_two_processes_are_one_of_twice_the_batch(
         assert rows[0][name] == pytest.approx(rows[1][name], abs=1e-5), name
     assert difference(one, two) < 1e-5
     assert checkpoint.load(two).config["processes"] == 2
-    assert len(list(two.with_suffix(".tensorboard").iterdir())) == 1  # process 0's alone
+    assert len(list(two.with_suffix(".tensorboard").iterdir())) == 1  # process 0's only
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_ctrl_c_stops_all_at_the_same_step(text: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_mistakes_are_said_once(text: Path, tmp_path: Path) -> None:
+def test_an_error_is_reported_once(text: Path, tmp_path: Path) -> None:
     for changed, words in (
         ({"learning_rate": 0}, "--learning-rate"),
         ({"corpus": "no-such-corpus"}, "no-such-corpus"),
@@ -172,7 +172,7 @@ def test_a_stray_world_size_is_refused(no_torchrun: None, monkeypatch: pytest.Mo
         distributed.join(cuda=False)
 
 
-def test_a_place_to_meet_that_cannot_be_had(no_torchrun: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_is_taken(no_torchrun: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         at = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -182,8 +182,8 @@ def test_a_place_to_meet_that_cannot_be_had(no_torchrun: None, monkeypatch: pyte
             distributed.join(cuda=False)
 
 
-def test_what_one_machine_lacks_is_said_by_its_process(text: Path, tmp_path: Path) -> None:
-    """Before the processes have met; what is wrong with the options all of them find, and process 0 says it."""
+def test_a_process_reports_what_only_its_machine_lacks(text: Path, tmp_path: Path) -> None:
+    """Before the processes have met. Wrong options are found by all of them, and process 0 reports them."""
     second = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     arguments = options(text, tmp_path / "model")
     refused(run("c", *arguments, RNNLIB_PATH=str(tmp_path / "none.so"), **second), 1, "none.so", "make lib")
@@ -214,7 +214,7 @@ def test_threads_are_shared_by_the_processes_of_a_machine_and_bounded(caplog: py
     assert group.threads(None) == distributed.processors() and group.threads(3) == 3
     assert group.threads(1000) == max(16, 4 * distributed.processors()) and "1000" in caplog.text
     caplog.clear()
-    group.rank = 1  # of several processes the first has said so
+    group.rank = 1  # rank 0 has warned already
     assert group.threads(1000) == max(16, 4 * distributed.processors()) and not caplog.text
     group.local_size = 10_000
     assert group.threads(None) == 1

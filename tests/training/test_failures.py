@@ -1,4 +1,4 @@
-"""What ends a run: a loss that is not finite, too little memory or disk, a corpus or a device that is not there."""
+"""What ends a run: a loss that is not finite, too little memory or disk, a missing corpus or device."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_text_without_words(content: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_default_corpus_without_a_network(backend: str, tmp_path: Path) -> None:
-    """The hub is asked at an address where nothing listens: one line at once, and no stand-in."""
+    """Nothing listens at the hub's address: one line at once, and no substitute corpus."""
     result = run(
         backend,
         *("--out", str(tmp_path / "model")),
@@ -59,8 +59,8 @@ def test_an_output_folder_that_cannot_be_made(text: Path, tmp_path: Path) -> Non
     refused(train("c", *options(text, tmp_path / "file" / "model.safetensors")), 1, "file")
 
 
-def test_a_full_disk_is_said_and_harms_nothing(text: Path, tmp_path: Path) -> None:
-    """A limit on the size of files stands for the full disk: every save fails, and the old file stays."""
+def test_a_full_disk_is_reported_and_harms_nothing(text: Path, tmp_path: Path) -> None:
+    """A limit on the size of files imitates a full disk: every save fails, and the old file stays."""
     import resource
 
     out = tmp_path / "model.safetensors"
@@ -95,14 +95,14 @@ def test_a_run_stopped_before_an_epochs_short_last_chunk_goes_on(text: Path, tmp
 
 
 def test_cuda_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said before a corpus is looked for, which may take minutes."""
+    """Reported before the corpus is read, which may take minutes."""
     missing = options(tmp_path / "no-such-corpus", tmp_path / "model", device="cuda")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for backend in BACKENDS:
         refused(train(backend, *missing), 2, "cuda")
 
 
-def test_a_library_that_is_missing_is_said_before_the_corpus_is_read(tmp_path: Path) -> None:
+def test_a_missing_library_is_reported_before_the_corpus_is_read(tmp_path: Path) -> None:
     missing = options(tmp_path / "no-such-corpus", tmp_path / "model")
     refused(run("c", *missing, RNNLIB_PATH=str(tmp_path / "none.so")), 1, "none.so", "make lib")
 
@@ -124,7 +124,7 @@ def test_out_of_memory_names_the_options_that_help(backend: str, text: Path, tmp
 
 
 @no_sanitizer
-def test_torchs_own_words_for_too_little_memory() -> None:
+def test_torchs_errors_for_too_little_memory() -> None:
     with pytest.raises(MemoryError, match="allocate"), torch_trainer._plain_errors(Group()):
         torch.empty(1 << 50)
     with pytest.raises(MemoryError, match="CUDA out of memory"), torch_trainer._plain_errors(Group()):
@@ -135,7 +135,7 @@ def test_torchs_own_words_for_too_little_memory() -> None:
 
 @pytest.mark.parametrize("program", ["main.py", "torch_rnn.py", "rnn.py"])
 def test_ctrl_c_while_modules_are_imported(program: str, tmp_path: Path) -> None:
-    """A numpy that takes its time stands for all that is imported."""
+    """A numpy that sleeps imitates slow imports."""
     (tmp_path / "numpy.py").write_text(
         "import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(60)"
     )

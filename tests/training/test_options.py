@@ -1,4 +1,4 @@
-"""The options: presets, ranges, and the one line for what cannot be used."""
+"""The options: presets, ranges, and the one line for an invalid value."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_bad_options(backend: str, changed: dict[str, object], words: list[str],
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_options_that_there_are_not_are_told_in_one_line(backend: str) -> None:
+def test_unknown_options_get_one_line(backend: str) -> None:
     for arguments, said in {
         ("--learning-rat", "0.1"): "unrecognized arguments: --learning-rat 0.1",  # and not taken for --learning-rate
         ("--preset", "dmo"): "argument --preset: invalid choice: 'dmo'",

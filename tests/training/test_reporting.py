@@ -1,4 +1,4 @@
-"""What a person sees of a run: the summary, the time that is left, TensorBoard."""
+"""What a run reports: the summary, the time that is left, TensorBoard."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_tensorboard_reads_the_events_also_of_a_run_that_went_on(text: Path, tmp_path: Path) -> None:
+def test_tensorboard_reads_the_events_even_of_a_resumed_run(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     assert train("c", *options(text, out, epochs=2, patience=0), "--tensorboard").returncode == 0
     assert train("c", *options(text, out, epochs=3, patience=0), "--tensorboard", "--resume").returncode == 0
@@ -99,12 +99,14 @@ def test_tensorboard_reads_the_events_also_of_a_run_that_went_on(text: Path, tmp
         assert [value for _, value in seen[tag]] == pytest.approx([row[name] for row in rows], rel=1e-6)
 
 
-def test_tensorboard_that_is_not_there(text: Path, tmp_path: Path) -> None:
+def test_a_missing_tensorboard(text: Path, tmp_path: Path) -> None:
     (tmp_path / "tensorboard.py").write_text("raise ImportError('not here')")
     refused(run("c", *options(text, tmp_path / "m"), "--tensorboard", PYTHONPATH=str(tmp_path)), 2, "pip install")
 
 
-def test_events_on_a_full_disk_are_given_up_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_events_that_cannot_be_written_are_tried_again_at_the_next_evaluation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("tensorboard")
     files = RunFiles(tmp_path / "model.safetensors", tensorboard=True)
     (tmp_path / "model.tensorboard").write_text("in the way")

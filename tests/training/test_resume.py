@@ -1,4 +1,4 @@
-"""Stopping and going on: a resumed run ends with the weights of one that was never stopped."""
+"""Stopping and resuming: a resumed run ends with the weights of one that was never stopped."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_resume_holds_no_array_twice(backend: str, tmp_path: Path) -> None:
 
 
 def begin(one: Run, epoch: int, step: int) -> None:
-    """Save the state of a run that stands there."""
+    """Save a state at that step."""
     loop.evaluate(one)
     one.progress.epoch, one.progress.step = epoch, step
     one.save_state()
@@ -240,7 +240,7 @@ def test_resume_refuses_fewer_epochs_than_were_begun(tmp_path: Path) -> None:
     assert small_run(CTrainer, tmp_path, epochs=5, evaluate_every=20).resume()
 
 
-def test_resume_with_more_epochs_says_that_the_cosine_is_another(
+def test_resume_with_more_epochs_warns_that_the_cosine_changes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(small_run(CTrainer, tmp_path, schedule="cosine", epochs=2), 2, 0)
@@ -249,13 +249,13 @@ def test_resume_with_more_epochs_says_that_the_cosine_is_another(
     assert "--epochs 4 instead of 2" in caplog.text and "at 0.0505 instead of 0.001" in caplog.text
     caplog.clear()
     second = small_run(CTrainer, tmp_path, schedule="cosine", epochs=4)
-    second.group.rank = 1  # of several processes the first has said so
+    second.group.rank = 1  # rank 0 has warned already
     monkeypatch.setattr(second.state, "load", lambda: (Progress(epoch=2), None, 2))
     assert second.resume() and not caplog.text
 
 
 def test_resume_with_nothing_there_begins(text: Path, tmp_path: Path) -> None:
-    """As a supervisor that always gives --resume needs it: a run may be killed before it has saved anything."""
+    """A supervisor may always pass --resume: a run may be killed before it has saved anything."""
     out = tmp_path / "model.safetensors"
     result = train("c", *options(text, out), "--resume")
     assert result.returncode == 0 and "nothing to resume" in result.stderr and "model.resume" in result.stderr
@@ -334,7 +334,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(text: Path, tmp_path: Path
     refused(train("c", *options(text, damaged, epochs=6), "--resume"), 2, "damaged.resume")
 
 
-def test_a_state_of_another_version_is_said(text: Path, tmp_path: Path) -> None:
+def test_a_state_of_another_version_is_refused(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     assert train("c", *options(text, out, epochs=1)).returncode == 0
     file = out.with_suffix(".resume")
