@@ -22,7 +22,8 @@ SERVER_BASE = {"c": 60 * MB, "torch": 140 * MB}  # of the serving process; torch
 TRIAL_BASE = {"c": 40 * MB, "torch": 150 * MB}  # of the process that tries an upload
 MODELS = 2  # the one that is served, and the one in trial or, after the trial, its replacement
 WORD_BYTES = 160  # a word's text and its entry in a dict
-LOGIT_ROWS = 16 + 2  # sequences that the C decoder takes through Why together, and its sampler's rows
+LOGIT_ROWS = 2 * 16 + 3  # 16 sequences through Why together, with their logits and weights; what a cut picks out
+INSPECTION_BYTES = 2 * 8 * (4 + 4 + 8)  # per word: two inspections, each of 8 rows of logits, their copy and float64
 TORCH_LOGIT_BYTES = 24  # per word: a row of float64, its log-softmax and a copy
 PRECISION_BYTES = {"float32": 0, "bfloat16": 2, "int8": 1}  # per weight of the C model's own copy of Why
 SHOWN = (50, 100, 200, 500, 1000)  # hidden sizes for which the largest vocabulary is reported
@@ -71,7 +72,7 @@ class Capacity:
             model += 4 * hidden + PRECISION_BYTES[self.precision] * hidden + 4 * LOGIT_ROWS
         if "torch" in self.backends:
             model += TORCH_LOGIT_BYTES
-        return MODELS * model + 4 * hidden
+        return MODELS * model + 4 * hidden + INSPECTION_BYTES
 
 
 def granted() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from rnnlm.inspection.network import F32, F64, TOP, InspectionError, Matrices, N
 
 WINDOW = 24  # how many tokens before the explained one are examined
 
-_GROUP = 16  # states whose logits are held at a time
+_GROUP = 8  # states whose logits are held at a time: V numbers each
 _LARGEST = 1e300  # norms are held there: JSON has no infinity
 
 
@@ -66,7 +66,8 @@ def explain(
     """
     matrices = network.matrices()
     positions = range(max(0, len(ids) - WINDOW), len(ids))
-    full, *without = _predictions(network, ids, history, positions)
+    predictions = _predictions(network, ids, history, positions)
+    full = next(predictions)
     token = _most_probable(full, vocabulary.unk) if following is None else following
     probabilities, top = np.exp(full), largest(full, TOP)
     gradients = _input_gradients(matrices, history, probabilities, token, positions)
@@ -80,26 +81,24 @@ def explain(
             jacobian=jacobian,
             distribution=_words(vocabulary, logprobs, [*top, *(i for i in largest(logprobs, TOP) if i not in top)]),
         )
-        for position, logprobs, gradient, jacobian in zip(positions, without, gradients, jacobians, strict=True)
+        for position, gradient, jacobian, logprobs in zip(positions, gradients, jacobians, predictions, strict=True)
     ]
     return Explanation(vocabulary.words[token], float(full[token]), _words(vocabulary, full, top), tuple(influences))
 
 
-def _predictions(network: Network, ids: Sequence[int], history: F32, positions: range) -> list[F64]:
-    """log p(. | ids), and the same without each of the positions: (V,) each."""
+def _predictions(network: Network, ids: Sequence[int], history: F32, positions: range) -> Iterator[F64]:
+    """Yield log p(. | ids), then the same without each of the positions: (V,) each."""
     ends = [history[len(ids) - 1]]
     for i in positions:
         before = history[i - 1] if i else np.zeros_like(history[0])
         rest = ids[i + 1 :]
         ends.append(network.hidden_states(rest, before)[-1] if rest else before)
     states = np.stack(ends)
-    predictions: list[F64] = []
     for start in range(0, len(states), _GROUP):
         logits = network.logits(states[start : start + _GROUP])
         if not np.isfinite(logits).all():
             raise InspectionError("the logits are not finite, the weights being too large: use another weights file")
-        predictions += map(_log_softmax, logits)
-    return predictions
+        yield from map(_log_softmax, logits)
 
 
 def _log_softmax(logits: F32) -> F64:
