@@ -146,9 +146,18 @@ def state(page: Any, backend: str) -> Any:
     return page.locator(f'.output[data-backend="{backend}"] .state')
 
 
+def go_button(page: Any) -> Any:
+    return page.get_by_role("button", name="Generate", exact=True)
+
+
+def answering(**answer: Any) -> Callable[[Any], None]:
+    """Return a handler that answers a request instead of the service."""
+    return lambda route: route.fulfill(**answer)
+
+
 def generate(page: Any, *backends: str) -> None:
     """Press Generate, and wait for the ends."""
-    page.get_by_role("button", name="Generate", exact=True).click()
+    go_button(page).click()
     for backend in backends:
         ended(page, backend)
 
