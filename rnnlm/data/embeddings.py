@@ -19,15 +19,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from rnnlm.arrays import F32, Mask
 from rnnlm.data.corpus import Corpus
 from rnnlm.data.encoding import cache_folder
 from rnnlm.data.network import why_unreachable
 from rnnlm.data.text import EOS, UNK
-from rnnlm.data.vector_files import F32, EmbeddingsError, Mask, read_vectors
+from rnnlm.data.vector_files import EmbeddingsError, check_size, read_vectors
 from rnnlm.files import digest
 
 log = logging.getLogger(__name__)
@@ -41,10 +42,12 @@ _WORD2VEC = {"sg": 0, "window": 2, "min_count": 1}
 _TRAINED_TOKENS, _MIN_EPOCHS, _MAX_EPOCHS = 84_000_000, 5, 100
 _MAX_SENTENCE = 10_000  # gensim silently drops the rest of a longer sentence (MAX_WORDS_IN_BATCH)
 _SENTENCE_END = "</s>"  # word2vec's name for <EOS>
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
+_DEFAULT_SIZE = 300  # of vectors that are made, not read
+_RANDOM_SCALE = np.float32(0.4)  # the standard deviation of GloVe's numbers
 
 _DOWNLOAD_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-_FILE_SUFFIXES = (".bin", ".txt", ".vec", ".gz", ".kv", ".model")
+_FILE_SUFFIXES = (".bin", ".txt", ".vec", ".gz", ".zip", ".kv", ".model")
 
 
 class EmbeddingsUnavailable(EmbeddingsError):
@@ -57,6 +60,7 @@ class Embeddings:
 
     vectors: (V, E) float32, C-contiguous, finite.   found: (V,) bool, False for a word that got a random vector.
     type_coverage: the share of the V words that were found.   token_coverage: their share of the training tokens.
+    lowered: how many words were found only in lower case.
     """
 
     vectors: F32
@@ -64,33 +68,49 @@ class Embeddings:
     source: str
     type_coverage: float
     token_coverage: float
+    lowered: int = 0
 
     def report(self) -> str:
         """Describe the vectors in one line."""
         words, size = self.vectors.shape
+        if not self.found.any():
+            return f"{self.source}: vectors of {size} for the {words:,} words"
+        lowered = f", {self.lowered:,} words in lower case" if self.lowered else ""
         rest = "" if self.found.all() else "; random ones for the rest"
         return (
             f"{self.source}: vectors of {size} for {self.type_coverage:.2%} of the {words:,} words, "
-            f"{self.token_coverage:.2%} of the training tokens{rest}"
+            f"{self.token_coverage:.2%} of the training tokens{lowered}{rest}"
         )
 
 
-def load_embeddings(source: str, corpus: Corpus, *, size: int, seed: int) -> Embeddings:
+class _Rows(NamedTuple):
+    """vectors: (V, E).   found: (V,).   lowered: how many were found only in lower case."""
+
+    vectors: F32
+    found: Mask
+    lowered: int
+
+
+def load_embeddings(source: str, corpus: Corpus, *, size: int | None = None, seed: int) -> Embeddings:
     """Return the vectors of a corpus's vocabulary.
 
-    source: "train" (word2vec on the whole training split, with `size` numbers per word), the path of a file (see
-    vector_files.py), or a name that gensim's downloader knows. A file has its own size.
+    source: "train" (word2vec on the whole training split), "random", the path of a file (see vector_files.py), or a
+    name that gensim's downloader knows. A word that a file lacks gets the vector of its lower-case form, if there is
+    one.
+    size: how many numbers a vector has; None: what the file has, or 300 for "train" and "random".
     seed: for "train", and for words without a vector. These get a random one: normal, with the standard deviation of
     the vectors that were found, and a function of only the word and the seed. `<EOS>` uses the vector of word2vec's
     `</s>`.
-    Raises EmbeddingsError (no such file, a damaged one, none of the words in it) and EmbeddingsUnavailable (not on
-    this machine, and cannot be downloaded).
+    Raises EmbeddingsError (no such file, a damaged one, none of the words in it, another size) and
+    EmbeddingsUnavailable (not on this machine, and cannot be downloaded).
     """
     words = corpus.vocabulary.words
+    if size is not None and size < 1:
+        raise EmbeddingsError(f"embedding size must be at least 1, got {size}")
+    if source == "random":
+        return _random(words, size or _DEFAULT_SIZE, seed)
     if source == "train":
-        if size < 1:
-            raise EmbeddingsError(f"embedding size must be at least 1, got {size}")
-        settings = _settings(corpus, size, seed)
+        settings = _settings(corpus, size or _DEFAULT_SIZE, seed)
         identity = ["train", digest(corpus.whole_train), settings, version("gensim")]
         name, read = "word2vec trained on the corpus", functools.partial(_train, corpus, settings)
     else:
@@ -99,35 +119,47 @@ def load_embeddings(source: str, corpus: Corpus, *, size: int, seed: int) -> Emb
             identity = ["file", *_file_identity(path)]
         except OSError as error:  # a parent folder that may not be read, a name that is too long
             raise EmbeddingsError(f"cannot read vectors {source!r}: {error.strerror or error}") from error
-        name, read = source, functools.partial(_read, path, words)
+        name, read = source, functools.partial(_read, path, words, size)
 
     key = json.dumps([_CACHE_VERSION, identity, digest("\n".join(words).encode())])
     file = cache_folder() / f"vectors-{digest(key.encode())[:32]}.npz"
     cached = _load_cached(file, key, len(words))
-    vectors, found = cached or read()
+    vectors, found, lowered = cached or read()
+    if source != "train":
+        check_size(source, vectors.shape[1], size)
     if not any(found[i] for i, word in enumerate(words) if word not in (EOS, UNK)):
         raise EmbeddingsError(
             f"{source!r} has a vector for none of the {len(words):,} words (such as {words[0]!r}): are its words in "
             "another language or case?"
         )
     if cached is None:
-        _save_cached(file, key, vectors, found)
-    _fill(vectors, found, words, seed)
+        _save_cached(file, key, _Rows(vectors, found, lowered))
+    _fill(vectors, found, words, seed, _scale(vectors, found))
     return Embeddings(
         vectors=vectors,
         found=found,
         source=name,
         type_coverage=float(found.mean()),
         token_coverage=float(corpus.counts[found].sum() / corpus.counts.sum()),
+        lowered=lowered,
     )
 
 
-def _fill(vectors: F32, found: Mask, words: Sequence[str], seed: int) -> None:
-    """Give each word without a vector a random one, which depends only on the word, the seed and the scale."""
-    # The standard deviation over the found rows. The others are zeros, and add nothing to either sum.
+def _random(words: Sequence[str], size: int, seed: int) -> Embeddings:
+    vectors, found = np.zeros((len(words), size), dtype=np.float32), np.zeros(len(words), dtype=np.bool_)
+    _fill(vectors, found, words, seed, _RANDOM_SCALE)
+    return Embeddings(vectors, found, "random", type_coverage=0.0, token_coverage=0.0)
+
+
+def _scale(vectors: F32, found: Mask) -> np.float32:
+    """Return the standard deviation over the found rows. The others are zeros, and add nothing to either sum."""
     numbers = np.count_nonzero(found) * vectors.shape[1]
     mean = vectors.sum(dtype=np.float64) / numbers
-    scale = np.float32(np.sqrt(np.einsum("ij,ij->", vectors, vectors, dtype=np.float64) / numbers - mean**2))
+    return np.float32(np.sqrt(np.einsum("ij,ij->", vectors, vectors, dtype=np.float64) / numbers - mean**2))
+
+
+def _fill(vectors: F32, found: Mask, words: Sequence[str], seed: int, scale: np.float32) -> None:
+    """Give each word without a vector a random one, which depends only on the word, the seed and the scale."""
     for i in np.flatnonzero(~found):
         key = int.from_bytes(hashlib.sha256(f"{seed}\n{words[i]}".encode()).digest()[:16], "little")
         generator = np.random.Generator(np.random.Philox(key=key))
@@ -137,13 +169,18 @@ def _fill(vectors: F32, found: Mask, words: Sequence[str], seed: int) -> None:
 # ---------------------------------------------------------------- from a file
 
 
-def _read(path: Path, words: Sequence[str]) -> tuple[F32, Mask]:
+def _read(path: Path, words: Sequence[str], size: int | None) -> _Rows:
     log.info("reading the vectors of %d words from %s", len(words), path)
-    vectors, found = read_vectors(path, [*words, _SENTENCE_END])
-    eos = words.index(EOS)
-    if found[-1] and not found[eos]:
-        vectors[eos], found[eos] = vectors[-1], True
-    return vectors[:-1], found[:-1]
+    lower = [word.lower() for word in words]
+    lower[words.index(EOS)] = _SENTENCE_END
+    asked = list(dict.fromkeys([*words, *lower]))
+    vectors, found = read_vectors(path, asked, size)
+    place = {word: i for i, word in enumerate(asked)}
+    own, second = slice(len(words)), np.array([place[word] for word in lower])
+    taken = ~found[own] & found[second]
+    vectors[own][taken] = vectors[second[taken]]
+    is_word = np.array([word not in (EOS, UNK) for word in words])
+    return _Rows(vectors[own], found[own] | taken, int(np.count_nonzero(taken & is_word)))
 
 
 def _locate(source: str) -> Path:
@@ -153,7 +190,7 @@ def _locate(source: str) -> Path:
         return path
     if path.suffix in _FILE_SUFFIXES or not _DOWNLOAD_NAME.fullmatch(source):
         raise EmbeddingsError(
-            f"no vectors file {source!r}: --embeddings takes a file, a name of gensim's downloader, or train"
+            f"no vectors file {source!r}: --embeddings takes a file, a name of gensim's downloader, train, or random"
         )
     # gensim's downloader asks the network for its list on every call, even if it has the file on disk.
     base = Path(os.environ.get("GENSIM_DATA_DIR") or "~/gensim-data").expanduser()
@@ -238,7 +275,7 @@ def _settings(corpus: Corpus, size: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _train(corpus: Corpus, settings: dict[str, Any]) -> tuple[F32, Mask]:
+def _train(corpus: Corpus, settings: dict[str, Any]) -> _Rows:
     from gensim.models import Word2Vec
 
     words, size = corpus.vocabulary.words, settings["vector_size"]
@@ -251,7 +288,7 @@ def _train(corpus: Corpus, settings: dict[str, Any]) -> tuple[F32, Mask]:
     vectors[found] = model.wv.vectors[[row for row in rows if row >= 0]]
     if not np.isfinite(vectors).all():
         raise EmbeddingsError("word2vec diverged on this corpus: its vectors are not finite")
-    return vectors, found
+    return _Rows(vectors, found, 0)
 
 
 # ---------------------------------------------------------------- the cache
@@ -263,11 +300,11 @@ def _file_identity(path: Path) -> list[Any]:
     return [str(path.resolve())] + [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
-def _load_cached(file: Path, key: str, words: int) -> tuple[F32, Mask] | None:
+def _load_cached(file: Path, key: str, words: int) -> _Rows | None:
     try:
         # Opened here, since NumPy leaves a damaged file open.
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            stored, found, rows = arrays["key"], arrays["found"], arrays["rows"]
+            stored, found, rows, lowered = arrays["key"], arrays["found"], arrays["rows"], arrays["lowered"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -282,23 +319,26 @@ def _load_cached(file: Path, key: str, words: int) -> tuple[F32, Mask] | None:
         and rows.ndim == 2
         and rows.shape[0] == np.count_nonzero(found)
         and bool(np.isfinite(rows).all())
+        and lowered.shape == ()
+        and lowered.dtype == np.int64
     )
     if not valid:
         log.warning("ignoring the cache file %s: it holds something else", file)
         return None
     vectors = np.zeros((words, rows.shape[1]), dtype=np.float32)
     vectors[found] = rows
-    return vectors, found
+    return _Rows(vectors, found, int(lowered))
 
 
-def _save_cached(file: Path, key: str, vectors: F32, found: Mask) -> None:
+def _save_cached(file: Path, key: str, rows: _Rows) -> None:
     """Write under a temporary name, then rename, so that nobody reads half a file. Failure only warns."""
     temporary = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=file.stem, suffix=".tmp", delete=False) as out:
             temporary = Path(out.name)
-            np.savez(out, key=np.array(key), found=found, rows=vectors[found])
+            found, lowered = rows.found, np.array(rows.lowered, dtype=np.int64)
+            np.savez(out, key=np.array(key), found=found, rows=rows.vectors[found], lowered=lowered)
         temporary.replace(file)
     except BaseException as error:  # Ctrl-C too
         if temporary is not None:

@@ -1,30 +1,33 @@
 """Word vectors in files: read once from front to back, keeping only the rows that are asked for.
 
-The format is recognised by a file's first bytes; the first two may be gzipped:
+The format is recognised by a file's first bytes; the first three may be gzipped, or the only file of a zip archive:
 
     word2vec binary   "COUNT SIZE\\n"; then for each word: the word, a space, SIZE little-endian float32, maybe "\\n"
-    word2vec text     "COUNT SIZE\\n"; then for each word a line: the word and SIZE numbers, separated by spaces
+    word2vec text     "COUNT SIZE\\n"; then for each word a line: the word and SIZE numbers, separated by spaces.
+                      fastText's .vec files are such. A word may contain spaces. COUNT may be wrong by one row.
+    GloVe             the same lines without the first one
     gensim's own      what `KeyedVectors.save` or `Word2Vec.save` wrote: see gensim_files.py
 
-gensim would read all of the first two: 3.6 GB for three million words, of which a vocabulary needs some 30,000.
+gensim would read all of the first three: 3.6 GB for three million words, of which a vocabulary needs some 30,000.
 """
 
 import gzip
+import logging
+import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 
+from rnnlm.arrays import F32, Mask
 from rnnlm.data.gensim_files import VectorsRefused, read_gensim
 from rnnlm.errors import UserError
 
-F32 = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
+log = logging.getLogger(__name__)
 
-_GZIP, _PICKLE = b"\x1f\x8b", b"\x80"
+_GZIP, _PICKLE, _ZIP = b"\x1f\x8b", b"\x80", b"PK"
 _MAX_COUNT, _MAX_SIZE = 1 << 31, 1 << 12  # rows; numbers per row
 _MAX_HEADER_BYTES, _MAX_WORD_BYTES, _MAX_NUMBER_BYTES = 64, 1 << 12, 32
 _CHUNK_BYTES = 1 << 23
@@ -34,22 +37,26 @@ class EmbeddingsError(UserError):
     """Word vectors that cannot be read, or that do not fit the vocabulary."""
 
 
-def read_vectors(path: Path, words: Sequence[str]) -> tuple[F32, Mask]:
+def read_vectors(path: Path, words: Sequence[str], size: int | None = None) -> tuple[F32, Mask]:
     """Read the vectors of `words`: (len(words), E) float32, zeros where the file has none; and (len(words),) bool.
+
+    size: what E must be; None: whatever the file has.
 
     If a word occurs twice in the file, its first vector is used, as in gensim. Needs some 30 MB of memory in addition
     to the result.
     Raises EmbeddingsError, naming the file and the place, if the file cannot be read, is cut short or damaged, is in
-    another format, names code, or has a number that is not finite in the vector of one of `words`.
+    another format, names code, has vectors of another size, or has a number that is not finite in the vector of one
+    of `words`.
     """
     try:
         with open(path, "rb") as file:
             magic = file.read(2)
         if magic.startswith(_PICKLE):
             vectors, found = read_gensim(path, words)
+            check_size(str(path), vectors.shape[1], size)
         else:
-            with gzip.open(path) if magic == _GZIP else open(path, "rb") as file:
-                vectors, found = _Word2VecFile(path, file).read(words)
+            with _open(path, magic) as file:
+                vectors, found = _Word2VecFile(path, file).read(words, size)
     except OSError as error:
         raise EmbeddingsError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except VectorsRefused as error:
@@ -61,44 +68,84 @@ def read_vectors(path: Path, words: Sequence[str]) -> tuple[F32, Mask]:
     return vectors, found
 
 
-class _Word2VecFile:
-    """One pass over a file in one of word2vec's two formats."""
+def check_size(name: str, size: int, wanted: int | None) -> None:
+    """Raise EmbeddingsError unless the vectors of `name` have the size that is wanted (None: any)."""
+    if wanted is not None and size != wanted:
+        raise EmbeddingsError(f"{name!r} holds vectors of {size}, not {wanted}: leave out --embedding-size")
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+
+def _open(path: Path, magic: bytes) -> IO[bytes]:
+    if magic == _GZIP:
+        return gzip.open(path)
+    if magic != _ZIP:
+        return open(path, "rb")
+    try:
+        archive = zipfile.ZipFile(path)
+        names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+        names = [name for name in names if not name.startswith("__MACOSX/")]
+        if len(names) == 1:
+            return archive.open(names[0])
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # damaged, of a kind, encrypted
+        raise EmbeddingsError(f"{str(path)!r} cannot be unpacked ({error}); fetch it again") from error
+    archive.close()
+    listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    raise EmbeddingsError(f"{str(path)!r} holds {len(names)} files ({listed}): unpack the one that you want")
+
+
+class _Word2VecFile:
+    """One pass over a file in one of word2vec's two formats, or GloVe's.   count: None without a header."""
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
         self.path, self.file = path, file
         self.buffer = b""
         self.position = 0  # in the buffer, of what comes next
         self.base = 0  # of the buffer, in the (uncompressed) file
-        self.row, self.count, self.size = 0, 0, 0
+        self.row, self.size = 0, 0
+        self.count: int | None = 0
 
-    def read(self, words: Sequence[str]) -> tuple[F32, Mask]:
+    def read(self, words: Sequence[str], size: int | None) -> tuple[F32, Mask]:
         self.read_header()
+        check_size(str(self.path), self.size, size)
         wanted = {word.encode(): i for i, word in enumerate(words)}
         vectors = np.zeros((len(words), self.size), dtype=np.float32)
         found = np.zeros(len(words), dtype=np.bool_)
-        next_row, parse = (self.next_line, self.parse_text) if self.is_text() else (self.next_record, self.parse_binary)
-        while self.row < self.count:
+        is_text = self.count is None or self.is_text()
+        next_row, parse = (self.next_line, self.parse_text) if is_text else (self.next_record, self.parse_binary)
+        slack = 1 if is_text else 0  # whoever wrote the header may have counted it too, or not the last line
+        while self.count is None or self.row < self.count + slack:
+            if (self.count is None or self.row >= self.count - 1) and not self.has_more():
+                break
             self.row += 1
             word, numbers = next_row()
             i = wanted.get(word)
             if i is not None and not found[i]:
                 vectors[i] = parse(numbers)
                 found[i] = True
-        while not self.buffer[self.position :].strip():
-            self.position = len(self.buffer)
-            if not self.fill():
-                return vectors, found
-        raise self.damaged("goes on after its last row:")
+        if self.has_more():
+            raise self.damaged("goes on after its last row:")
+        if self.count is not None and self.row + slack < self.count:
+            self.row += 1
+            raise self.damaged("is cut short")
+        if self.count not in (None, self.row):
+            log.warning("%s: its first line promises %d vectors, and it has %d", self.path, self.count, self.row)
+        return vectors, found
+
+    def has_more(self) -> bool:
+        """Skip white space between rows; return False at the end of the file."""
+        while self.position >= len(self.buffer) or self.buffer[self.position] in b"\r\n":
+            if self.position < len(self.buffer):
+                self.position += 1
+            elif not self.fill():
+                return False
+        return True
 
     def read_header(self) -> None:
         self.fill_to(_MAX_HEADER_BYTES)
         line, _, _ = self.buffer[:_MAX_HEADER_BYTES].partition(b"\n")
         fields = line.split()
         if len(fields) != 2 or not all(field.isdigit() for field in fields):
-            raise EmbeddingsError(
-                f"{str(self.path)!r} does not begin with word2vec's line COUNT SIZE; it is in another format, or it is "
-                "a GloVe file, which lacks that line: add it as the first line"
-            )
+            self.count, self.size = None, self.first_line_size()
+            return
         self.count, self.size = map(int, fields)
         if not (1 <= self.count <= _MAX_COUNT and 1 <= self.size <= _MAX_SIZE):
             raise EmbeddingsError(
@@ -107,14 +154,22 @@ class _Word2VecFile:
             )
         self.position = len(line) + 1
 
+    def first_line_size(self) -> int:
+        """Return how many numbers follow the first word of a file without a header. Raises EmbeddingsError."""
+        self.fill_to(_MAX_WORD_BYTES + _MAX_SIZE * _MAX_NUMBER_BYTES)
+        numbers = self.buffer.partition(b"\n")[0].rstrip().split(b" ")[1:]
+        if not 2 <= len(numbers) <= _MAX_SIZE or not all(map(_is_number, numbers)):
+            raise EmbeddingsError(
+                f"{str(self.path)!r} begins neither with word2vec's line COUNT SIZE nor, as GloVe's files do, with a "
+                "word and its numbers: it is in another format"
+            )
+        return len(numbers)
+
     def is_text(self) -> bool:
         """Return whether the first row reads as text, which `SIZE` binary numbers hardly ever do."""
         self.fill_to(self.max_line_bytes)
-        line, _, _ = self.buffer[self.position :].partition(b"\n")
-        try:
-            return self.parse_text(line.rstrip().partition(b" ")[2]).size == self.size
-        except EmbeddingsError:
-            return False
+        fields = self.buffer[self.position :].partition(b"\n")[0].rstrip().rsplit(b" ", self.size)
+        return len(fields) == self.size + 1 and all(map(_is_number, fields[1:]))
 
     @property
     def max_line_bytes(self) -> int:
@@ -124,7 +179,7 @@ class _Word2VecFile:
         """Drop the used part of the buffer and read on; return False at the end of the file."""
         try:
             chunk = self.file.read(_CHUNK_BYTES)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
             self.base += len(self.buffer) - self.position  # it was good up to here
             raise self.damaged(f"cannot be uncompressed ({error})") from error
         self.base += self.position
@@ -163,9 +218,13 @@ class _Word2VecFile:
         if end < 0:
             end = len(self.buffer)  # the last line may lack its line feed
         word, _, numbers = self.buffer[self.position : end].rstrip().partition(b" ")
-        if numbers.count(b" ") != self.size - 1 or not numbers:
-            is_cut = end == len(self.buffer) and not self.fill()
-            raise self.damaged("is cut short" if is_cut else f"is damaged: {self.size} numbers expected")
+        spaces = numbers.count(b" ")
+        if spaces != self.size - 1 or not numbers:
+            *several, numbers = numbers.split(b" ", max(spaces - self.size + 1, 0))
+            if not several or _is_number(several[-1]):
+                is_cut = end == len(self.buffer) and not self.fill()
+                raise self.damaged("is cut short" if is_cut else f"is damaged: {self.size} numbers expected")
+            word = b" ".join([word, *several])  # a word with spaces in it
         self.position = end + 1
         return word, numbers
 
@@ -178,5 +237,14 @@ class _Word2VecFile:
             return np.array(values, dtype=np.float32)
 
     def damaged(self, what: str) -> EmbeddingsError:
-        place = f"in row {self.row:,} of {self.count:,}, at byte {self.base + self.position:,}"
+        of = "" if self.count is None else f" of {self.count:,}"
+        place = f"in row {self.row:,}{of}, at byte {self.base + self.position:,}"
         return EmbeddingsError(f"{str(self.path)!r} {what} {place}; fetch it again, or run with --embeddings train")
+
+
+def _is_number(field: bytes) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True

@@ -101,7 +101,10 @@ def parse(backend: str, arguments: Sequence[str] | None = None) -> tuple[TrainCo
     given = vars(parser(backend).parse_args(arguments))
     resume = given.pop("resume", False)
     preset = given.pop("preset", "reference")
-    return TrainConfig(**(DOCUMENTED[backend] | PRESETS[preset] | given | {"preset": preset})), resume
+    chosen = DOCUMENTED[backend] | PRESETS[preset]
+    if "embeddings" in given:
+        chosen.pop("embedding_size", None)  # it is that of the preset's vectors
+    return TrainConfig(**(chosen | given | {"preset": preset})), resume
 
 
 # ---- Results and errors

@@ -49,8 +49,10 @@ class TrainConfig:
     vocab_size: int | None = option(None, "keep the N most frequent words, <EOS> and <UNK> included; default: all")
     max_tokens: int | None = option(None, "train on the first N tokens of the training split; default: all")
     validation_tokens: int = option(250_000, "evaluate on at most the first N tokens of the validation split")
-    embeddings: str = option("word2vec-google-news-300", "a name of gensim's downloader, a file of vectors, or train")
-    embedding_size: int = option(300, "size E of the vectors that --embeddings train makes")
+    embeddings: str = option(
+        "word2vec-google-news-300", "a name of gensim's downloader, a file of vectors, train, or random"
+    )
+    embedding_size: int | None = option(None, "size E of the vectors; default: the file's; 300 for train and random")
 
     # Model
     hidden_size: int = option(100, "hidden units H")
@@ -99,17 +101,17 @@ class TrainConfig:
                 got = str(getattr(self, name)).encode(errors="backslashreplace").decode()
                 raise ConfigError(f"--{name.replace('_', '-')} must be {limit}, got {got}")
 
-        for name in ("vocab_size", "bptt", "threads"):
+        for name in ("vocab_size", "bptt", "threads", "embedding_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "1 or more")
-        for name in ("embedding_size", "hidden_size", "epochs", "batch_size", "evaluate_every"):
+        for name in ("hidden_size", "epochs", "batch_size", "evaluate_every"):
             require(getattr(self, name) >= 1, name, "1 or more")
         require(self.max_tokens is None or self.max_tokens >= 2, "max_tokens", "2 or more")  # one to predict the other
         require(self.validation_tokens >= 2, "validation_tokens", "2 or more")
         for name in ("warmup_steps", "patience", "seed", "sampled_softmax"):
             require(getattr(self, name) >= 0, name, "0 or more")
         for name, limit in (("embedding_size", MAX_EMBED), ("hidden_size", MAX_HIDDEN)):
-            require(getattr(self, name) <= limit, name, f"at most {limit}")
+            require((getattr(self, name) or 1) <= limit, name, f"at most {limit}")
         require(math.isfinite(self.learning_rate) and self.learning_rate > 0, "learning_rate", "a number above 0")
         for name in ("momentum", "dropout", "input_dropout"):
             require(0.0 <= getattr(self, name) < 1.0, name, "from 0 to below 1")

@@ -30,6 +30,8 @@ DEFAULTS = TrainConfig().as_dict()
 
 # Options that may differ from those of the run that is resumed.
 FREE = ("epochs", "threads", "device", "out", "prompt", "patience", "tensorboard")
+# Options of the text and the vectors, which are compared themselves: a release may change a default.
+FREE += ("validation", "test", "tokenizer", "lowercase", "embedding_size")
 
 
 class State:

@@ -13,7 +13,7 @@ from tiny_vectors import TEXT, keyed, load, make_corpus, save
 
 from rnnlm.data import embeddings
 from rnnlm.data.corpus import Corpus, load_corpus
-from rnnlm.data.embeddings import Embeddings, EmbeddingsError
+from rnnlm.data.embeddings import Embeddings, EmbeddingsError, load_embeddings
 from rnnlm.data.text import EOS, UNK
 
 own_folders, corpus = tiny_vectors.own_folders, tiny_vectors.corpus  # fixtures
@@ -55,7 +55,7 @@ def test_random_vectors_have_the_scale_of_those_found(tmp_path: Path) -> None:
     vectors = keyed(names[:256], size=50)
     vectors.vectors += 1  # a standard deviation is relative to the mean, not to zero
     vectors.save_word2vec_format(str(tmp_path / "vectors.bin"), binary=True)
-    found = load(str(tmp_path / "vectors.bin"), corpus)
+    found = load(str(tmp_path / "vectors.bin"), corpus, size=50)
     known, random = found.vectors[found.found], found.vectors[~found.found]
     assert len(random) > 250
     assert random.std() == pytest.approx(known.std(), rel=0.03)  # of 12,850 draws
@@ -216,3 +216,39 @@ def test_wikitext_2_vectors_know_their_words() -> None:
     ids = corpus.vocabulary.ids
     nearest = np.argsort(-(unit @ unit[ids["three"]]))[1:6]
     assert {corpus.vocabulary.words[i] for i in nearest} & {"two", "four", "five", "six"}
+
+
+# ---- Lower case, random, sizes ---------------------------------------------------------------------------------------
+
+
+def test_words_that_a_file_has_in_lower_case_only(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, "The King sat. THE king Sat. The end.")
+    path = save(tmp_path, ["the", "The", "king", "sat"])
+    for _ in range(2):  # the second time from the cache
+        found = load(path, corpus)
+        rows = dict(zip(corpus.vocabulary.words, found.vectors, strict=True))
+        written = keyed(["the", "The", "king", "sat"])
+        for word, own in (("The", "The"), ("THE", "the"), ("King", "king"), ("king", "king"), ("Sat", "sat")):
+            np.testing.assert_array_equal(rows[word], written[own])
+        assert found.lowered == 3 and ", 3 words in lower case" in found.report()  # THE, King, Sat
+
+
+def test_random_vectors_need_no_file(corpus: Corpus, own_folders: Path) -> None:
+    one, again, other = (load_embeddings("random", corpus, seed=seed, size=50) for seed in (1, 1, 2))
+    assert one.vectors.shape == (len(corpus.vocabulary), 50) and not one.found.any()
+    np.testing.assert_array_equal(one.vectors, again.vectors)
+    assert not np.array_equal(one.vectors, other.vectors)
+    assert one.vectors.std() == pytest.approx(0.4, rel=0.1) and len({row.tobytes() for row in one.vectors}) == len(
+        one.vectors
+    )
+    assert load_embeddings("random", corpus, seed=1).vectors.shape[1] == 300
+    assert one.report() == f"random: vectors of 50 for the {len(one.vectors)} words"
+    assert not own_folders.exists() or not list(own_folders.glob("vectors-*"))
+
+
+def test_a_size_that_the_file_contradicts(corpus: Corpus, tmp_path: Path) -> None:
+    path = save(tmp_path, ["the", "king"])
+    for _ in range(2):  # with and without the cache
+        with pytest.raises(EmbeddingsError, match=rf"'{path}' holds vectors of 7, not 8: leave out --embedding-size"):
+            load(path, corpus, size=8)
+        assert load(path, corpus, size=None).vectors.shape[1] == load(path, corpus, size=7).vectors.shape[1] == 7

@@ -23,7 +23,7 @@ own_folders, corpus = tiny_vectors.own_folders, tiny_vectors.corpus  # fixtures
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Return a list that collects the vectors files that are read."""
     read, paths = embeddings.read_vectors, []
-    monkeypatch.setattr(embeddings, "read_vectors", lambda path, words: paths.append(path) or read(path, words))
+    monkeypatch.setattr(embeddings, "read_vectors", lambda path, *given: paths.append(path) or read(path, *given))
     return paths
 
 

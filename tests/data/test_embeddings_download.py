@@ -165,5 +165,6 @@ def test_ctrl_c_leaves_no_half_file(own_folders: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(np, "savez", interrupt)
     own_folders.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        embeddings._save_cached(own_folders / "vectors-x.npz", "key", np.zeros((2, 3), np.float32), np.ones(2, bool))
+        rows = embeddings._Rows(np.zeros((2, 3), np.float32), np.ones(2, bool), 0)
+        embeddings._save_cached(own_folders / "vectors-x.npz", "key", rows)
     assert list(own_folders.iterdir()) == []

@@ -6,6 +6,7 @@ import gzip
 import io
 import pickle
 import tracemalloc
+import zipfile
 from pathlib import Path
 from unittest.mock import patch
 
@@ -79,21 +80,23 @@ def test_the_rows_are_those_that_gensim_wrote(tmp_path: Path, name: str) -> None
         ("lee_fasttext.vec", False),
         ("crime-and-punishment.vec", False),
         ("EN.1-10.cbow1_wind5_hs0_neg10_size300_smpl1e-05.txt", False),
-        ("test_glove.txt", None),
     ],
 )
-def test_the_files_that_gensim_tests_itself_with(name: str, is_binary: bool | None) -> None:
+def test_the_files_that_gensim_tests_itself_with(name: str, is_binary: bool) -> None:
     path = GENSIM_DATA / name
     if not path.is_file():
         pytest.skip(f"this gensim does not ship {name}")
-    if is_binary is None:
-        with pytest.raises(EmbeddingsError, match=r"does not begin with word2vec's line COUNT SIZE.*GloVe"):
-            read_vectors(path, ["the"])
-        return
     want = KeyedVectors.load_word2vec_format(str(path), binary=is_binary)
     vectors, found = read_vectors(path, [*want.index_to_key, "no such word"])
     assert found.tolist() == [True] * len(want) + [False]
     np.testing.assert_array_equal(vectors[:-1], want.vectors)
+
+
+def test_gensims_own_file_of_glove() -> None:
+    lines = [line.split(" ") for line in (GENSIM_DATA / "test_glove.txt").read_text("utf-8").splitlines()]
+    vectors, found = read_vectors(GENSIM_DATA / "test_glove.txt", [line[0] for line in lines])
+    assert found.all()
+    np.testing.assert_array_equal(vectors, np.array([line[1:] for line in lines], dtype=np.float64).astype(np.float32))
 
 
 @given(
@@ -112,7 +115,7 @@ def test_any_words_sizes_and_chunks(words: list[str], size: int, newline: bytes,
         reader = vector_files._Word2VecFile(Path("x"), io.BytesIO(content))
         # A binary row can happen to be readable as text, and hypothesis finds such rows.
         with patch.object(reader, "is_text", lambda: False):
-            vectors, found = reader.read(asked)
+            vectors, found = reader.read(asked, size)
     assert found.all()
     np.testing.assert_array_equal(vectors, numbers[[words.index(word) for word in asked]])
 
@@ -174,7 +177,7 @@ def test_a_cut_file_says_where(file) -> None:
     refused(file(BINARY[:30]), "is cut short in row 2 of 3, at byte 20; fetch it again, or run with --embeddings train")
 
 
-@pytest.mark.parametrize("kept", [4, 9, 10, 13, 15, 25, 26, 29])
+@pytest.mark.parametrize("kept", [4, 9, 10, 13, 14, 15, 26, 29])
 def test_a_text_file_cut_between_its_numbers(file, kept: int) -> None:
     refused(file(TEXT[:kept]), "is cut short in row [123] of 3, at byte")
 
@@ -182,18 +185,22 @@ def test_a_text_file_cut_between_its_numbers(file, kept: int) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "does not begin with word2vec's line COUNT SIZE"),
-        (b"the 1 2 3\nking 4 5 6\n", "COUNT SIZE.*GloVe"),
+        (b"", "begins neither with word2vec's line COUNT SIZE nor"),
+        (b"the king and queen\n", "COUNT SIZE nor, as GloVe's files do, with a word and its numbers"),
+        (b"the 1 2 3\nking 4 5\na 7 8 9\n", "is damaged: 3 numbers expected in row 2, at byte 10"),
+        (b"the 1 2 3\nking 4 5", "is cut short in row 2, at byte 10"),
+        (b"the 1 2 3\nking 4 5 6 7\n", "is damaged: 3 numbers expected in row 2"),
         (b"PAR1" + bytes(100), "COUNT SIZE"),
         (b"3\nthe 1 2 3", "COUNT SIZE"),
         (b"-3 3\nthe 1 2 3", "COUNT SIZE"),
-        (b"3 3 3\nthe 1 2 3", "COUNT SIZE"),
+        (b"3 3 3\nthe 1 2 3", "is damaged: 2 numbers expected in row 2|cut short in row 2"),
         (b"0 3\n", "says that it holds 0 vectors of 3 numbers"),
         (b"3 0\n", "says that it holds 3 vectors of 0 numbers"),
         (b"3 99999999999\n", "says that it holds 3 vectors of 99999999999 numbers; .* of 1 to 4096"),
         (b"99999999999 3\n", "says that it holds 99999999999 vectors"),
         (BINARY.replace(b"3 3", b"2 3"), "goes on after its last row: in row 2 of 2, at byte 37"),
-        (TEXT.replace(b"3 3\n", b"2 3\n"), "goes on after its last row: in row 2 of 2, at byte 25"),
+        (TEXT.replace(b"3 3\n", b"1 3\n"), "goes on after its last row: in row 2 of 1, at byte 25"),
+        (TEXT.replace(b"3 3\n", b"5 3\n"), "is cut short in row 4 of 5, at byte 33"),
         (TEXT.replace(b"4 5 6", b"4 5"), "is damaged: 3 numbers expected in row 2 of 3, at byte 14"),
         (TEXT.replace(b"4 5 6", b"4 5 6 7"), "is damaged: 3 numbers expected in row 2"),
         (TEXT.replace(b"7 8 9", b"7 x 9"), "is damaged: not a number in row 3 of 3"),
@@ -219,6 +226,71 @@ def test_a_gzip_file_that_is_cut_or_damaged(file) -> None:
     broken[len(broken) // 2] ^= 0xFF
     refused(file(bytes(broken)), r"cannot be uncompressed \(|is cut short|is damaged|goes on after")
     refused(file(packed[:-6] + b"\0\0\0\0\0\0"), r"cannot be uncompressed \(CRC check failed")
+
+
+# ---- As downloaded ---------------------------------------------------------------------------------------------------
+
+GLOVE = b"the 1 2 3\n. . . 4 5 6\nat name@domain.com 0 1 2\nGr\xc3\xb6\xc3\x9fe -1e-3 .5 +2\n, 7 8 9\n"
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (GLOVE, "glove.txt"),
+        (GLOVE.removesuffix(b"\n"), "glove.txt"),
+        (GLOVE.replace(b"\n", b"\r\n"), "glove.txt"),
+        (gzip.compress(GLOVE), "glove.txt.gz"),
+        (zipped({"glove.txt": GLOVE}), "glove.zip"),
+        (zipped({"a/": b"", "a/glove.txt": GLOVE, "__MACOSX/._glove.txt": b"\0"}), "glove.zip"),
+        (b"5 3\n" + GLOVE, "fasttext.vec"),
+        (zipped({"fasttext.vec": b"5 3\n" + GLOVE}), "fasttext.vec.zip"),
+    ],
+    ids=["plain", "no last line feed", "CRLF", "gzip", "zip", "zip of a Mac", "fastText", "fastText in a zip"],
+)
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_glove_and_fasttext_as_downloaded(
+    file, monkeypatch: pytest.MonkeyPatch, content: bytes, name: str, chunk: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a header, compressed, and with words that contain spaces, as GloVe's 840B has them."""
+    monkeypatch.setattr(vector_files, "_CHUNK_BYTES", chunk)
+    asked = ["Größe", ". . .", "the", "at name@domain.com", ",", "at", "."]
+    vectors, found = read_vectors(file(content, name), asked)
+    assert found.tolist() == [True] * 5 + [False] * 2
+    want = [[-1e-3, 0.5, 2], [4, 5, 6], [1, 2, 3], [0, 1, 2], [7, 8, 9], [0, 0, 0], [0, 0, 0]]
+    np.testing.assert_array_equal(vectors, np.array(want, dtype=np.float32))
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("count", [4, 6])
+def test_a_header_that_miscounts_by_a_row_is_a_warning(file, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    vectors, found = read_vectors(file(b"%d 3\n" % count + GLOVE), [",", "the"])
+    assert found.all() and vectors.tolist() == [[7, 8, 9], [1, 2, 3]]
+    assert f"its first line promises {count} vectors, and it has 5" in caplog.text
+
+
+def test_archives_of_several_files_name_them(file) -> None:
+    refused(file(zipped({"a.50d.txt": GLOVE, "a.100d.txt": GLOVE})), r"holds 2 files \(a.50d.txt, a.100d.txt\): unpack")
+    refused(file(zipped({})), "holds 0 files")
+    refused(file(zipped({"a": GLOVE * 500})[:-40]), r"cannot be unpacked \(.*\); fetch it again")
+    broken = bytearray(zipped({"a": GLOVE * 500}))
+    broken[60] ^= 0xFF
+    refused(file(bytes(broken)), "cannot be uncompressed|is cut short|is damaged|in another format")
+
+
+@pytest.mark.parametrize("content", [GLOVE, b"5 3\n" + GLOVE, BINARY])
+def test_another_size_is_refused_before_the_rows_are_read(file, content: bytes) -> None:
+    path = file(content[:40])  # cut: reading on would be another error
+    with pytest.raises(EmbeddingsError, match=r"holds vectors of 3, not 50: leave out --embedding-size"):
+        read_vectors(path, ["the"], size=50)
+    assert read_vectors(file(content), ["the"], size=3)[1].all()
 
 
 def test_a_pickle_that_holds_no_vectors(file) -> None:
