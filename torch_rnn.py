@@ -1,4 +1,4 @@
-"""The same model in PyTorch: an nn.Module with autograd, its training, and greedy generation.
+"""The same model in PyTorch: an nn.Module with autograd, and greedy generation.
 
     model = torch_rnn.RNN.load("weights/demo-torch.safetensors")
     print(model.generate("The prime minister").text)
@@ -6,7 +6,8 @@
     python torch_rnn.py --preset demo           trains
     python torch_rnn.py --help                  lists the options
 
-It reads and writes the same weights file as the C model, and never needs the C library.
+It reads and writes the same weights file as the C model, and never loads the C library. What trains it is
+rnnlm/training/torch_trainer.py.
 """
 
 from __future__ import annotations
@@ -32,15 +33,13 @@ import torch
 from torch import nn
 
 from rnnlm import checkpoint
+from rnnlm.arrays import F32, I32
 from rnnlm.checkpoint import Weights
 from rnnlm.data.text import Vocabulary
 from rnnlm.inspection import Matrices
 from rnnlm.language_model import LanguageModel, StepStream
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.sampling import Biases, Sampling
-
-F32 = npt.NDArray[np.float32]
-I32 = npt.NDArray[np.int32]
 
 EVALUATION_STEPS = 512  # tokens of one forward pass; the result does not depend on it
 
@@ -57,8 +56,8 @@ _MATRICES = {  # our name of each parameter: (where torch keeps it, whether it i
 class RNN(nn.Module, LanguageModel):
     """The Elman network.
 
-    nn.RNN and nn.Linear keep their matrices as (out, in); `load_weights` and `weights` turn the (in, out) of the
-    weights file to that and back, here alone. nn.RNN has two biases where the model has one: `bias_hh_l0` is frozen at
+    nn.RNN and nn.Linear keep their matrices as (out, in), the weights file as (in, out). `load_weights` and `weights`
+    are the only places that transpose them. nn.RNN has two biases where the model has one: `bias_hh_l0` is frozen at
     zero, or plain SGD would move their sum twice as fast.
 
     vocabulary: needed to read prompts and to write words, not to train.
@@ -70,8 +69,8 @@ class RNN(nn.Module, LanguageModel):
         super().__init__()
         if vocabulary is not None:
             self.vocabulary = vocabulary
-        # From a tensor, frozen: nn.Embedding would draw numbers for nothing, and on "meta", without memory, that makes
-        # torch import its compiler: a second, 70 MB, and a folder that it must be able to write to.
+        # From a tensor, because nn.Embedding would draw random numbers in vain. On the device "meta" that would make
+        # torch import its compiler, which costs a second, 70 MB, and needs a folder that can be written to.
         self.embedding = nn.Embedding.from_pretrained(torch.empty(weights.vocab_size, weights.embed_size))
         self.rnn = nn.RNN(weights.embed_size, weights.hidden_size, nonlinearity="tanh")
         self.rnn.bias_hh_l0.requires_grad_(False)
@@ -80,21 +79,21 @@ class RNN(nn.Module, LanguageModel):
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> Self:
-        """The model of a weights file. Raises CheckpointError (missing, damaged, NaN or infinity in the weights)."""
+        """Load a weights file. Raises CheckpointError (missing, damaged, NaN or infinity in the weights)."""
         source = checkpoint.load(path)
         checkpoint.check_finite(source.weights, path)
         return cls(source.weights, Vocabulary(source.vocabulary, source.tokenizer)).to(device).eval()
 
     @classmethod
     def mapped(cls, weights: Weights, vocabulary: Vocabulary) -> Self:
-        """A model to serve whose parameters *are* `weights`, which may be a read-only map: they cannot be trained.
+        """Return a model to serve, whose parameters are `weights` themselves: both back ends share one copy.
 
-        So one copy of a weights file serves both back ends, and all processes.
+        The arrays may be a read-only map of a file, so the parameters cannot be trained.
         """
-        with torch.device("meta"):  # parameters without memory, to be put in place
+        with torch.device("meta"):  # parameters without memory, replaced below
             model = cls(weights, vocabulary)
         for name, (path, transposed) in _MATRICES.items():
-            array = torch.from_dlpack(getattr(weights, name))  # torch.from_numpy warns of what is read-only
+            array = torch.from_dlpack(getattr(weights, name))  # torch.from_numpy warns if an array is read-only
             model._put(path, array.T if transposed else array)
         model._put("rnn.bias_hh_l0", torch.zeros(weights.hidden_size))
         return model.eval()
@@ -104,7 +103,7 @@ class RNN(nn.Module, LanguageModel):
         setattr(self.get_submodule(owner), name, nn.Parameter(tensor, requires_grad=False))
 
     def _matrices(self) -> dict[str, tuple[torch.Tensor, bool]]:
-        """Our name of each parameter: (torch's, whether it is transposed)."""
+        """Return by our name of each parameter: (torch's tensor, whether it is transposed)."""
         return {name: (self.get_parameter(path), transposed) for name, (path, transposed) in _MATRICES.items()}
 
     @torch.no_grad()
@@ -118,7 +117,7 @@ class RNN(nn.Module, LanguageModel):
     def weights(self, embeddings: F32 | None = None) -> Weights:
         """Copy the weights out, in the layout of the weights file.
 
-        embeddings: where the caller has them, to be shared instead of copied: they are frozen.
+        embeddings: (V, E), used instead of a copy if given; they are frozen, so the caller may still have them.
         """
         given = {} if embeddings is None else {"embeddings": embeddings}
         layout = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
@@ -132,9 +131,9 @@ class RNN(nn.Module, LanguageModel):
     def forward(
         self, x: torch.Tensor, hidden: torch.Tensor, regularization: Regularization = NO_REGULARIZATION
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (T, B, V) and the last hidden state (1, B, H) for ids x (T, B) and hidden (1, B, H).
+        """Return the logits (T, B, V) and the last hidden state (1, B, H) for ids x (T, B) and hidden (1, B, H).
 
-        regularization: dropout, and the candidates of a sampled softmax; the logits are then theirs, (T, B, C).
+        regularization: dropout masks, and the candidates of a sampled softmax: the logits are then theirs, (T, B, C).
         """
         states, hidden = self.rnn(self._drop(self.embedding(x), regularization.input_mask), hidden)
         states = self._drop(states, regularization.output_mask)
@@ -149,9 +148,11 @@ class RNN(nn.Module, LanguageModel):
 
     @property
     def device(self) -> torch.device:
+        """The device of the parameters."""
         return self.output.weight.device
 
     def zero_state(self, batch: int = 1) -> torch.Tensor:
+        """Return the hidden state (1, B, H) before the first token."""
         return torch.zeros(1, batch, self.rnn.hidden_size, device=self.device)
 
     def open_stream(self, prefix: list[int], sampling: Sampling) -> StepStream:
@@ -163,7 +164,10 @@ class RNN(nn.Module, LanguageModel):
         return -torch.cat(losses).cpu().numpy()
 
     def predictions(self, ids: I32) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Of one long text ids (N,): logits (T, V) and the tokens they are for (T,), EVALUATION_STEPS at a time."""
+        """Yield logits (T, V) with the tokens that they predict (T,), along the text `ids` (N,).
+
+        T is EVALUATION_STEPS, but for the last.
+        """
         hidden = self.zero_state()
         for start in range(0, ids.size - 1, EVALUATION_STEPS):
             part = torch.tensor(ids[start : start + EVALUATION_STEPS + 1], dtype=torch.long, device=self.device)
@@ -186,7 +190,7 @@ class RNN(nn.Module, LanguageModel):
 
 
 class _Stream(StepStream):
-    """One sequence being written."""
+    """One sequence being generated."""
 
     @torch.inference_mode()
     def __init__(self, model: RNN, prefix: list[int], sampling: Sampling) -> None:

@@ -20,13 +20,11 @@
 #include <windows.h>
 #endif
 
-#ifdef RNN_EMULATED_TILES
-static bool tiles_allowed(void) { return true; }
-#else
-
-/* Whether the system lets this process use the state of the tile registers, number 18 (Linux: arch/x86/xstate.rst). */
+/* Whether the system lets this process use the tile registers, state component 18 (Linux: arch/x86/xstate.rst). */
 static bool system_allows_tiles(void) {
-#if defined(__linux__)
+#if defined(RNN_EMULATED_TILES)
+    return true;
+#elif defined(__linux__)
     enum { ARCH_REQ_XCOMP_PERM = 0x1023 };
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, 18L) == 0;
 #elif defined(_WIN32)
@@ -41,33 +39,37 @@ static bool system_allows_tiles(void) {
 #endif
 }
 
-/* Whether the processor has AMX with bfloat16, the system saves its registers (bits 17 and 18 of XCR0), and allows it. */
-static bool detect_tiles(void) {
+/* Whether the processor has AMX for bfloat16, and the system saves its registers: bits 17 and 18 of XCR0. */
+static bool processor_has_tiles(void) {
+#if defined(RNN_EMULATED_TILES) || defined(RNN_ASSUME_TILES)
+    return true;
+#else
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false; /* XGETBV */
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
     __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
-    return (a >> 17 & 3) == 3 && system_allows_tiles();
+    return (a >> 17 & 3) == 3;
+#endif
 }
 
 static bool tiles_allowed(void) {
     enum { UNKNOWN, NO, YES };
-    static atomic_int known; /* the answer does not change: two threads that ask at once find the same */
+    static atomic_int known; /* the answer never changes, so two threads may both find it */
     int answer = atomic_load_explicit(&known, memory_order_relaxed);
     if (answer == UNKNOWN) {
-        answer = detect_tiles() ? YES : NO;
+        answer = processor_has_tiles() && system_allows_tiles() ? YES : NO;
         atomic_store_explicit(&known, answer, memory_order_relaxed);
     }
     return answer == YES;
 }
-#endif
 
-/* VDPBF16PS multiplies twice as fast as a float32 multiply-add on AMD's processors, and half as fast on Intel's. */
+/* VDPBF16PS does twice the operations of a float32 multiply-add per second on AMD's Zen 5, and half of them on Intel's
+ * Sapphire Rapids. */
 static bool dot_products_pay(void) { return __builtin_cpu_is("amd"); }
 
 #endif
 
-/* What this processor runs, the best first, to where `end` points; *best, the first that pays. */
+/* Stores the kernels that this processor runs at `end`, and in *best the fastest of them. Returns the end of the list. */
 static const rnn_kernels **available(const rnn_kernels **end, const rnn_kernels **best) {
     *best = NULL;
 #ifdef RNN_X86_KERNELS

@@ -168,48 +168,56 @@ struct rnn_work {
     rnn_offsets at;
     size_t max_steps, max_batch;
     int threads;
-    size_t max_columns;   /* of the output layer: V, or the most candidates of a sampled softmax */
-    bool sampled;         /* whether the softmax is a sampled one */
-    size_t stride;        /* of a row [h, 1, 0 ...]: H + 1 rounded up to whole panels */
-    size_t blocks;        /* of max_columns */
-    size_t part_blocks;   /* neighbouring blocks added up as one part: so many that there are about 64 parts */
-    size_t rows;          /* tokens whose logits are held at a time: a tile */
-    float *hidden;        /* (T + 1, B, stride): row 0 is the initial state */
-    float *dhidden;       /* (T, B, stride): dL/dh, then the gradient before tanh */
-    float *dropped;       /* (T, B, stride): hidden rows after dropout */
-    float *candidates;    /* (H + 1, max_columns): the candidates' columns of [Why; by] */
-    float *dcandidates;   /* likewise: of the gradient */
-    float *wxh, *whh;     /* packed (E, stride), (H, stride) */
-    float *whh_t;         /* packed (H, stride): the transpose of Whh */
-    float *transposed;    /* (H, H) */
-    float *gathered;      /* (threads, RNN_GATHER, E): embeddings of a run of tokens */
-    float *why;           /* (threads, H + 1, RNN_BLOCK): a packed block of [Why; by] */
-    size_t slot;          /* floats for the logits of one block and tile */
-    float *logits;        /* (blocks, slot): of one tile, then their exponentials */
-    float *dhidden_part;  /* (parts, rows, stride): what each part adds to dhidden, but for its factor */
-    float *dhidden_own;   /* (threads, rows, stride): what one block adds */
-    float *part_max;      /* (parts, rows): the largest block_max of a part */
-    float *part_factor;   /* (parts, rows): exp(part_max - lse) */
-    float *scaled;        /* (threads, rows, stride): hidden rows times their factor */
-    float *block_max;     /* (blocks, rows) */
-    double *block_sum;    /* (blocks, rows); of exp(logit - block_max) */
-    float *factor;        /* (blocks, rows): exp(block_max - lse) */
-    double *lse;          /* (rows): log-sum-exp */
-    float *target;        /* (rows): the logit of y */
-    float *target_why;    /* (rows, stride): the column of Why that belongs to y */
-    float *block_largest; /* (blocks): the largest magnitude in a block of [Why; by] */
-    double *logp;         /* (N): log p of each y */
+    size_t max_columns;     /* of the output layer: V, or the most candidates of a sampled softmax */
+    bool sampled;           /* whether the softmax is a sampled one */
+    size_t stride;          /* of a row [h, 1, 0 ...]: H + 1 rounded up to whole panels */
+    bool rounded;           /* whether the float32 kernels multiply operands rounded to bfloat16 */
+    size_t blocks;          /* of max_columns */
+    size_t part_blocks;     /* neighbouring blocks added up as one part: so many that there are about 64 parts */
+    size_t rows;            /* tokens whose logits are held at a time: a tile */
+    float *hidden;          /* (T + 1, B, stride): row 0 is the initial state */
+    float *operand;         /* (T + 1, B, stride): hidden itself, or rounded */
+    float *dhidden;         /* (T, B, stride): dL/dh, then the gradient before tanh */
+    float *dropped;         /* (T, B, stride): hidden rows after dropout */
+    float *dropped_operand; /* (T, B, stride): dropped itself, or rounded */
+    float *candidates;      /* (H + 1, max_columns): the candidates' columns of [Why; by] */
+    float *dcandidates;     /* likewise: of the gradient */
+    float *wxh, *whh;       /* packed (E, stride), (H, stride) */
+    float *whh_t;           /* packed (H, stride): the transpose of Whh */
+    float *transposed;      /* (H, H) */
+    float *gathered;        /* (threads, RNN_GATHER, E): embeddings of a run of tokens */
+    float *why;             /* (threads, H + 1, RNN_BLOCK): a packed block of [Why; by] */
+    size_t slot;            /* floats for the logits of one block and tile */
+    float *logits;          /* (blocks, slot): of one tile, then their exponentials */
+    float *dhidden_part;    /* (parts, rows, stride): what each part adds to dhidden, but for its factor */
+    float *dhidden_own;     /* (threads, rows, stride): what one block adds */
+    float *part_max;        /* (parts, rows): the largest block_max of a part */
+    float *part_factor;     /* (parts, rows): exp(part_max - lse) */
+    float *scaled;          /* (threads, rows, stride): hidden rows times their factor */
+    float *block_max;       /* (blocks, rows) */
+    double *block_sum;      /* (blocks, rows); of exp(logit - block_max) */
+    float *factor;          /* (blocks, rows): exp(block_max - lse) */
+    double *lse;            /* (rows): log-sum-exp */
+    float *target;          /* (rows): the logit of y */
+    float *target_why;      /* (rows, stride): the column of Why that belongs to y */
+    float *block_largest;   /* (blocks): the largest magnitude in a block of [Why; by] */
+    float *rest;            /* (rows): 1 - p of y */
+    double *logp;           /* (N): log p of each y */
+    double unit;            /* what maxima of logits count in: 1, or ln 2 with `rounded` */
+    rnn_bfloat16_work bf;   /* bf.kernels: NULL where the float32 kernels do all products */
 };
 
 /* The output layer of one call: of all words, or of the candidates of a sampled softmax. */
 typedef struct rnn_output {
-    const float *why;    /* (H + 1, columns): [Why; by] */
-    float *dwhy;         /* likewise: its gradient; NULL: only the loss is wanted */
-    size_t columns;      /* V, or the number of candidates */
-    const float *hidden; /* (N, stride) */
-    const int32_t *y;    /* (N): the column of each target */
-    double bound;        /* on |hidden|: 1, and more after dropout */
-    float scale;         /* of the gradient */
+    const float *why;         /* (H + 1, columns): [Why; by] */
+    float *dwhy;              /* likewise: its gradient; NULL: only the loss is wanted */
+    size_t columns;           /* V, or the number of candidates */
+    const float *hidden;      /* (N, stride) */
+    const float *operand;     /* (N, stride): hidden itself, or rounded */
+    const rnn_bfloat16 *left; /* (N, ld): rounded, for the kernels of bfloat16.h */
+    const int32_t *y;         /* (N): the column of each target */
+    double bound;             /* on |hidden|: 1, and more after dropout */
+    float scale;              /* of the gradient */
 } rnn_output;
 
 enum { RNN_GATHER = 128 }; /* tokens gathered at a time */
@@ -222,13 +230,21 @@ typedef struct rnn_inputs {
     size_t T, B;
 } rnn_inputs;
 
+/* The embeddings of tokens n0 to n0 + rows, columns e0 to e1, masked, one after the other into out. */
+void rnn_gather_inputs(const rnn_inputs *inputs, size_t E, size_t n0, size_t rows, size_t e0, size_t e1, float *out);
+
+/* Each pass exists twice: by the float32 kernels, and for a workspace with w->bf.kernels by those. */
+
 /* Whether all that it has read, and the hidden states, are finite. */
 bool rnn_hidden_forward(rnn_work *w, const rnn_inputs *inputs, const float *params, const float *state);
+bool rnn_bfloat16_hidden_forward(rnn_work *w, const rnn_inputs *inputs, const float *params, const float *state);
 void rnn_hidden_backward(rnn_work *w, const rnn_inputs *inputs, const float *params, float *grads);
+void rnn_bfloat16_hidden_backward(rnn_work *w, const rnn_inputs *inputs, float *grads);
 
 /* log p of N targets into w->logp, and with out->dwhy the gradient: of Why and by there, of the hidden rows into
  * w->dhidden. Returns the sum of -log p, not finite when any of them, or of Why and by, is not; dwhy is then as it was. */
 double rnn_output_pass(rnn_work *w, const rnn_output *out, size_t N);
+double rnn_bfloat16_output_pass(rnn_work *w, const rnn_output *out, size_t N);
 
 /* Sampled softmax: the candidates' columns out of Why and by, and their gradient back into that of all words. */
 void rnn_candidates_gather(rnn_work *w, const float *why, const rnn_regularization *r);

@@ -1,12 +1,12 @@
-/* kernels_amx.c -- products by tiles: AMX, of Intel's servers since 2023.
+/* kernels_amx.c -- products by tiles: the AMX of Intel's servers since 2023.
  *
- * A tile register holds 16 rows of 64 bytes. TDPBF16PS adds to a tile of C (16 x 16 floats) the product of a tile of A (16
- * rows, 32 k) and one of a panel of B (16 pairs of k, 16 columns): 16,384 operations in 16 cycles. Two by two tiles of C need
- * one load for each product.
+ * A tile register holds 16 rows of 64 bytes. TDPBF16PS multiplies a tile of A (16 rows, 32 k) by one of B (16 pairs of k, 16
+ * columns) and adds the product to a tile of C (16 x 16 floats): 16,384 operations in 16 cycles. With two by two tiles of C,
+ * each product needs only one load.
  *
- * The instructions are written as assembly: so no compiler needs to know them, none of its flags leaks from here, and none
- * moves or drops a store that they read (gcc 12 takes LDTILECFG for a read of 8 bytes of 64, and its tile loads for no read
- * at all). tests/c/emulated_tiles.h has the same on plain arrays, so that this file can be tested on any processor.
+ * The instructions are inline assembly. So no compiler has to know them, no flag for them leaks into other files, and the
+ * compiler neither moves nor drops stores that they read: gcc 12 believes that LDTILECFG reads 8 bytes of its 64, and that
+ * its tile loads read none. tests/c/emulated_tiles.h has the same instructions on plain arrays, to test this file anywhere.
  */
 #include "bfloat16.h"
 
@@ -42,7 +42,7 @@ void rnn_tiles_begin(void) {
 
 void rnn_tiles_end(void) { RELEASE(); }
 
-/* Up to two by two tiles of C are 0 to 3, of A 4 and 5, of B 6 and 7. */
+/* Tiles 0 to 3: up to two by two of C. 4 and 5: A. 6 and 7: B. */
 INLINE void tiles_of(bool two_down, bool two_across, size_t K, rnn_left a, const rnn_bfloat16 *b, size_t b_panel,
                      float *c, size_t ldc, bool add) {
     size_t c_bytes = ldc * sizeof *c, a_bytes = a.row * sizeof *a.at, b_bytes = 64;

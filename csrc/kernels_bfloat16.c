@@ -1,4 +1,4 @@
-/* kernels_bfloat16.c -- what bfloat16.h promises, with AVX-512 and its VDPBF16PS; tiles multiply in kernels_amx.c. */
+/* kernels_bfloat16.c -- the kernels of bfloat16.h with AVX-512 and its VDPBF16PS. kernels_amx.c multiplies by tiles. */
 #include "bfloat16.h"
 
 #ifdef RNN_X86_KERNELS
@@ -26,9 +26,9 @@ INLINE __m512i magnitudes(__m512i words) { return _mm512_and_si512(words, _mm512
 /* ---- Products ------------------------------------------------------------------------------------------------------ */
 
 enum {
-    TALL = 8,      /* rows and */
-    BROAD = 3,     /* panels of C that fill the registers */
-    LONGEST = 256, /* k: so much of three panels stays in the L1 cache */
+    TALL = 8,      /* rows, and */
+    BROAD = 3,     /* panels of C, fill the registers */
+    LONGEST = 256, /* k of three panels that stay in the L1 cache */
 };
 
 INLINE int32_t pair_at(const rnn_bfloat16 *at) {
@@ -109,7 +109,7 @@ static void multiply(size_t m, size_t panels, size_t K, rnn_left a, const rnn_bf
 }
 
 static void begin(void) {}
-static void end(void) { _mm_sfence(); } /* what was streamed is seen from now on */
+static void end(void) { _mm_sfence(); } /* makes streamed stores visible to other threads */
 
 /* ---- Operands ------------------------------------------------------------------------------------------------------- */
 
@@ -173,9 +173,9 @@ INLINE __m512i shuffled_turns(bool upper) {
     return order;
 }
 
-/* 16 rows, from row k on, of cols columns filled up to a multiple of 32; rows from K on are 0. */
+/* Rounds 16 rows, from row k of K on; w points to row k. Columns are padded to a multiple of 32; rows beyond K are 0. */
 INLINE __m512i round_band(const float *w, size_t ldw, size_t k, size_t K, size_t cols, rnn_bfloat16 *rows, size_t ld) {
-    enum { AHEAD = 8 }; /* rows: they lie far apart, so no processor foresees the next one */
+    enum { AHEAD = 8 }; /* rows: they are far apart, so the processor does not prefetch the next one */
     __m512i largest = _mm512_setzero_si512();
     for (size_t i = 0; i < RNN_BAND; i++, k++, w += ldw, rows += ld) {
         for (size_t v = 0; v < cols; v += 32) {
@@ -218,7 +218,7 @@ static float pack(const float *w, size_t ldw, size_t K, size_t cols, bool shuffl
                 if (!bt || k >= rnn_round_up(K, RNN_BAND)) continue;
                 transpose16(rows);
                 to = bt + k / RNN_BAND * bt_panel + (v0 + v) * RNN_BAND;
-                for (size_t i = 0; i < RNN_BAND; i++) { /* row i are the columns 2 i and 2 i + 1, which stay together */
+                for (size_t i = 0; i < RNN_BAND; i++) { /* row i has the columns 2 i and 2 i + 1, which stay together */
                     size_t place = shuffled ? i % 8 / 2 * 4 + i / 8 * 2 + i % 2 : i;
                     _mm512_storeu_si512(to + place * 32, rows[i]);
                 }
@@ -267,9 +267,9 @@ static void interleave(size_t m, size_t cols, const rnn_bfloat16 *rows, size_t l
 
 /* ---- Exponentials ------------------------------------------------------------------------------------------------------ */
 
-/* 2^x. VREDUCEPS leaves what is beyond the nearest integer, r; VSCALEFPS multiplies by 2 to that integer, and under- and
- * overflows as it should. The polynomial is the one with the least largest relative error on [-1/2, 1/2], 2e-7, among
- * those of degree 5 that are 1 at 0. */
+/* x = 2^x, of four vectors at a time, so that their chains of operations overlap. VREDUCEPS subtracts the nearest integer;
+ * VSCALEFPS multiplies by 2 to that integer, and handles under- and overflow. Between them is the minimax polynomial of
+ * degree 5 for 2^r, |r| <= 1/2, among those that are 1 at 0: its relative error is below 2e-7. */
 enum { FOUR = 4 };
 
 INLINE void exp2_of(__m512 x[FOUR]) {
@@ -283,7 +283,7 @@ INLINE void exp2_of(__m512 x[FOUR]) {
     UNROLL for (size_t j = 0; j < FOUR; j++) x[j] = _mm512_scalef_ps(p[j], _mm512_sub_ps(x[j], r[j]));
 }
 
-/* Two rows of logits. Their words go by unpacking into pairs, which is why the columns are shuffled. */
+/* Two rows of logits. The unpack instructions make pairs of them, which is why the columns are shuffled. */
 INLINE void two_rows(bool keep, bool stream, size_t cols, const float *z, size_t ldz, const float *bias,
                      const float *shift, rnn_bfloat16 *rows, size_t ld, rnn_bfloat16 *pairs, size_t pairs_panel,
                      float *sum, float *most) {
@@ -291,8 +291,8 @@ INLINE void two_rows(bool keep, bool stream, size_t cols, const float *z, size_t
     const __m512 shift0 = _mm512_set1_ps(shift[0]), shift1 = _mm512_set1_ps(shift[1]);
     __m512 sum0 = _mm512_loadu_ps(sum), sum1 = _mm512_loadu_ps(sum + 16);
     __m512 most0 = _mm512_loadu_ps(most), most1 = _mm512_loadu_ps(most + 16);
-    for (size_t v = 0; v < cols; v += 32, pairs += 2 * pairs_panel) {
-        __m512 e[FOUR], b[2]; /* of the first row, and of the second */
+    for (size_t v = 0; v < cols; v += 32) {
+        __m512 e[FOUR], b[2]; /* two vectors of each row */
         UNROLL for (size_t j = 0; j < 2; j++) b[j] = _mm512_loadu_ps(bias + v + 16 * j);
         UNROLL for (size_t j = 0; j < FOUR; j++) {
             e[j] = _mm512_add_ps(_mm512_loadu_ps(z + j / 2 * ldz + v + j % 2 * 16), b[j % 2]);
@@ -317,6 +317,7 @@ INLINE void two_rows(bool keep, bool stream, size_t cols, const float *z, size_t
             _mm512_storeu_si512(pairs, low);
             _mm512_storeu_si512(pairs + pairs_panel, high);
         }
+        pairs += 2 * pairs_panel;
     }
     _mm512_storeu_ps(sum, sum0);
     _mm512_storeu_ps(sum + 16, sum1);
@@ -328,16 +329,17 @@ static void exponentials(size_t m, size_t cols, const float *z, size_t ldz, cons
                          rnn_bfloat16 *rows, size_t ld, rnn_bfloat16 *pairs, size_t pairs_panel, bool stream,
                          float *sum, float *most) {
     for (size_t i = 0; i < m; i += 2, z += 2 * ldz, shift += 2, sum += 2 * RNN_BAND, most += 2 * RNN_BAND) {
-#define TWO_ROWS(keep, stream)                                                                                         \
-    two_rows(keep, stream, cols, z, ldz, bias, shift, rows + i * ld, ld, pairs + i * RNN_BAND, pairs_panel, sum, most)
         if (!rows) {
-            TWO_ROWS(false, false);
-        } else if (stream) {
-            TWO_ROWS(true, true);
-        } else {
-            TWO_ROWS(true, false);
+            two_rows(false, false, cols, z, ldz, bias, shift, NULL, 0, NULL, 0, sum, most);
+            continue;
         }
-#undef TWO_ROWS
+        if (stream) {
+            two_rows(true, true, cols, z, ldz, bias, shift, rows, ld, pairs, pairs_panel, sum, most);
+        } else {
+            two_rows(true, false, cols, z, ldz, bias, shift, rows, ld, pairs, pairs_panel, sum, most);
+        }
+        rows += 2 * ld;
+        pairs += 2 * RNN_BAND;
     }
 }
 

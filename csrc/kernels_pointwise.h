@@ -7,11 +7,15 @@
 #include "internal.h"
 #include "vector.h"
 
-/* To bfloat16, nearest, ties to even; a NaN stays one. */
+/* To bfloat16, nearest, ties to even; not for NaN. */
+INLINE vec nearest(vec x) {
+    uvec bits = (uvec)x;
+    return (vec)((bits + (bits >> 16 & 1) + 0x7fff) & 0xffff0000u);
+}
+/* The same, and a NaN stays one. */
 INLINE vec rounded(vec x) {
     uvec bits = (uvec)x;
-    uvec nearest = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-    return choose((ivec)(bits & INT32_MAX) > 0x7f800000, (vec)(bits | 0x400000), (vec)nearest);
+    return choose((ivec)(bits & INT32_MAX) > 0x7f800000, (vec)(bits | 0x400000), nearest(x));
 }
 
 static void round_all(size_t count, float *x) {
@@ -42,7 +46,7 @@ INLINE void softmax_of(bool whole, size_t m, size_t panels, float *z, size_t z_p
             UNROLL for (size_t j = 0; j < TILE_VECS; j++) {
                 float *at = row + p * z_panel + j * LANES;
                 vec e = exp_of(whole ? load(at) - coarse - fine : load(at) - shift);
-                store(at, whole ? rounded(e) : e);
+                store(at, whole ? nearest(e) : e); /* a NaN shows in the sum */
                 here += e;
             }
             dvec low, high;

@@ -17,6 +17,9 @@
  *                 d[Why; by] of block b = sum_n (scale f_nb [h_n, 1])^T (e_n - [v = y_n] / f_nb)
  *   Parts     Of a large vocabulary, the u_nb of all blocks are as large as Why itself. So neighbouring blocks are added up
  *             as one part while they are in the cache, each shifted by the largest maximum so far.
+ *
+ * With w->rounded, the operands h, Why, e and f h are rounded to bfloat16, as output_bfloat16.c explains: maxima are then
+ * whole powers of 2, and the target's own share of the gradient is kept out of the products.
  */
 #include <float.h>
 #include <math.h>
@@ -27,8 +30,9 @@
 /* One tile: tokens n0 to n0 + rows of a chunk. */
 typedef struct tile {
     const rnn_output *out;
-    const float *hidden; /* (rows, stride) */
-    const int32_t *y;    /* (rows) */
+    const float *hidden;  /* (rows, stride) */
+    const float *operand; /* (rows, stride): the same, or rounded */
+    const int32_t *y;     /* (rows) */
     size_t rows, blocks;
 } tile;
 
@@ -46,7 +50,8 @@ static void add_to_part(const rnn_work *w, size_t rows, const float *own_max, co
                         float *sum) {
     for (size_t n = 0; n < rows; n++, own += w->stride, sum += w->stride) {
         float max = fmaxf(own_max[n], sum_max[n]);
-        float own_share = expf(own_max[n] - max), sum_share = expf(sum_max[n] - max);
+        float unit = (float)w->unit;
+        float own_share = expf(unit * (own_max[n] - max)), sum_share = expf(unit * (sum_max[n] - max));
         for (size_t i = 0; i < w->H; i++) sum[i] = sum_share * sum[i] + own_share * own[i];
         sum_max[n] = max;
     }
@@ -64,7 +69,11 @@ static void block_forward(rnn_work *w, const tile *t, size_t block, bool gradien
     float *z = w->logits + (gradient ? block : rnn_thread()) * w->slot;
     /* A word that is not there has a bias of -inf, so its exponential is 0. */
     w->block_largest[block] = k->pack(t->out->why + v0, V, K, cols, -INFINITY, packed);
-    k->multiply(rows, K, panels, t->hidden, w->stride, packed, z, panel, step, false);
+    if (w->rounded) {
+        k->round(1, w->block_largest + block);
+        for (size_t p = 0; p < panels; p++) k->round(w->H * panel, packed + p * K * panel); /* and not the biases */
+    }
+    k->multiply(rows, K, panels, t->operand, w->stride, packed, z, panel, step, false);
     for (size_t n = 0; n < rows; n++) {
         size_t v = (size_t)t->y[n] - v0;
         if (v >= cols) continue; /* also when y lies before the block: the difference has wrapped around */
@@ -73,7 +82,8 @@ static void block_forward(rnn_work *w, const tile *t, size_t block, bool gradien
             w->target_why[n * w->stride + i] = packed[(v / panel * K + i) * panel + v % panel];
         }
     }
-    k->softmax(rows, panels, z, step, w->block_max + block * w->rows, w->block_sum + block * w->rows);
+    (w->rounded ? k->softmax_rounded : k->softmax)(rows, panels, z, step, w->block_max + block * w->rows,
+                                                   w->block_sum + block * w->rows);
     if (!gradient) return;
     bool first = block % w->part_blocks == 0;
     size_t part = block / w->part_blocks;
@@ -90,16 +100,23 @@ static void block_forward(rnn_work *w, const tile *t, size_t block, bool gradien
 /* No block counts for less than this: 1 / f_nb must stay a float, and no gradient shows e^-60. */
 #define LEAST_FACTOR 8.75651076269652e-27 /* exp(-60) */
 
+/* The exponential of row n's target. */
+static float *target_at(const rnn_work *w, const tile *t, size_t n) {
+    size_t y = (size_t)t->y[n];
+    return w->logits + y / RNN_BLOCK * w->slot + logit_at(w, t->rows, n, y % RNN_BLOCK);
+}
+
 /* Row n once all blocks are done: its log-sum-exp and log p, and with dh (stride) also the factors and dL/dh. */
-static void row_forward(rnn_work *w, size_t blocks, size_t n, float scale, double *logp, float *dh) {
+static void row_forward(rnn_work *w, const tile *t, size_t n, double *logp, float *dh) {
+    size_t blocks = t->blocks;
     double max = w->block_max[n], sum = 0.0;
     for (size_t b = 1; b < blocks; b++) max = fmax(max, w->block_max[b * w->rows + n]);
     for (size_t b = 0; b < blocks; b++) {
-        double share = exp(w->block_max[b * w->rows + n] - max);
+        double share = exp(w->unit * (w->block_max[b * w->rows + n] - max));
         sum += w->block_sum[b * w->rows + n] * share;
         w->factor[b * w->rows + n] = (float)share;
     }
-    w->lse[n] = max + log(sum);
+    w->lse[n] = w->unit * max + log(sum);
     *logp = w->target[n] - w->lse[n];
     if (!dh) return;
     size_t H = w->H, stride = w->stride;
@@ -109,10 +126,17 @@ static void row_forward(rnn_work *w, size_t blocks, size_t n, float scale, doubl
     }
     size_t parts = rnn_ceil_div(blocks, w->part_blocks);
     for (size_t p = 0; p < parts; p++) {
-        w->part_factor[p * w->rows + n] = (float)exp(w->part_max[p * w->rows + n] - w->lse[n]);
+        w->part_factor[p * w->rows + n] = (float)exp(w->unit * w->part_max[p * w->rows + n] - w->lse[n]);
     }
     w->kernels->weighted_sum(parts, H, w->part_factor + n, w->rows, w->dhidden_part + n * stride, w->rows * stride, dh);
-    for (size_t i = 0; i < H; i++) dh[i] = scale * (dh[i] - w->target_why[n * stride + i]);
+    float own = 1.0f; /* of the target's column */
+    if (w->rounded) {
+        float *e = target_at(w, t, n);
+        w->rest[n] = (float)-expm1(*logp);
+        own = w->factor[(size_t)t->y[n] / RNN_BLOCK * w->rows + n] * *e + w->rest[n];
+        *e = 0.0f;
+    }
+    for (size_t i = 0; i < H; i++) dh[i] = t->out->scale * (dh[i] - own * w->target_why[n * stride + i]);
     memset(dh + H, 0, (stride - H) * sizeof *dh);
 }
 
@@ -121,19 +145,23 @@ static void block_backward(rnn_work *w, const tile *t, size_t block, bool add) {
     const rnn_kernels *k = w->kernels;
     size_t V = t->out->columns, v0 = block * RNN_BLOCK, cols = rnn_min(RNN_BLOCK, V - v0);
     size_t K = w->H + 1, stride = w->stride;
-    float *scaled = w->scaled + rnn_thread() * w->rows * stride;
+    float *scaled = w->scaled + rnn_thread() * w->rows * stride, *dwhy = t->out->dwhy + v0;
     float *e = w->logits + block * w->slot;
     for (size_t n = 0; n < t->rows; n++) {
         float factor = t->out->scale * w->factor[block * w->rows + n];
         for (size_t i = 0; i < K; i++) scaled[n * stride + i] = factor * t->hidden[n * stride + i];
-        size_t v = (size_t)t->y[n] - v0;
-        if (v < cols) {
-            float *target = e + logit_at(w, t->rows, n, v);
-            double shortfall = w->lse[n] - w->block_max[block * w->rows + n];
-            *target = (float)(*target - fmin(exp(shortfall), 1.0 / LEAST_FACTOR));
-        }
+        if (w->rounded || (size_t)t->y[n] - v0 >= cols) continue;
+        double shortfall = w->lse[n] - w->block_max[block * w->rows + n];
+        float *target = target_at(w, t, n);
+        *target = (float)(*target - fmin(exp(shortfall), 1.0 / LEAST_FACTOR));
     }
-    k->multiply_at(K, t->rows, cols, scaled, stride, e, k->panel, panel_step(w, t->rows), t->out->dwhy + v0, V, add);
+    if (w->rounded) k->round(t->rows * stride, scaled);
+    k->multiply_at(K, t->rows, cols, scaled, stride, e, k->panel, panel_step(w, t->rows), dwhy, V, add);
+    for (size_t n = 0; w->rounded && n < t->rows; n++) {
+        size_t v = (size_t)t->y[n] - v0;
+        float own = t->out->scale * w->rest[n];
+        for (size_t i = 0; v < cols && i < K; i++) dwhy[i * V + v] -= own * t->operand[n * stride + i];
+    }
 }
 
 /* All blocks of one tile, then all of its rows. Returns the tile's sum of -log p. */
@@ -147,7 +175,7 @@ static double tile_forward(rnn_work *w, const tile *t, size_t n0, bool gradient)
     RNN_OMP(parallel for num_threads(w->threads) schedule(static))
     for (size_t n = 0; n < t->rows; n++) {
         float *dh = gradient ? w->dhidden + (n0 + n) * w->stride : NULL;
-        row_forward(w, t->blocks, n, t->out->scale, w->logp + n0 + n, dh);
+        row_forward(w, t, n, w->logp + n0 + n, dh);
     }
     double loss = 0.0;
     for (size_t n = 0; n < t->rows; n++) loss -= w->logp[n0 + n];
@@ -160,6 +188,7 @@ static tile tile_at(const rnn_work *w, const rnn_output *out, size_t N, size_t n
     return (tile){
         .out = out,
         .hidden = out->hidden + n0 * w->stride,
+        .operand = out->operand + n0 * w->stride,
         .y = out->y + n0,
         .rows = rnn_min(rows, N - n0),
         .blocks = rnn_ceil_div(out->columns, RNN_BLOCK),

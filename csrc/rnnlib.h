@@ -45,7 +45,7 @@ extern "C" {
 
 /* ---- Version, status codes, limits ---------------------------------------------------------------------------- */
 
-#define RNN_ABI_VERSION 3 /* +1 on any change that code built against the old header would notice */
+#define RNN_ABI_VERSION 4 /* +1 on any change that code built against the old header would notice */
 
 /* One table gives the codes and the messages. Append only: a released number keeps its meaning, and -7 is retired. */
 #define RNN_STATUS_MAP(X)                                                                                              \
@@ -88,6 +88,15 @@ RNN_API const char *rnn_kernel_name(void);
 /* The length P of the flat parameter buffer: E*H + H*H + H + H*V + V. */
 RNN_API int32_t rnn_param_count(const rnn_dims *dims, int64_t *count);
 
+/* How exact the products are. Whatever it is, what is passed in and out is float32.
+ *   RNN_PRECISION_F32   float32
+ *   RNN_PRECISION_BF16  In training, both operands of every matrix product, forward and backward, are rounded to bfloat16
+ *                       (8 significant bits; to nearest, ties to even) and the products summed in float32. The results
+ *                       are the same, to the rounding of float32, on every instruction set; amx and avx512bf16 have
+ *                       instructions for it. At inference, only Why is rounded.
+ *   RNN_PRECISION_INT8  At inference, Why has 8 bits and a scale for each word. RNN_E_ARG in training. */
+enum { RNN_PRECISION_F32 = 0, RNN_PRECISION_BF16 = 1, RNN_PRECISION_INT8 = 2 };
+
 /* ---- Training ------------------------------------------------------------------------------------------------- */
 
 typedef struct rnn_work rnn_work; /* the activations of one chunk; holds no parameters */
@@ -96,7 +105,7 @@ typedef struct rnn_work rnn_work; /* the activations of one chunk; holds no para
  * max_candidates: 0, or for sampled softmax the most candidates of a chunk, at most V. The workspace then serves
  * rnn_loss_grad with candidates only, and its size does not grow with V. */
 RNN_API int32_t rnn_work_create(const rnn_dims *dims, int32_t max_steps, int32_t max_batch, int32_t max_candidates,
-                                int32_t threads, rnn_work **work);
+                                int32_t precision, int32_t threads, rnn_work **work);
 RNN_API void rnn_work_destroy(rnn_work *work); /* accepts NULL */
 
 /* rnn_loss -- the loss of one chunk, without learning.
@@ -166,10 +175,8 @@ RNN_API int32_t rnn_adamw_update(float *params, const float *grads, float *m, fl
 typedef struct rnn_model rnn_model;     /* weights prepared for inference: read-only, shared */
 typedef struct rnn_decoder rnn_decoder; /* scratch memory to advance sequences with: one per caller */
 
-/* How the model stores Why: as given, or as a smaller copy that a step reads faster. */
-enum { RNN_PRECISION_F32 = 0, RNN_PRECISION_BF16 = 1, RNN_PRECISION_INT8 = 2 };
-
-/* Checks that every weight is finite and that no logit can overflow (else RNN_E_NONFINITE), and computes
+/* precision: how the model stores Why, as given or as a smaller copy that a step reads faster.
+ * Checks that every weight is finite and that no logit can overflow (else RNN_E_NONFINITE), and computes
  * embeddings Wxh + bh (V,H) once, so that a step needs neither.
  * The model keeps the pointers by and, in RNN_PRECISION_F32, why (no copy: they may be memory-mapped): the caller keeps
  * those arrays alive and unchanged until rnn_model_destroy. The other arrays are not needed after the call. */

@@ -37,6 +37,35 @@ static void copy_state(const rnn_work *w, size_t T, size_t B, float *state) {
     }
 }
 
+static bool hidden_forward(rnn_work *w, const rnn_inputs *in, const float *params, const float *state) {
+    return (w->bf.kernels ? rnn_bfloat16_hidden_forward : rnn_hidden_forward)(w, in, params, state);
+}
+
+static void hidden_backward(rnn_work *w, const rnn_inputs *in, const float *params, float *grads) {
+    if (w->bf.kernels) {
+        rnn_bfloat16_hidden_backward(w, in, grads);
+    } else {
+        rnn_hidden_backward(w, in, params, grads);
+    }
+}
+
+static double output_pass(rnn_work *w, const rnn_output *out, size_t N) {
+    return (w->bf.kernels ? rnn_bfloat16_output_pass : rnn_output_pass)(w, out, N);
+}
+
+/* What the output layer sees of B batch rows: their hidden state, from the first step on. */
+static rnn_output output_of(const rnn_work *w, const float *params, const int32_t *y, size_t B) {
+    return (rnn_output){
+        .why = params + w->at.why,
+        .columns = w->V,
+        .hidden = w->hidden + B * w->stride,
+        .operand = w->operand + B * w->stride,
+        .left = w->bf.kernels ? w->bf.hidden + B * w->bf.ld : NULL,
+        .y = y,
+        .bound = 1.0,
+    };
+}
+
 int32_t rnn_loss(rnn_work *work, const float *params, const float *embeddings, const int32_t *x, const int32_t *y,
                  int32_t steps, int32_t batch, float *state, double *loss) {
     if (!work || !params || !embeddings || !x || !y || !state || !loss) return RNN_E_NULL;
@@ -45,15 +74,9 @@ int32_t rnn_loss(rnn_work *work, const float *params, const float *embeddings, c
     if (status) return status;
     size_t T = (size_t)steps, B = (size_t)batch;
     rnn_inputs in = {.embeddings = embeddings, .x = x, .T = T, .B = B};
-    if (!rnn_hidden_forward(work, &in, params, state)) return RNN_E_NONFINITE;
-    rnn_output out = {
-        .why = params + work->at.why,
-        .columns = work->V,
-        .hidden = work->hidden + B * work->stride,
-        .y = y,
-        .bound = 1.0,
-    };
-    double sum = rnn_output_pass(work, &out, T * B);
+    if (!hidden_forward(work, &in, params, state)) return RNN_E_NONFINITE;
+    rnn_output out = output_of(work, params, y, B);
+    double sum = output_pass(work, &out, T * B);
     if (!isfinite(sum)) return RNN_E_NONFINITE;
     *loss = sum;
     copy_state(work, T, B, state);
@@ -67,6 +90,23 @@ static void drop(const rnn_work *w, const float *mask, const float *hidden, size
         float *to = rows + n * w->stride;
         for (size_t i = 0; i < w->H; i++) to[i] = from[i] * mask[n % B * w->H + i];
         if (to != from) memcpy(to + w->H, from + w->H, (w->stride - w->H) * sizeof *to);
+    }
+}
+
+/* Dropout: the output layer sees the masked rows. */
+static void drop_hidden(rnn_work *w, const float *mask, size_t N, size_t B, rnn_output *out) {
+    const rnn_bfloat16_work *bf = &w->bf;
+    drop(w, mask, out->hidden, N, B, w->dropped);
+    out->hidden = w->dropped;
+    out->operand = w->dropped_operand;
+    out->left = bf->dropped;
+    out->bound = fmax(1.0, w->kernels->max_abs(B * w->H, mask));
+    if (bf->kernels) {
+        bf->kernels->round_rows(N, w->H + 1, w->dropped, w->stride, bf->dropped, bf->ld);
+        memset(bf->dropped + N * bf->ld, 0, RNN_STRIP_ROWS * bf->ld * sizeof *bf->dropped);
+    } else if (w->rounded) {
+        memcpy(w->dropped_operand, w->dropped, N * w->stride * sizeof *w->dropped);
+        w->kernels->round(N * w->stride, w->dropped_operand);
     }
 }
 
@@ -84,33 +124,24 @@ int32_t rnn_loss_grad(rnn_work *work, const float *params, const float *embeddin
     if (!isfinite(scale)) return RNN_E_ARG;
     size_t T = (size_t)steps, B = (size_t)batch, N = T * B;
     rnn_inputs in = {.embeddings = embeddings, .mask = r->input_mask, .x = x, .T = T, .B = B};
-    if (!rnn_hidden_forward(work, &in, params, state)) return RNN_E_NONFINITE;
+    if (!hidden_forward(work, &in, params, state)) return RNN_E_NONFINITE;
 
-    rnn_output out = {
-        .why = params + work->at.why,
-        .dwhy = grads + work->at.why,
-        .columns = columns,
-        .hidden = work->hidden + B * work->stride,
-        .y = y,
-        .bound = 1.0,
-        .scale = scale,
-    };
+    rnn_output out = output_of(work, params, y, B);
+    out.dwhy = grads + work->at.why;
+    out.columns = columns;
+    out.scale = scale;
     if (work->sampled) {
         rnn_candidates_gather(work, out.why, r);
         out.why = work->candidates;
         out.dwhy = work->dcandidates;
     }
-    if (r->output_mask) {
-        drop(work, r->output_mask, out.hidden, N, B, work->dropped);
-        out.hidden = work->dropped;
-        out.bound = fmax(1.0, work->kernels->max_abs(B * work->H, r->output_mask));
-    }
-    double sum = rnn_output_pass(work, &out, N);
+    if (r->output_mask) drop_hidden(work, r->output_mask, N, B, &out);
+    double sum = output_pass(work, &out, N);
     if (!isfinite(sum)) return RNN_E_NONFINITE;
     if (r->output_mask) drop(work, r->output_mask, work->dhidden, N, B, work->dhidden);
     if (work->sampled) rnn_candidates_scatter(work, r, grads + work->at.why);
 
-    rnn_hidden_backward(work, &in, params, grads);
+    hidden_backward(work, &in, params, grads);
     *loss = sum;
     copy_state(work, T, B, state);
     return RNN_OK;

@@ -33,7 +33,9 @@ from rnnlm.errors import Failure
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.sampling import BIAS
 
-ABI_VERSION = 3  # RNN_ABI_VERSION of rnnlib.h
+ABI_VERSION = 4  # RNN_ABI_VERSION of rnnlib.h
+PRECISIONS = {"float32": 0, "bfloat16": 1, "int8": 2}  # RNN_PRECISION_*
+TRAINING_PRECISIONS = ("float32", "bfloat16")
 
 
 class RNNLibraryError(Failure):
@@ -128,7 +130,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib
     "rnn_strerror": ([c_int32], c_char_p),
     "rnn_kernel_name": ([], c_char_p),
     "rnn_param_count": ([POINTER(Dims), POINTER(c_int64)], c_int32),
-    "rnn_work_create": ([POINTER(Dims), c_int32, c_int32, c_int32, c_int32, POINTER(c_void_p)], c_int32),
+    "rnn_work_create": ([POINTER(Dims), c_int32, c_int32, c_int32, c_int32, c_int32, POINTER(c_void_p)], c_int32),
     "rnn_work_destroy": ([c_void_p], None),
     "rnn_loss": ([c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, _F32_OUT, POINTER(c_double)], c_int32),
     "rnn_loss_grad": (
@@ -270,14 +272,18 @@ class Workspace:
         max_batch: int,
         threads: int,
         max_candidates: int = 0,
+        precision: str = "float32",
     ) -> None:
+        if precision not in TRAINING_PRECISIONS:
+            expected = " or ".join(TRAINING_PRECISIONS)
+            raise RNNInputError(-6, f"precision must be {expected} in training, got {precision!r}")
         self.vocab, self.embed, self.hidden, self.max_steps = vocab, embed, hidden, max_steps
         self.param_count = param_count(vocab, embed, hidden)
         self._handle = _handle(
             *("rnn_work_create", "rnn_work_destroy", self, byref(Dims(vocab, embed, hidden))),
-            *(max_steps, max_batch, max_candidates, threads),
+            *(max_steps, max_batch, max_candidates, PRECISIONS[precision], threads),
             context=f"V={vocab}, E={embed}, H={hidden}, steps={max_steps}, batch={max_batch}, "
-            f"candidates={max_candidates}, threads={threads}",
+            f"candidates={max_candidates}, threads={threads}, {precision}",
         )
 
     def _require(self, params: F32, embeddings: F32, x: I32, y: I32, state: F32) -> None:
@@ -384,8 +390,6 @@ def adamw_update(
 
 
 # ---- Inference -----------------------------------------------------------------------------------------------------
-
-PRECISIONS = {"float32": 0, "bfloat16": 1, "int8": 2}  # RNN_PRECISION_*
 
 
 class Model:

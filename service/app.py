@@ -15,7 +15,7 @@ from rnnlm.version import VERSION
 from service import errors, lifecycle
 from service.core import Service
 from service.middleware import Edge
-from service.routes import completions, described, docs, generate, operations, weights
+from service.routes import completions, described, docs, generate, inspect, operations, weights
 from service.settings import ROOT, Settings
 
 DESCRIPTION = """An Elman recurrent word model, in C and in torch, behind one interface.
@@ -72,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     web = ROOT / "service" / "web"
     app.include_router(generate.router(service), dependencies=service.guard.users)
     app.include_router(completions.router(service), dependencies=service.guard.users)
+    app.include_router(inspect.router(service))
     app.include_router(weights.router(service))
     app.include_router(operations.router(service, web))
     app.include_router(docs.router(service))

@@ -9,12 +9,15 @@
 EXE          := $(if $(WINDOWS),.exe)
 C_TEST       := $(BUILD)/test_rnnlib$(EXE)
 TILES_TEST   := $(if $(filter amx,$(ISAS)),$(BUILD)/test_rnnlib_tiles$(EXE))
-C_TEST_PARTS := test_rnnlib test_kernels test_bfloat16 test_training test_inference test_sampling problem testing
+REFUSAL_TEST := $(if $(and $(TILES_TEST),$(findstring linux,$(MACHINE))),$(BUILD)/test_refusal)
+C_TEST_PARTS := test_rnnlib test_kernels test_bfloat16 test_training test_precision test_inference test_sampling \
+                problem rounded testing
 RUN          ?=# runs a program of another system: wine64, "qemu-aarch64 -L ..."
 
-test-c: $(C_TEST) $(TILES_TEST) ## run the C tests on every instruction set, and on an emulation of AMX
+test-c: $(C_TEST) $(TILES_TEST) $(REFUSAL_TEST) ## run the C tests on every instruction set, and on an emulation of AMX
 	@for isa in $(ISAS) reference; do echo "RNN_ISA=$$isa"; RNN_ISA=$$isa $(RUN) $< || exit 1; done
 	$(if $(TILES_TEST),@echo "RNN_ISA=amx (emulated)"; RNN_ISA=amx $(RUN) $(TILES_TEST))
+	$(if $(REFUSAL_TEST),@$(REFUSAL_TEST))
 
 $(C_TEST): $(C_TEST_PARTS:%=tests/c/%.c) csrc/elman.c
 $(C_TEST) $(BUILD)/test_threads: $(wildcard tests/c/*.h) $(OBJECTS) Makefile
@@ -28,6 +31,10 @@ $(TILES_TEST): $(C_TEST_PARTS:%=tests/c/%.c) csrc/elman.c $(wildcard tests/c/*.h
 
 $(BUILD)/%.emulated.o: csrc/%.c tests/c/emulated_tiles.h $(BUILD)/.flags Makefile
 	$(CC) $(CFLAGS) -DRNN_EMULATED_TILES='"emulated_tiles.h"' -Itests/c -MMD -MP -c -o $@ $<
+
+$(REFUSAL_TEST): tests/c/test_refusal.c csrc/dispatch.c $(OBJECTS) Makefile
+	$(CC) $(CFLAGS) $(LDFLAGS) -DRNN_ASSUME_TILES -Icsrc -o $@ tests/c/test_refusal.c csrc/dispatch.c \
+	    $(filter-out %/dispatch.o,$(OBJECTS)) -lm
 
 # The sanitizer's runtime must be loaded before Python, and libstdc++ with it, whose exceptions it intercepts. Leaks are
 # not checked: Python's own allocations would be reported.

@@ -36,7 +36,7 @@ static int32_t x[T * B], y[T * B];
 static void train(void) {
     static const rnn_dims dims = {V, E, H};
     rnn_work *work = NULL;
-    need(rnn_work_create(&dims, T, B, 0, 2, &work), "rnn_work_create");
+    need(rnn_work_create(&dims, T, B, 0, RNN_PRECISION_F32, 2, &work), "rnn_work_create");
     rnn_adamw options = {0.01f, 0.9f, 0.999f, 1e-8f, 0.01f, 0};
     for (int step = 1; step <= STEPS; step++) {
         for (int i = 0; i < T * B; i++) {

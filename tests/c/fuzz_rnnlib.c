@@ -132,7 +132,8 @@ static void fuzz_sizes(void) {
     if (status == RNN_OK) rnn_guard_remove(place);
     /* A workspace of any size: it is made, or refused, or there is no memory for it. */
     rnn_work *work = NULL;
-    status = rnn_work_create(or_null(&dims), number(1, 9), number(1, 9), number(0, 9), number(1, 3), &work);
+    status =
+        rnn_work_create(or_null(&dims), number(1, 9), number(1, 9), number(0, 9), number(-1, 3), number(1, 3), &work);
     REQUIRE((status == RNN_OK) == (work != NULL));
     rnn_work_destroy(work);
     /* No model can be made of sizes that are out of range, and nothing is read to find that out. */
@@ -150,17 +151,19 @@ static const rnn_dims sizes[] = {{1, 1, 1}, {2, 3, 1}, {13, 9, 6}, {31, 4, 17}, 
 enum { SIZES = sizeof sizes / sizeof *sizes, MAX_STEPS = 6, MAX_BATCH = 4, MAX_SEQUENCES = 18 };
 
 static void fuzz_training(void) {
-    static rnn_work *works[SIZES][2];
+    static rnn_work *works[SIZES][2][2];
     size_t which = byte() % SIZES;
-    bool sampled = byte() % 2;
+    uint8_t kind = byte();
+    bool sampled = kind % 2, rounded = kind / 2 % 2;
     rnn_dims dims = sizes[which];
     int32_t V = dims.vocab, E = dims.embed, H = dims.hidden, max_steps = MAX_STEPS, max_batch = MAX_BATCH;
     int64_t P = 0;
     REQUIRE(rnn_param_count(&dims, &P) == RNN_OK);
     int32_t most = sampled ? (V + 1) / 2 : 0; /* candidates */
-    rnn_work *work = works[which][sampled];
-    if (!work) REQUIRE(rnn_work_create(&dims, max_steps, max_batch, most, 1, &work) == RNN_OK);
-    works[which][sampled] = work;
+    rnn_work *work = works[which][sampled][rounded];
+    int32_t precision = rounded ? RNN_PRECISION_BF16 : RNN_PRECISION_F32;
+    if (!work) REQUIRE(rnn_work_create(&dims, max_steps, max_batch, most, precision, 1, &work) == RNN_OK);
+    works[which][sampled][rounded] = work;
     int32_t steps = number(1, max_steps), batch = number(1, max_batch);
     bool fits = steps >= 1 && steps <= max_steps && batch >= 1 && batch <= max_batch;
     size_t B = fits ? (size_t)batch : 1, N = fits ? (size_t)steps * B : 1, S = B * (size_t)H;

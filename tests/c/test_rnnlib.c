@@ -49,6 +49,8 @@ static const test tests[] = {
     {"loss, state and gradients against the lesson", test_gradients},
     {"regularization that changes nothing", test_regularization_that_changes_nothing},
     {"extreme logits", test_extreme_logits},
+    {"gradients of rounded operands against double precision", test_rounded_gradients},
+    {"extreme logits with rounded operands", test_rounded_extreme_logits},
     {"two chunks with the state carried are one", test_carried_state},
     {"training refuses, and leaves outputs untouched", test_training_refusals},
     {"optimisers against double precision", test_optimisers},

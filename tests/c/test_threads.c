@@ -205,7 +205,7 @@ static void *train(void *argument) {
         x[i] = i;
         y[i] = V - 1 - i;
     }
-    CHECK(rnn_work_create(&dims, STEPS, BATCH, 0, 2, &work) == RNN_OK);
+    CHECK(rnn_work_create(&dims, STEPS, BATCH, 0, RNN_PRECISION_F32, 2, &work) == RNN_OK);
     for (int i = 0; i < ROUNDS && work; i++) {
         memset(state, 0, sizeof state);
         CHECK(rnn_loss_grad(work, w->wxh, w->embeddings, x, y, STEPS, BATCH, 1.0f, NULL, state, &loss, grads) ==

@@ -7,9 +7,11 @@
 #include "testing.h"
 #include "tests.h"
 
-static rnn_work *work_for(const problem *p, int32_t threads) {
+static const int32_t precisions[] = {RNN_PRECISION_F32, RNN_PRECISION_BF16};
+
+static rnn_work *work_for(const problem *p, int32_t precision, int32_t threads) {
     rnn_work *work = NULL;
-    CHECK(rnn_work_create(&p->dims, (int32_t)p->T, (int32_t)p->B, 0, threads, &work) == RNN_OK);
+    CHECK(rnn_work_create(&p->dims, (int32_t)p->T, (int32_t)p->B, 0, precision, threads, &work) == RNN_OK);
     return need(work);
 }
 
@@ -41,7 +43,7 @@ static void compare_with_lesson(const problem *p, double limit) {
     double scale = 0.25, want_loss = lesson_loss(p, q, scale, want, want_state, NULL), loss = 0.0;
     float *first = NULL;
     for (int32_t threads = 1; threads <= 3; threads += 2) {
-        rnn_work *work = work_for(p, threads);
+        rnn_work *work = work_for(p, RNN_PRECISION_F32, threads);
         float *grads = random_floats(P, 1.0), *state = copy_floats(p->state, S);
         CHECK(rnn_loss(work, p->params, p->embeddings, p->x, p->y, (int32_t)p->T, (int32_t)p->B, state, &loss) ==
               RNN_OK);
@@ -103,7 +105,7 @@ void test_gradients(void) {
 }
 
 /* Masks of 1, and candidates that are the whole vocabulary. */
-void test_regularization_that_changes_nothing(void) {
+static void regularization_that_changes_nothing(int32_t precision) {
     problem p = make_problem(600, 17, 31, 30, 7);
     size_t P = p.at.count, S = p.B * p.H;
     float *ones = floats(p.B * (p.E + p.H)), *correction = floats(p.V);
@@ -113,8 +115,8 @@ void test_regularization_that_changes_nothing(void) {
     rnn_regularization masks = {.input_mask = ones, .output_mask = ones};
     rnn_regularization sampled = {.candidates = all, .correction = correction, .candidate_count = (int32_t)p.V};
     float *want = floats(P), *grads = random_floats(P, 1.0), *state = copy_floats(p.state, S);
-    rnn_work *work = work_for(&p, 2), *small = NULL;
-    CHECK(rnn_work_create(&p.dims, (int32_t)p.T, (int32_t)p.B, (int32_t)p.V, 2, &small) == RNN_OK);
+    rnn_work *work = work_for(&p, precision, 2), *small = NULL;
+    CHECK(rnn_work_create(&p.dims, (int32_t)p.T, (int32_t)p.B, (int32_t)p.V, precision, 2, &small) == RNN_OK);
     double loss = 0.0, other = 0.0;
 #define GRAD(work_, y_, regularization_, grads_, loss_)                                                                \
     (memcpy(state, p.state, S * sizeof *state),                                                                        \
@@ -150,6 +152,10 @@ void test_regularization_that_changes_nothing(void) {
     free_problem(&p);
 }
 
+void test_regularization_that_changes_nothing(void) {
+    for (size_t i = 0; i < 2; i++) regularization_that_changes_nothing(precisions[i]);
+}
+
 void test_extreme_logits(void) {
     for (int kind = 0; kind < 4; kind++) {
         problem p = make_problem(700, 3, 10, 20, 1);
@@ -165,7 +171,7 @@ void test_extreme_logits(void) {
         for (size_t n = 0; n < p.T; n++) p.y[n] = 650; /* the word that is certain: the gradient is all but zero */
         double loss = 0.0, *q = widen(p.params, p.at.count), *want = doubles(p.at.count);
         float *grads = floats(p.at.count);
-        rnn_work *work = work_for(&p, 1);
+        rnn_work *work = work_for(&p, RNN_PRECISION_F32, 1);
         lesson_loss(&p, q, 1.0, want, NULL, NULL);
         CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, 20, 1, 1.0f, NULL, p.state, &loss, grads) ==
               RNN_OK);
@@ -180,10 +186,10 @@ void test_extreme_logits(void) {
     }
 }
 
-void test_carried_state(void) {
+static void carried_state(int32_t precision) {
     problem p = make_problem(50, 7, 12, 24, 3);
     size_t S = p.B * p.H, P = p.at.count, half = p.T / 2 * p.B;
-    rnn_work *work = work_for(&p, 2);
+    rnn_work *work = work_for(&p, precision, 2);
     float *whole = copy_floats(p.state, S), *parts = copy_floats(p.state, S), *a = floats(P), *b = floats(P);
     double loss = 0.0, first = 0.0, second = 0.0;
     CHECK(rnn_loss(work, p.params, p.embeddings, p.x, p.y, 24, 3, whole, &loss) == RNN_OK);
@@ -205,10 +211,14 @@ void test_carried_state(void) {
     free_problem(&p);
 }
 
-void test_training_refusals(void) {
+void test_carried_state(void) {
+    for (size_t i = 0; i < 2; i++) carried_state(precisions[i]);
+}
+
+static void training_refusals(int32_t precision) {
     problem p = make_problem(40, 5, 8, 600, 1); /* more than one tile, so the last tile's loss comes late */
     size_t P = p.at.count, S = p.B * p.H;
-    rnn_work *work = work_for(&p, 2);
+    rnn_work *work = work_for(&p, precision, 2);
     float *grads = random_floats(P, 1.0), *grads0 = copy_floats(grads, P), *state = copy_floats(p.state, S);
     double loss = 42.0;
 #define GRAD(params_, x_, y_, T_, B_, scale_)                                                                          \
@@ -249,6 +259,19 @@ void test_training_refusals(void) {
     state[7] = INFINITY;
     CHECK(LOSS(p.params, p.x, p.y, 600, 1) == RNN_E_NONFINITE);
     state[7] = p.state[7];
+    if (precision == RNN_PRECISION_BF16) { /* finite, until it is rounded */
+        float *operands[] = {p.params + p.at.wxh, p.params + p.at.whh + 3, p.params + p.at.why + 77, seen};
+        for (size_t i = 0; i < 4; i++) {
+            float kept = *operands[i];
+            *operands[i] = -3.4e38f;
+            CHECK(GRAD(p.params, p.x, p.y, 600, 1, 1.0f) == RNN_E_NONFINITE);
+            CHECK(LOSS(p.params, p.x, p.y, 600, 1) == RNN_E_NONFINITE);
+            *operands[i] = kept;
+        }
+        state[7] = 3.4e38f;
+        CHECK(LOSS(p.params, p.x, p.y, 600, 1) == RNN_E_NONFINITE);
+        state[7] = p.state[7];
+    }
     /* A loss that is finite in the first tile, and in a later one is not: finite weights, and an overflow. */
     float kept[8];
     for (size_t i = 0; i < 8; i++) {
@@ -272,19 +295,6 @@ void test_training_refusals(void) {
     for (size_t i = 0; i < 8; i++) p.params[p.at.why + i * 40] = kept[i];
     CHECK(GRAD(p.params, p.x, p.y, 600, 1, 1.0f) == RNN_OK); /* a refusal does no lasting harm */
 
-    rnn_dims bad[] = {{0, 1, 1}, {1, 0, 1}, {1, 1, 0}, {-1, 1, 1}, {RNN_MAX_VOCAB + 1, 1, 1}, {1, 1 << 15, 1}};
-    rnn_work *none = NULL;
-    int64_t count = -1;
-    for (size_t i = 0; i < 6; i++) {
-        CHECK(rnn_work_create(&bad[i], 1, 1, 0, 1, &none) == RNN_E_DIM);
-        CHECK(rnn_param_count(&bad[i], &count) == RNN_E_DIM);
-    }
-    CHECK(rnn_work_create(&p.dims, 0, 1, 0, 1, &none) == RNN_E_DIM);
-    CHECK(rnn_work_create(&p.dims, RNN_MAX_TOKENS, 2, 0, 1, &none) == RNN_E_DIM);
-    CHECK(rnn_work_create(&p.dims, 1, 1, 0, 0, &none) == RNN_E_ARG);
-    CHECK(rnn_work_create(NULL, 1, 1, 0, 1, &none) == RNN_E_NULL);
-    CHECK(none == NULL && count == -1);
-    rnn_work_destroy(NULL);
     rnn_work_destroy(work);
     free(grads);
     free(grads0);
@@ -292,6 +302,26 @@ void test_training_refusals(void) {
     free_problem(&p);
 #undef GRAD
 #undef LOSS
+}
+
+void test_training_refusals(void) {
+    for (size_t i = 0; i < 2; i++) training_refusals(precisions[i]);
+    rnn_dims good = {40, 5, 8};
+    rnn_dims bad[] = {{0, 1, 1}, {1, 0, 1}, {1, 1, 0}, {-1, 1, 1}, {RNN_MAX_VOCAB + 1, 1, 1}, {1, 1 << 15, 1}};
+    rnn_work *none = NULL;
+    int64_t count = -1;
+    for (size_t i = 0; i < 6; i++) {
+        CHECK(rnn_work_create(&bad[i], 1, 1, 0, RNN_PRECISION_F32, 1, &none) == RNN_E_DIM);
+        CHECK(rnn_param_count(&bad[i], &count) == RNN_E_DIM);
+    }
+    CHECK(rnn_work_create(&good, 0, 1, 0, RNN_PRECISION_F32, 1, &none) == RNN_E_DIM);
+    CHECK(rnn_work_create(&good, RNN_MAX_TOKENS, 2, 0, RNN_PRECISION_F32, 1, &none) == RNN_E_DIM);
+    CHECK(rnn_work_create(&good, 1, 1, 0, RNN_PRECISION_F32, 0, &none) == RNN_E_ARG);
+    CHECK(rnn_work_create(&good, 1, 1, 0, RNN_PRECISION_INT8, 1, &none) == RNN_E_ARG);
+    CHECK(rnn_work_create(&good, 1, 1, 0, -1, 1, &none) == RNN_E_ARG);
+    CHECK(rnn_work_create(NULL, 1, 1, 0, RNN_PRECISION_F32, 1, &none) == RNN_E_NULL);
+    CHECK(none == NULL && count == -1);
+    rnn_work_destroy(NULL);
 }
 
 /* ---- Optimisers ------------------------------------------------------------------------------------------------------ */

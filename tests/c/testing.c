@@ -54,6 +54,8 @@ double uniform_after(uint64_t *seed) {
 
 double uniform(void) { return uniform_after(&test_seed); }
 
+void start_numbers(uint64_t seed) { test_seed = seed; }
+
 float *random_floats(size_t count, double scale) {
     float *x = floats(count);
     for (size_t i = 0; i < count; i++) x[i] = (float)(scale * 3.4641 * (uniform() - 0.5));

@@ -52,6 +52,9 @@ double uniform_after(uint64_t *seed);
 /* The next number of the running test's own sequence, which is not for threads; it is the same in every run. */
 double uniform(void);
 
+/* Starts the running test's sequence at `seed`: its numbers then do not depend on the tests before it. */
+void start_numbers(uint64_t seed);
+
 float *random_floats(size_t count, double scale); /* uniform around 0, of standard deviation `scale` */
 int32_t *random_tokens(size_t count, size_t V);
 

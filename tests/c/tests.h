@@ -16,6 +16,10 @@ void test_bfloat16_products(void);
 void test_bfloat16_operands(void);
 void test_bfloat16_exponentials(void);
 
+/* test_precision.c */
+void test_rounded_gradients(void);
+void test_rounded_extreme_logits(void);
+
 /* test_training.c */
 void test_the_lesson_itself(void);
 void test_gradients(void);

@@ -75,6 +75,11 @@ def test_axe_finds_no_violation(server: Server, open_page: OpenPage, scan: Scan,
     page.get_by_role("button", name="Score", exact=True).click()
     expect(page.get_by_text("perplexity", exact=True)).to_be_visible()
     scan(page, "score")
+    page.get_by_role("link", name="Inside").click()
+    expect(page.locator("#inside-neighbours li").first).to_be_visible()
+    page.locator("#inside-why .inside-word").nth(2).focus()
+    expect(page.locator("#inside-state .lists")).to_be_visible()
+    scan(page, "inside")
     page.get_by_role("link", name="Weights").click()
     page.get_by_text("The numbers").click()
     scan(page, "weights")
@@ -226,6 +231,14 @@ def test_a_phone_needs_no_scrolling_sideways(weights: Path, open_page: OpenPage)
         page.get_by_role("button", name="Score", exact=True).click()
         expect(page.get_by_text("perplexity", exact=True)).to_be_visible()
         assert overflow() == 0
+        page.get_by_role("link", name="Inside").click()
+        page.get_by_label("Text to look into").fill("The minister of " + "government " * 60)
+        page.get_by_role("button", name="Look inside").click()
+        expect(page.locator("#inside-state canvas")).to_have_attribute("aria-label", re.compile("by 64 words"))
+        for width in (320, 390, 768, 1280, 1920):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert overflow() == 0, width
+        page.set_viewport_size(PHONE)
         page.get_by_role("link", name="Weights").click()
         expect(page.get_by_label(f"Show the curve of {longest}")).to_be_visible()
         assert overflow() == 0

@@ -18,6 +18,18 @@ export async function listBackends() {
 
 export const score = (body, signal) => json("score", { method: "POST", body, signal, access: "user" });
 
+export const inspect = (body, signal) => json("inspect", { method: "POST", body, signal, access: "user" });
+
+/** The eigenvalues of the recurrence; over a text, too, where `text` is not null. */
+export const spectrum = (name, text, backend, signal) => about(name, "spectrum", { backend, text }, signal);
+export const unit = (name, number, backend) => about(name, `units/${number}`, { backend });
+export const neighbours = (name, word, backend) => about(name, "neighbours", { backend, word });
+
+function about(name, what, query, signal) {
+    const given = Object.entries(query).filter(([, value]) => value !== null);
+    return json(`weights/${encodeURIComponent(name)}/${what}?${new URLSearchParams(given)}`, { signal, access: "user" });
+}
+
 export const deleteWeights = (name) =>
     json(`weights/${encodeURIComponent(name)}`, { method: "DELETE", access: "admin" });
 

@@ -3,6 +3,7 @@
 import * as address from "./address.js";
 import { byId } from "./dom.js";
 import * as generate from "./generate.js";
+import * as inside from "./inside.js";
 import * as inspector from "./inspector.js";
 import { clear, tell } from "./notice.js";
 import * as score from "./score.js";
@@ -11,7 +12,7 @@ import * as theme from "./theme.js";
 import * as upload from "./upload.js";
 import * as weights from "./weights.js";
 
-const VIEWS = { generate, score, weights };
+const VIEWS = { generate, score, inside, weights };
 const TITLE = document.title;
 
 function show() {

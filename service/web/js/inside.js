@@ -1,0 +1,135 @@
+/* The inside view: why the model predicts a word, what it remembers of a text, and what its weights hold. */
+
+import * as address from "./address.js";
+import * as api from "./api.js";
+import { offer } from "./backends.js";
+import { announce, byId, html } from "./dom.js";
+import { isBackendMissing } from "./errors.js";
+import { clearComplaints, complain, sendByKeyboard } from "./fields.js";
+import { memory } from "./inside-memory.js";
+import { neighbours, recurrence } from "./inside-weights.js";
+import { state } from "./inside-state.js";
+import { why } from "./inside-why.js";
+import { clear, tell } from "./notice.js";
+import { fillSelect, onStore, store, withdraw } from "./store.js";
+
+const STATE_WORDS = 120; // of a text whose hidden states are drawn
+const LINK_CHARS = 1500; // of a text that goes into an address
+
+const form = byId("inside-form");
+const field = form.elements;
+const notice = byId("inside-notice");
+const parts = byId("inside-parts");
+let running = null; // the AbortController of the request that goes on
+let asked = ""; // the body of the last one
+
+export function start() {
+    address.bind("inside", form);
+    form.addEventListener("submit", (event) => {
+        event.preventDefault();
+        field.target.value = field.other.value = "";
+        address.write();
+        run();
+    });
+    sendByKeyboard(field.text);
+    for (const link of byId("inside-map").querySelectorAll("button")) {
+        link.addEventListener("click", () => byId(link.dataset.part)?.scrollIntoView({ block: "start" }));
+    }
+    onStore(() => {
+        fillSelect(field.weights);
+        show();
+    });
+}
+
+/** A first visit shows the prepared example at once. */
+export function show() {
+    offer(form, byId("inside-backends"));
+    if (!byId("inside").hidden && store.weights?.length > 0 && asked !== JSON.stringify(body())) run();
+}
+
+function body() {
+    const { text, target, other, weights, backend } = field;
+    return {
+        text: text.value,
+        backend: backend.value,
+        state: text.value.split(/\s+/).length <= STATE_WORDS,
+        ...(target.value && { target: Number(target.value) }),
+        ...(other.value.trim() && { other: other.value }),
+        ...(weights.value && { weights: weights.value }),
+    };
+}
+
+async function run() {
+    clearComplaints(form);
+    if (!field.text.value.trim()) {
+        complain(form, [{ field: "text", message: "must have a word to look at" }]);
+        return;
+    }
+    const wanted = body();
+    asked = JSON.stringify(wanted);
+    running?.abort();
+    const abort = (running = new AbortController());
+    parts.setAttribute("aria-busy", "true");
+    try {
+        const seen = await api.inspect(wanted, abort.signal);
+        const text = wanted.text.length <= LINK_CHARS ? wanted.text : null;
+        const spectrum = await api.spectrum(seen.weights.name, text, wanted.backend, abort.signal);
+        if (running !== abort) return;
+        clear(notice);
+        display(seen, spectrum, wanted);
+    } catch (error) {
+        if (running !== abort) return;
+        if (isBackendMissing(error)) withdraw(wanted.backend);
+        if (!complain(form, error.fields ?? [])) tell(notice, error, run);
+    } finally {
+        if (running === abort) parts.removeAttribute("aria-busy");
+    }
+}
+
+function display(seen, spectrum, wanted) {
+    const focused = document.activeElement?.dataset?.keep; // drawn anew, the same control has the focus again
+    parts.replaceChildren(
+        part("inside-why", "Why this word", why(seen, explain),
+            "Each word is as dark as the prediction would change without it. Point at one, or walk to it with Tab, to see " +
+            "what the model would expect instead. Try a word in the middle: click it, and the words before it explain it."),
+        part("inside-memory", "How far it remembers", memory(seen, compare),
+            "A word acts on the prediction through the hidden state, which every later word overwrites in part. Change a " +
+            "word of the second sentence, and see after how many words its state is that of the first again."),
+        part("inside-state", "The state", state(seen, wanted.backend),
+            "Each row is a hidden unit, each column a word: blue is above 0, orange below. Choose a unit, and the text " +
+            "takes its colours; beside it stand words that drive it, and words that it makes more probable."),
+        part("inside-recurrence", "The recurrence", recurrence(spectrum),
+            "Each dot is an eigenvalue of Whh: what lies along it is multiplied by it at every word. Inside the circle it " +
+            "fades. Tick the box to see what tanh leaves of it on this text, and compare it with the memory above."),
+        part("inside-neighbours", "Neighbours", neighbours(seen.weights.name, wanted.backend, seen.words.at(-1)),
+            "Words are near by input if the model hears them alike, and near by output if it says them in the same places. " +
+            "Try a name, then a verb: the two lists often differ."),
+    );
+    if (focused) parts.querySelector(`[data-keep="${focused}"]`)?.focus();
+    announce(`The word explained is ${seen.word}`);
+}
+
+function part(id, title, content, text) {
+    const heading = html("h3", { id: `${id}-title` }, title);
+    return html(
+        "section",
+        { class: "panel inside-part", id, "aria-labelledby": heading.id },
+        heading,
+        html("p", { class: "hint" }, text),
+        ...content,
+    );
+}
+
+/** Explain another word. target: its position; null for the next one. */
+function explain(target) {
+    field.target.value = target ?? "";
+    address.write();
+    run();
+}
+
+/** Compare the states with those of another text. */
+function compare(other) {
+    field.other.value = other;
+    address.write();
+    run();
+}
