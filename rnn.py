@@ -6,14 +6,14 @@
     python rnn.py weights/demo.safetensors "The prime minister"            generates
     python rnn.py weights/demo.safetensors "The prime minister" --score    scores
 
-The work is done by the C library, through rnnlib.py. Training is in main.py.
+The C library does the work, through rnnlm/binding.py. main.py trains.
 """
 
 from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":  # Ctrl-C while the rest is imported ends it at once, without a traceback
+if __name__ == "__main__":  # so that Ctrl-C during the imports ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -51,8 +51,8 @@ __all__ = ["RNN", "RNNError", "RNNInputError", "RNNLibraryError", "RNNMemoryErro
 class RNN(LanguageModel):
     """The C model, ready to generate and score. Read-only, and safe to share between threads.
 
-    precision: how Why is kept, one of rnnlib.PRECISIONS.  threads: how many one call may use.
-    vocabulary: the checkpoint's, where it has been made already.
+    precision: how Why is stored, one of binding.PRECISIONS.  threads: how many threads one call may use.
+    vocabulary: that of the checkpoint, if it exists already.
     """
 
     default_temperature = 1.0
@@ -71,11 +71,11 @@ class RNN(LanguageModel):
 
     @classmethod
     def load(cls, path: str | Path, *, precision: str = "float32", threads: int = 1) -> Self:
-        """The model of a weights file. Raises CheckpointError (missing, damaged), RNNNonFiniteError."""
+        """Load the model of a weights file. Raises CheckpointError (missing, damaged), RNNNonFiniteError."""
         return cls(checkpoint.load(path), precision=precision, threads=threads)
 
     def open_stream(self, prefix: list[int], sampling: Sampling) -> StepStream:
-        return _Stream(Decoder(self.model, threads=self.threads), prefix, sampling, self.vocabulary.unk)
+        return _Sequence(Decoder(self.model, threads=self.threads), prefix, sampling, self.vocabulary.unk)
 
     def log_probabilities(self, ids: I32) -> F32:
         return Decoder(self.model, max_sequences=16, threads=self.threads).score(ids)
@@ -91,8 +91,8 @@ class RNN(LanguageModel):
         return Matrices(weights.embeddings, **weights.parameters())
 
 
-class _Stream(StepStream):
-    """One sequence on a decoder of its own."""
+class _Sequence(StepStream):
+    """One sequence, with a decoder of its own."""
 
     def __init__(self, decoder: Decoder, prefix: list[int], sampling: Sampling, banned: int | None) -> None:
         self._decoder = decoder
@@ -116,18 +116,18 @@ class _Stream(StepStream):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: generate from a prompt, or score a text. Returns the exit code."""
+    """Generate from a prompt or score a text, as the command line asks. Returns the exit code."""
     parser = ArgumentParser(prog="rnn.py", description="Generate from, or score with, the C model.")
     parser.add_argument("weights", help="a weights file, such as weights/demo.safetensors")
     parser.add_argument("prompt", help="the words to continue, or with --score the text to score")
     parser.add_argument("--score", action="store_true", help="print the log-probability of each word, and perplexity")
-    parser.add_argument("--max-tokens", type=int, default=50, help="tokens to make at most (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=50, help="generate at most this many tokens (%(default)s)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (%(default)s)")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k most probable tokens; 0: all")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the most probable that hold p; 1: all")
     parser.add_argument("--seed", type=int, help="the same seed gives the same text; default: a fresh one")
-    parser.add_argument("--ignore-eos", action="store_true", help="go on after the end of the sentence")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="how Why is kept (%(default)s)")
+    parser.add_argument("--ignore-eos", action="store_true", help="continue after the end of the sentence")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="how Why is stored (%(default)s)")
     options = parser.parse_args(arguments)
     try:
         model = RNN.load(options.weights, precision=options.precision)

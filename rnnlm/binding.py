@@ -1,11 +1,11 @@
-"""The C library in Python: loading, types, errors, and one thin wrapper for each group of functions.
+"""The C library in Python: loading, types, errors, and a thin wrapper around each group of functions.
 
-Everything here follows csrc/rnnlib.h, the C side of the contract, in its order. The library is loaded at first use, so
-that who only works with torch needs no compiler. Errors:
+This module follows csrc/rnnlib.h, the C side of the contract, in its order. The library is loaded when it is first
+used, so working with torch only needs no compiler. Errors:
 
-    RNNLibraryError             the library is missing, cannot be loaded, or is of another version
-    RNNError                    a status of the library; `.code` is its number
-     +-- RNNInputError          an argument that the library refuses (also a ValueError)
+    RNNLibraryError             the library is missing, cannot be loaded, or has another version
+    RNNError                    a call failed; `.code` is the library's status
+     +-- RNNInputError          the library refuses an argument (also a ValueError)
      +-- RNNMemoryError         out of memory (also a MemoryError)
      +-- RNNNonFiniteError      NaN or infinity in weights, loss or gradient (also a FloatingPointError)
 """
@@ -39,7 +39,7 @@ TRAINING_PRECISIONS = ("float32", "bfloat16")
 
 
 class RNNLibraryError(Failure):
-    """The C library is missing, cannot be loaded, or is of another version."""
+    """The C library is missing, cannot be loaded, or has another version."""
 
 
 class RNNError(Failure, RuntimeError):
@@ -51,7 +51,7 @@ class RNNError(Failure, RuntimeError):
 
 
 class RNNInputError(RNNError, ValueError):
-    """An argument that the library refuses; nothing was written."""
+    """The library refuses an argument; nothing was written."""
 
     exit_code = 2
 
@@ -64,7 +64,7 @@ class RNNNonFiniteError(RNNError, FloatingPointError):
     """NaN or infinity in the weights, the loss or the gradient."""
 
 
-_EXCEPTIONS = {-4: RNNMemoryError, -5: RNNNonFiniteError}  # the other statuses are the caller's mistakes
+_EXCEPTIONS = {-4: RNNMemoryError, -5: RNNNonFiniteError}  # all other statuses report a mistake of the caller
 
 
 class Dims(ctypes.Structure):
@@ -108,7 +108,7 @@ SAMPLING = np.dtype(  # rnn_sampling; `biases` is an address
 
 
 def _or_null(pointer: Any) -> Any:
-    """`pointer`, an ndpointer type, that takes None as well (as NULL)."""
+    """Return a type like `pointer`, an ndpointer type, that also accepts None and passes NULL."""
 
     class OrNull(pointer):
         @classmethod
@@ -171,7 +171,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib
 
 
 def library_path() -> Path:
-    """Where the library is looked for: RNNLIB_PATH, else lib/rnnlib with the platform's ending, beside this file."""
+    """Return where the library is expected: RNNLIB_PATH, or lib/rnnlib with the system's suffix."""
     override = os.environ.get("RNNLIB_PATH")
     if override:
         return Path(override)
@@ -181,9 +181,9 @@ def library_path() -> Path:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The C library, loaded and checked at first use: torch-only users need no compiler.
+    """Load and check the C library at its first use, and return it.
 
-    Raises RNNLibraryError, which names the file and the remedy.
+    Raises RNNLibraryError, with the file and the remedy in its message.
     """
     path = library_path()
     if not path.is_file():
@@ -194,7 +194,7 @@ def library() -> ctypes.CDLL:
         for name, (argtypes, restype) in _SIGNATURES.items():
             function = getattr(lib, name)
             function.argtypes, function.restype = argtypes, restype
-    except (OSError, AttributeError) as error:  # not a library, of another machine, or lacking a function
+    except (OSError, AttributeError) as error:  # not a library, for another machine, or without one of the functions
         raise RNNLibraryError(f"{path} cannot be loaded as the C library ({error}); run `make lib`") from error
     sizes = {
         "rnn_dims": ctypes.sizeof(Dims),
@@ -211,26 +211,26 @@ def library() -> ctypes.CDLL:
     wish, taken = os.environ.get("RNN_ISA"), lib.rnn_kernel_name().decode()
     if wish is not None and wish != taken:
         raise RNNLibraryError(
-            f"RNN_ISA={wish} cannot be had: it must be amx, avx512bf16, avx512, avx2, baseline or reference, and what "
-            f"this processor runs; the best is taken when it is not set"
+            f"RNN_ISA={wish} is not available: it must be amx, avx512bf16, avx512, avx2, baseline or reference, and "
+            f"supported by this processor; unset it to use the best"
         )
     return lib
 
 
 def kernel() -> str:
-    """Which kernels a handle made now takes: the RNN_ISA that would choose them."""
+    """Return which kernels a handle created now would use, as RNN_ISA names them."""
     return library().rnn_kernel_name().decode()
 
 
 def _check(status: int, context: str) -> None:
-    """The one place where a status becomes an exception. `context` says which values were passed."""
+    """Raise the exception of a status that is not 0. `context` tells which values were passed."""
     if status != 0:
         message = library().rnn_strerror(status).decode()
         raise _EXCEPTIONS.get(status, RNNInputError)(status, f"{context}: {message}")
 
 
 def _handle(create: str, destroy: str, owner: object, *arguments: Any, context: str) -> c_void_p:
-    """A handle of the library that is destroyed with its Python `owner`, once."""
+    """Create a handle of the library that is destroyed together with its Python `owner`."""
     handle = c_void_p()
     _check(getattr(library(), create)(*arguments, byref(handle)), context)
     weakref.finalize(owner, getattr(library(), destroy), handle)
@@ -246,7 +246,7 @@ def _require_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -
 
 
 def param_count(vocab: int, embed: int, hidden: int) -> int:
-    """The length P of the flat parameter buffer."""
+    """Return the length P of the flat parameter buffer."""
     count = c_int64()
     _check(
         library().rnn_param_count(byref(Dims(vocab, embed, hidden)), byref(count)),
@@ -256,10 +256,10 @@ def param_count(vocab: int, embed: int, hidden: int) -> int:
 
 
 class Workspace:
-    """The activations of one chunk of training. Belongs to one thread; the parameters stay outside.
+    """The memory for one chunk of training, without the parameters. Belongs to one thread.
 
-    max_steps, max_batch: the largest chunk. threads: how many one call may use.
-    max_candidates: 0, or the most candidates of a sampled softmax, for which alone the workspace then is.
+    max_steps, max_batch: the largest chunk. threads: how many threads one call may use.
+    max_candidates: 0, or the most candidates of a sampled softmax; the workspace then serves sampled softmax only.
     """
 
     def __init__(
@@ -335,7 +335,7 @@ class Workspace:
         return loss.value
 
     def _struct_of(self, regularization: Regularization, batch: int) -> RegularizationStruct:
-        """The addresses of its arrays, which the caller keeps alive."""
+        """Return the C struct, which points to the arrays of `regularization`: the caller keeps them alive."""
         struct = RegularizationStruct()
         masks = {
             "input_mask": (regularization.input_mask, self.embed),
@@ -355,14 +355,14 @@ class Workspace:
 
 
 def _address(array: npt.NDArray[Any], dtype: type) -> int:
-    """Where C finds the numbers of an array, which the caller keeps alive."""
+    """Return the address of an array, which the caller keeps alive. Raises RNNInputError (type, layout)."""
     if array.dtype != dtype or not array.flags.c_contiguous:
         raise RNNInputError(-6, f"expected a C-contiguous array of {np.dtype(dtype)}, got {array.dtype}")
     return array.ctypes.data
 
 
 def grad_norm(grads: F32, threads: int = 1) -> float:
-    """The Euclidean norm of a flat gradient. Raises RNNNonFiniteError."""
+    """Return the Euclidean norm of a flat gradient. Raises RNNNonFiniteError."""
     norm = c_double()
     _check(library().rnn_grad_norm(grads, grads.size, threads, byref(norm)), "gradient norm")
     return norm.value
@@ -371,7 +371,7 @@ def grad_norm(grads: F32, threads: int = 1) -> float:
 def sgd_update(
     params: F32, grads: F32, velocity: F32 | None, *, lr: float, momentum: float, grad_scale: float, threads: int = 1
 ) -> None:
-    """One step of torch.optim.SGD, in place. velocity: (P,), zero at first; None when momentum is 0."""
+    """Take one step of torch.optim.SGD, in place. velocity: (P,), zero at first; None when momentum is 0."""
     for name, array in (("grads", grads), ("velocity", velocity)):
         if array is not None:
             _require_shape(name, array, params.shape)
@@ -382,7 +382,7 @@ def sgd_update(
 def adamw_update(
     params: F32, grads: F32, m: F32, v: F32, options: AdamWOptions, *, grad_scale: float, threads: int = 1
 ) -> None:
-    """One step of torch.optim.AdamW, in place. m, v: (P,), zero at first; options.step counts from 1."""
+    """Take one step of torch.optim.AdamW, in place. m, v: (P,), zero at first; options.step counts from 1."""
     for name, array in (("grads", grads), ("m", m), ("v", v)):
         _require_shape(name, array, params.shape)
     status = library().rnn_adamw_update(params, grads, m, v, params.size, grad_scale, byref(options), threads)
@@ -393,10 +393,10 @@ def adamw_update(
 
 
 class Model:
-    """Weights made ready for inference: read-only, and safe to share between threads.
+    """Weights prepared for inference. Read-only, and safe to share between threads.
 
-    precision: how Why is kept: "float32" reads the weights where they are mapped, "bfloat16" and "int8" make a smaller
-    copy, which a step reads faster.
+    precision: how Why is stored. "float32" reads the weights where they are mapped; "bfloat16" and "int8" make a
+    smaller copy, which a step reads faster.
     """
 
     def __init__(self, weights: Weights, *, precision: str = "float32", threads: int = 1) -> None:
@@ -415,7 +415,7 @@ class Model:
 def sampling_rows(
     n: int, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, banned: int | None = None
 ) -> npt.NDArray[Any]:
-    """n rows of `rnn_sampling`, (n,) of dtype SAMPLING, alike; `u` is 0. banned: a token id that is never drawn."""
+    """Return n equal rows of `rnn_sampling`, (n,) of dtype SAMPLING, with u = 0. banned: a token never drawn."""
     rows = np.zeros(n, dtype=SAMPLING)
     rows["temperature"], rows["top_k"], rows["top_p"] = temperature, top_k, top_p
     rows["banned"] = -1 if banned is None else banned
@@ -423,12 +423,12 @@ def sampling_rows(
 
 
 def set_biases(row: npt.NDArray[Any], biases: npt.NDArray[Any]) -> None:
-    """Point `row`, one of sampling_rows, to biases, (n,) of dtype BIAS, kept by the caller until it was used."""
+    """Make `row`, one of sampling_rows, point to biases, (n,) of dtype BIAS. The caller keeps them while it is used."""
     row["biases"], row["bias_count"] = _address(biases, BIAS), biases.size
 
 
 class Decoder:
-    """Scratch to advance up to `max_sequences` sequences of one model together. Belongs to one thread."""
+    """Scratch memory to advance up to `max_sequences` sequences of one model together. Belongs to one thread."""
 
     def __init__(self, model: Model, *, max_sequences: int = 1, threads: int = 1) -> None:
         self.model = model  # the library's decoder points into its model
@@ -439,7 +439,7 @@ class Decoder:
         )
 
     def prefill(self, tokens: Sequence[int] | I32, state: F32) -> None:
-        """Let `tokens` (N,) pass through the hidden layer; state (H,) is replaced. Raises RNNInputError (token id)."""
+        """Feed `tokens` (N,) through the hidden layer; state (H,) is replaced. Raises RNNInputError (token id)."""
         _require_shape("state", state, (self.model.hidden,))
         ids = np.asarray(tokens, dtype=np.int32)
         _check(library().rnn_prefill(self._handle, ids, ids.size, state), f"prompt of {ids.size} tokens")
@@ -457,7 +457,7 @@ class Decoder:
 
         tokens: (n,) to feed.  sampling: (n,) of dtype SAMPLING.  states: (n, H), replaced.
         following: (n,), overwritten with the tokens drawn; logprobs: (n,), with their log-probabilities;
-        logits: (n, V), of the model, before all that sampling does to them.
+        logits: (n, V), overwritten with those of the model, before sampling changes them.
         """
         n = tokens.size
         for name, array, shape in (
@@ -474,7 +474,7 @@ class Decoder:
         _check(status, f"step of {n} sequences (the decoder has room for {self.max_sequences})")
 
     def hidden_states(self, tokens: Sequence[int] | I32, state: F32 | None = None) -> F32:
-        """The hidden state after each of `tokens` (N,): (N, H). state: (H,), before the first; None: zeros."""
+        """Return the hidden state after each of `tokens` (N,): (N, H). state: (H,), before the first; None: zeros."""
         current = np.zeros(self.model.hidden, dtype=np.float32) if state is None else state.copy()
         ids = np.asarray(tokens, dtype=np.int32)
         states = np.empty((ids.size, self.model.hidden), dtype=np.float32)
@@ -484,7 +484,7 @@ class Decoder:
         return states
 
     def logits(self, states: F32) -> F32:
-        """The logits (n, V) of hidden states (n, H), which lie between -1 and 1."""
+        """Return the logits (n, V) of hidden states (n, H), whose values are in -1..1."""
         n = states.shape[0]
         _require_shape("states", states, (n, self.model.hidden))
         logits = np.empty((n, self.model.vocab), dtype=np.float32)
@@ -492,7 +492,7 @@ class Decoder:
         return logits
 
     def score(self, ids: I32) -> F32:
-        """log p(ids[i + 1] | ids[0..i]): (N - 1,), from a hidden state of zeros."""
+        """Return log p(ids[i + 1] | ids[0..i]) as (N - 1,), from a hidden state of zeros."""
         logprobs = np.empty(max(ids.size - 1, 0), dtype=np.float32)
         state = np.zeros(self.model.hidden, dtype=np.float32)
         _check(library().rnn_score(self._handle, ids, ids.size, state, logprobs), f"score of {ids.size} tokens")
@@ -503,9 +503,9 @@ class Decoder:
 
 
 def guard(mapping: np.memmap) -> Callable[[], bool]:
-    """From now on, pages of `mapping` that its file has lost read as zeros and do not end the process.
+    """Make pages of `mapping` that its file loses read as zeros; without this, reading one ends the process.
 
-    Returns a function that says whether any were lost; it does not keep the mapping alive.
+    Returns a function that tells whether any were lost. It does not keep the mapping alive.
     Raises RNNLibraryError, RNNError.
     """
     lib, address = library(), mapping.ctypes.data
