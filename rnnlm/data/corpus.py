@@ -112,7 +112,7 @@ def load_corpus(
 
     spec: one of ACCEPTED.   validation, test: text files that take the place of the corpus's own splits.
     tokenizer: "plain", "unicode" or "wikitext"; None: "wikitext" for WikiText, "plain" for demo, else "unicode".
-    vocab_size: how many words to keep, including `<EOS>` and `<UNK>` (None: all).
+    vocab_size: how many words to keep, including `<EOS>` and `<UNK>` (None, or more than there are: all).
     max_tokens: how many tokens at the start of the training split to keep (2 or more); the vocabulary and the counts
     are still those of the whole split.
     Without a validation split, the last tenth of the training sentences becomes one.
@@ -128,6 +128,9 @@ def load_corpus(
         source = _with_split(source, split, file)
     name = (tokenizer or source.tokenizer) + (LOWERCASE if lowercase else "")
     encoded = encode(spec, source, name, vocab_size)
+    notes = source.notes
+    if vocab_size is not None and len(encoded.vocabulary) < vocab_size:
+        notes = (f"the vocabulary has all {len(encoded.vocabulary):,} words: no {vocab_size:,} to cut to", *notes)
     train = encoded.splits["train"]
     return Corpus(
         name="standard input" if spec == "-" else spec,
@@ -140,7 +143,7 @@ def load_corpus(
         test=encoded.splits.get("test"),
         stats=encoded.stats,
         words=encoded.words,
-        notes=source.notes,
+        notes=notes,
     )
 
 

@@ -245,10 +245,10 @@ def rank_words(counts: Mapping[str, int], *, vocab_size: int | None = None, has_
     """Choose the words of a vocabulary: word to count, by decreasing count, ties in code point order.
 
     counts: the count of each word of the training text, at least 1; `<EOS>` is one of them.
-    vocab_size: how many words to keep in all, with `<EOS>` and `<UNK>`; None keeps all.
+    vocab_size: how many words to keep in all, with `<EOS>` and `<UNK>`; None, or more than there are, keeps all.
     has_unseen: whether other splits have words that are not in `counts`.
     `<UNK>` is included only if words are cut or has_unseen is true. Its count is the sum over the words that are cut.
-    Raises TextError for a vocab_size below 3 or above the number of words.
+    Raises TextError for a vocab_size below 3.
     """
     available = len(counts) + has_unseen
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
@@ -256,12 +256,6 @@ def rank_words(counts: Mapping[str, int], *, vocab_size: int | None = None, has_
     if vocab_size is not None:
         if vocab_size < 3:
             raise TextError(f"vocabulary size {vocab_size} is too small: {EOS}, {UNK} and one word make 3")
-        if vocab_size > available:
-            with_unk = f", {UNK} included" if has_unseen else ""
-            raise TextError(
-                f"vocabulary size {vocab_size} is more than the training text's {available} words{with_unk}: "
-                f"ask for {available} at most, or for none, which keeps them all"
-            )
     if vocab_size is not None and vocab_size < available:
         kept = {EOS: counts[EOS]}
         for word in ranked:

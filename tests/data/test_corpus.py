@@ -80,7 +80,15 @@ def test_vocab_size_cuts_the_rare_words(write) -> None:
     assert found.stats["train"].types == 5
 
 
-@pytest.mark.parametrize("size", [1, 2, 99])
+def test_a_vocab_size_above_what_there_is_keeps_all_and_says_so(write) -> None:
+    path = write("a b c. a b c.")
+    found = load_corpus(path, vocab_size=1000)
+    assert found.vocabulary.words == load_corpus(path).vocabulary.words
+    assert "the vocabulary has all 4 words: no 1,000 to cut to" in found.report()
+    assert len(load_corpus(path, vocab_size=4).report()) == len(found.report()) - 1
+
+
+@pytest.mark.parametrize("size", [1, 2])
 def test_vocab_size_out_of_range(write, size: int) -> None:
     with pytest.raises(TextError, match=f"vocabulary size {size} "):
         load_corpus(write("a b c. a b c."), vocab_size=size)

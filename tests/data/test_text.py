@@ -229,6 +229,8 @@ def test_unk_is_there_only_if_something_must_map_to_it() -> None:
     assert UNK not in rank_words(COUNTS, vocab_size=6)
     assert list(rank_words(COUNTS, has_unseen=True).items())[-1] == (UNK, 0)
     assert rank_words(COUNTS, vocab_size=7, has_unseen=True) == rank_words(COUNTS, has_unseen=True)
+    assert rank_words(COUNTS, vocab_size=99) == rank_words(COUNTS)  # more than there are
+    assert rank_words(COUNTS, vocab_size=99, has_unseen=True) == rank_words(COUNTS, has_unseen=True)
 
 
 @given(st.integers(3, 7), st.booleans())
@@ -255,8 +257,6 @@ def test_the_sentence_end_is_kept_though_it_be_rare() -> None:
 @pytest.mark.parametrize(
     ("size", "has_unseen", "message"),
     [
-        (7, False, "vocabulary size 7 is more than the training text's 6 words: ask for 6 at most"),
-        (8, True, "vocabulary size 8 is more than the training text's 7 words, <UNK> included"),
         (2, False, "vocabulary size 2 is too small"),
         (0, False, "vocabulary size 0 is too small"),
         (-1, True, "vocabulary size -1 is too small"),

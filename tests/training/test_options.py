@@ -23,7 +23,7 @@ from rnnlm.training.config import PRESETS, ConfigError, TrainConfig
         ({"learning_rate": "-1"}, ["--learning-rate", "-1"]),
         ({"hidden_size": 0}, ["--hidden-size", "0"]),
         ({"batch_size": 1000000}, ["--batch-size", "1000000"]),
-        ({"vocab_size": 1000}, ["1000", "16"]),
+        ({"vocab_size": 2}, ["vocabulary size 2 is too small"]),
         ({"max_tokens": 1}, ["--max-tokens must be 2 or more, got 1"]),
         ({"validation_tokens": 1}, ["--validation-tokens", "1"]),
         ({"corpus": "no-such-corpus"}, ["no-such-corpus"]),
