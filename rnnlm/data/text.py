@@ -253,9 +253,8 @@ def rank_words(counts: Mapping[str, int], *, vocab_size: int | None = None, has_
     available = len(counts) + has_unseen
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     kept = {word: counts[word] for word in ranked}
-    if vocab_size is not None:
-        if vocab_size < 3:
-            raise TextError(f"vocabulary size {vocab_size} is too small: {EOS}, {UNK} and one word make 3")
+    if vocab_size is not None and vocab_size < 3:
+        raise TextError(f"vocabulary size {vocab_size} is too small: {EOS}, {UNK} and one word make 3")
     if vocab_size is not None and vocab_size < available:
         kept = {EOS: counts[EOS]}
         for word in ranked:
