@@ -135,15 +135,16 @@ class RNN(nn.Module, LanguageModel):
 
         regularization: dropout masks, and the candidates of a sampled softmax: the logits are then theirs, (T, B, C).
         """
-        states, hidden = self.rnn(self._drop(self.embedding(x), regularization.input_mask), hidden)
-        states = self._drop(states, regularization.output_mask)
+        states, hidden = self.rnn(self.masked(self.embedding(x), regularization.input_mask), hidden)
+        states = self.masked(states, regularization.output_mask)
         if regularization.candidates is None:
             return self.output(states), hidden
         ids = torch.tensor(regularization.candidates.ids, dtype=torch.long, device=self.device)
         correction = torch.tensor(regularization.candidates.correction, device=self.device)
         return nn.functional.linear(states, self.output.weight[ids], self.output.bias[ids] + correction), hidden
 
-    def _drop(self, values: torch.Tensor, mask: F32 | None) -> torch.Tensor:
+    def masked(self, values: torch.Tensor, mask: F32 | None) -> torch.Tensor:
+        """Return `values` (T, B, N) times a dropout mask (B, N), if there is one."""
         return values if mask is None else values * torch.tensor(mask, device=self.device)
 
     @property

@@ -8,6 +8,7 @@ import torch
 from rnnlm.binding import Workspace
 from rnnlm.checkpoint import Weights
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
+from rnnlm.training.torch_rounded import RoundedLoss
 from torch_rnn import RNN
 
 Gradients = tuple[float, dict[str, np.ndarray], np.ndarray]  # summed loss, by name in our layout, last state (B, H)
@@ -33,6 +34,25 @@ def by_torch(
     loss = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), torch.tensor(targets, dtype=torch.long).flatten(), reduction="sum"
     )
+    return _gradients(model, loss, hidden)
+
+
+def by_torch_rounded(
+    weights: Weights, x: np.ndarray, y: np.ndarray, state: np.ndarray, regularization: Regularization
+) -> Gradients:
+    """As by_torch, in float32 and with the operands of all products rounded to bfloat16."""
+    model = RNN(weights)
+    targets = regularization.candidates.targets if regularization.candidates else y
+    loss, hidden = RoundedLoss(model)(
+        torch.tensor(x, dtype=torch.long),
+        torch.tensor(state).unsqueeze(0),
+        torch.tensor(targets, dtype=torch.long),
+        regularization,
+    )
+    return _gradients(model, loss, hidden)
+
+
+def _gradients(model: RNN, loss: torch.Tensor, hidden: torch.Tensor) -> Gradients:
     loss.backward()
     grads = {
         name: (tensor.grad.T if transposed else tensor.grad).numpy()
@@ -51,10 +71,12 @@ def by_c(
     *,
     scale: float = 1.0,
     threads: int = 2,
+    precision: str = "float32",
 ) -> Gradients:
     dims = weights.vocab_size, weights.embed_size, weights.hidden_size
     most = min(dims[0], regularization.candidates.ids.size) if regularization.candidates else 0
-    work = Workspace(*dims, max_steps=x.shape[0], max_batch=x.shape[1], threads=threads, max_candidates=most)
+    chunk = {"max_steps": x.shape[0], "max_batch": x.shape[1], "max_candidates": most}
+    work = Workspace(*dims, **chunk, threads=threads, precision=precision)
     params, state = weights.flat_parameters(), state.copy()
     grads = np.full_like(params, np.nan)  # gradients are overwritten, not accumulated
     loss = work.loss_grad(params, weights.embeddings, x, y, state, grads, scale, regularization)

@@ -44,7 +44,9 @@ class CTrainer:
         self.updates = 0
         self.hidden = np.zeros((config.batch_size, weights.hidden_size), dtype=np.float32)
         self.work: Workspace | None = None  # sized for the longest chunk so far
-        self.evaluation = Workspace(*self.dims, max_steps=EVALUATION_STEPS, max_batch=1, threads=self.threads)
+        self.evaluation = Workspace(
+            *self.dims, max_steps=EVALUATION_STEPS, max_batch=1, threads=self.threads, precision=config.precision
+        )
 
     def train_step(
         self, x: I32, y: I32, learning_rate: float, regularization: Regularization = NO_REGULARIZATION
@@ -58,6 +60,7 @@ class CTrainer:
                 max_batch=x.shape[1],
                 max_candidates=min(self.dims[0], candidates) if regularization.candidates else 0,
                 threads=self.threads,
+                precision=config.precision,
             )
         scale = 1.0 / (x.size * self.group.size) if config.reduction == "mean" else 1.0
         try:

@@ -86,6 +86,11 @@ class TrainConfig:
     warmup_steps: int = option(0, "steps over which the learning rate rises from 0")
     patience: int = option(0, "stop after N evaluations in a row without a better perplexity; 0: never")
     evaluate_every: int = option(1, "epochs between evaluations on the validation split")
+    precision: str = option(
+        "float32",
+        "bfloat16: round the operands of every product, faster on processors with instructions for it",
+        ("float32", "bfloat16"),
+    )
     seed: int = option(1, "seed of the initial weights, of made-up vectors and of the regularization")
 
     # Machine and files

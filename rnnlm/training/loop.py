@@ -98,6 +98,7 @@ def evaluate(run: Run, train_loss: float | None = None) -> Row:
         "validation_loss": loss,
         "validation_perplexity": perplexity(loss),
         "learning_rate": run.learning_rate(max(run.step - 1, 0)),
+        "precision": run.config.precision,
         "gradient_norm": at.norm_max,
         "seconds": round(at.seconds, 3),
         "tokens_per_second": round(tokens / at.seconds) if at.seconds else None,

@@ -17,6 +17,9 @@ from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.training import distributed
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import Group, TorchGroup
+from rnnlm.training.torch_rounded import RoundedLoss
+
+EVALUATION_STEPS = 512  # tokens of one forward pass; the result does not depend on it
 
 
 class TorchTrainer:
@@ -37,7 +40,9 @@ class TorchTrainer:
         self.device = _device(config.device, self.group.local_rank)
         with _plain_errors(self.group):
             self.model = self.model_class(weights).to(self.device)
-            self.step_model = self.model if self.group.size == 1 else _data_parallel(self.model)
+            self.rounded = RoundedLoss(self.model) if config.precision == "bfloat16" else None
+            step_model = self.rounded or self.model
+            self.step_model = step_model if self.group.size == 1 else _data_parallel(step_model)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if config.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(parameters, config.learning_rate, momentum=config.momentum)
@@ -53,9 +58,13 @@ class TorchTrainer:
             return self._train_step(x, y, learning_rate, regularization)
 
     def _train_step(self, x: I32, y: I32, learning_rate: float, regularization: Regularization) -> tuple[float, float]:
-        logits, hidden = self.step_model(self._ids(x), self.hidden, regularization)
         targets = self._ids(regularization.candidates.targets if regularization.candidates else y)
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=self.config.reduction)
+        if self.rounded is not None:
+            loss, hidden = self.step_model(self._ids(x), self.hidden, targets, regularization)
+            loss = loss / (x.size if self.config.reduction == "mean" else 1)
+        else:
+            logits, hidden = self.step_model(self._ids(x), self.hidden, regularization)
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=self.config.reduction)
         self.optimizer.zero_grad()
         # DistributedDataParallel takes the mean over the processes, whatever the reduction.
         (loss * (self.group.size if self.config.reduction == "sum" else 1)).backward()
@@ -76,11 +85,22 @@ class TorchTrainer:
 
     @torch.inference_mode()
     def _evaluate(self, ids: I32) -> float:
-        losses = (nn.functional.cross_entropy(*part, reduction="sum") for part in self.model.predictions(ids))
-        total = sum(loss.item() for loss in losses)
+        if self.rounded is not None:
+            total = self._evaluate_rounded(self.rounded, ids)
+        else:
+            losses = (nn.functional.cross_entropy(*part, reduction="sum") for part in self.model.predictions(ids))
+            total = sum(loss.item() for loss in losses)
         if not np.isfinite(total):
             raise FloatingPointError(f"loss {total}")
         return total / (ids.size - 1)
+
+    def _evaluate_rounded(self, loss_of: RoundedLoss, ids: I32) -> float:
+        total, hidden = 0.0, self.model.zero_state()
+        for start in range(0, ids.size - 1, EVALUATION_STEPS):
+            part = self._ids(ids[start : start + EVALUATION_STEPS + 1]).unsqueeze(1)
+            loss, hidden = loss_of(part[:-1], hidden, part[1:], NO_REGULARIZATION)
+            total += loss.item()
+        return total
 
     def reset_state(self) -> None:
         self.hidden = torch.zeros_like(self.hidden)

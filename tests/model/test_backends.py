@@ -115,15 +115,16 @@ def test_scores_agree(both) -> None:
     assert ours.tokens[0].logprob == pytest.approx(c_log_distribution(both[0], [0])[1], abs=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_fifty_steps_from_equal_weights_give_the_same_losses(name: str, reduction: str) -> None:
+def test_fifty_steps_from_equal_weights_give_the_same_losses(name: str, reduction: str, precision: str) -> None:
     """A wrong optimiser hides for one step, not for fifty. The state is carried, and the gradient clipped."""
     weights = make_weights(61, 9, 14)
     options = dict(OPTIMIZERS[name])
     if reduction == "sum" and options["optimizer"] == "sgd":
         options["learning_rate"] /= 8
-    config = TrainConfig(batch_size=4, reduction=reduction, clip=0.5, threads=1, **options)
+    config = TrainConfig(batch_size=4, reduction=reduction, clip=0.5, threads=1, precision=precision, **options)
     ours, theirs = CTrainer(weights, config), TorchTrainer(weights, config)
     ids = np.random.default_rng(1).zipf(1.3, (50, 7, 5)) % 61
     losses = []
@@ -133,11 +134,14 @@ def test_fifty_steps_from_equal_weights_give_the_same_losses(name: str, reductio
         rate = config.learning_rate * (1 - step / 100)
         losses.append((ours.train_step(x, y, rate), theirs.train_step(x, y, rate)))
     a, b = np.array(losses).transpose(1, 0, 2)
-    assert np.abs(a[:, 0] - b[:, 0]).max() < 1e-4  # losses
-    assert np.abs(a[:, 1] / b[:, 1] - 1).max() < 1e-3  # gradient norms
+    # Of many numbers that both round to bfloat16, a few fall the other way, and later steps carry the difference on.
+    tolerance = 1e-4 if precision == "float32" else 3e-3
+    assert np.abs(a[:3, 0] - b[:3, 0]).max() < 1e-4 and np.abs(a[:3, 1] / b[:3, 1] - 1).max() < 1e-3
+    assert np.abs(a[:, 0] - b[:, 0]).max() < tolerance  # losses
+    assert np.abs(a[:, 1] / b[:, 1] - 1).max() < 10 * tolerance  # gradient norms
     assert a[-1, 0] < a[0, 0]
     ids = np.random.default_rng(2).integers(0, 61, 1200, dtype=np.int32)
-    assert ours.evaluate(ids) == pytest.approx(theirs.evaluate(ids), abs=1e-4)
+    assert ours.evaluate(ids) == pytest.approx(theirs.evaluate(ids), abs=tolerance)
 
 
 @pytest.mark.parametrize("load", ["from rnnlm import binding; binding.library()", "import torch_rnn"])

@@ -29,6 +29,7 @@ from rnnlm.training.config import PRESETS, ConfigError, TrainConfig
         ({"corpus": "no-such-corpus"}, ["no-such-corpus"]),
         ({"embeddings": "no-such-vectors"}, ["no-such-vectors"]),
         ({"optimizer": "magic"}, ["magic"]),
+        ({"precision": "float16"}, ["--precision", "float16", "bfloat16"]),
         ({"bptt": "many"}, ["many"]),
     ],
 )

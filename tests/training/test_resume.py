@@ -58,7 +58,10 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_never_stopped(
     assert same_weights(whole, stopped) and same_losses(whole, stopped)
 
 
-@pytest.mark.parametrize("changed", [{}, REGULARIZED, {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine"}])
+@pytest.mark.parametrize(
+    "changed",
+    [{}, REGULARIZED, {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine"}, {"precision": "bfloat16"}],
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_run_stopped_within_an_epoch_ends_as_if_never_stopped(
     backend: str, changed: dict[str, object], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
