@@ -1,7 +1,7 @@
-/* candidates.c -- the columns of a sampled softmax, out of Why and by and back into their gradient.
+/* candidates.c -- the columns of a sampled softmax: out of Why and by, and back into their gradient.
  *
- * The candidates become a matrix of their own, on which the output layer works as on any other: so there is one output
- * layer, and what sampling costs is two passes over (H + 1) * candidates numbers and one over the gradient.
+ * The candidates are copied to a matrix of their own, and the output layer works on it as on any other. So there is one
+ * output layer, and sampling costs two passes over (H + 1) * candidates numbers and one over the gradient.
  */
 #include <string.h>
 

@@ -28,7 +28,7 @@ void elman_step_backward(const elman *m, const double *x, const double *h_prev, 
  *   in      x, y (T): tokens, and what follows each;  first: the losses of the steps before it do not count
  *   in/out  h (T+1,H): h[0] is the state before the sequence, h[t+1] the state after x[t]
  *   out     logp (T,V): log p of every token at every step
- *           dh (T+1,H): dL/dh;  grad: += dL/dparameters;  both NULL for the loss alone
+ *           dh (T+1,H): dL/dh;  grad: += dL/dparameters;  both NULL for the loss only
  *   Returns L = sum over t >= first of -log p_t[y_t], in nats. */
 double elman_loss(const elman *m, const int32_t *x, const int32_t *y, size_t T, size_t first, double *h, double *logp,
                   double *dh, elman *grad);

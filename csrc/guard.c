@@ -1,5 +1,5 @@
-/* guard.c -- mapped files that lose their pages. The way of systemd's src/basic/sigbus.c: the handler puts zeros where
- * the pages were, and remembers it. */
+/* guard.c -- mapped files that lose their pages. As in systemd's src/basic/sigbus.c, the handler maps zeros where the
+ * pages were, and records that it did. */
 #if defined(__linux__)
 #define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
 #endif
@@ -34,19 +34,20 @@ static struct {
     atomic_int lost;
 } slots[SLOTS];
 static atomic_uintptr_t page_size;
-static struct sigaction previous; /* zeros until it is known: the system's own handling */
+static struct sigaction previous; /* until it is known, zeros: the system's default handling */
 
 static void on_bus(int number, siginfo_t *info, void *context) {
     (void)context;
     int saved = errno;
     uintptr_t at = (uintptr_t)info->si_addr;
-    for (int i = 0; i < SLOTS && info->si_code > 0; i++) { /* 0 and less: sent by a process, and no address */
+    for (int i = 0; i < SLOTS && info->si_code > 0; i++) { /* 0 and less: sent by a process, without an address */
         uintptr_t end = atomic_load(&slots[i].end), begin = atomic_load(&slots[i].begin);
-        /* A slot that was freed and filled anew in between has another end, and is not this address's. */
+        /* A slot that was freed and reused in the meantime has another end, and does not cover this address. */
         if (at < begin || at >= end || atomic_load(&slots[i].end) != end) continue;
         uintptr_t page = at - at % atomic_load(&page_size);
         atomic_store(&slots[i].lost, 1);
-        /* To the end: where a page is missing, so are most that follow. This is a bare system call: safe here. */
+        /* To the end, because the pages after a missing one are mostly missing too. mmap is a bare system call here, so it
+         * is safe in a handler. */
         void *zeros = mmap((void *)page, end - page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
         if (zeros == MAP_FAILED) break;
         errno = saved;
@@ -73,7 +74,7 @@ int32_t rnn_guard_add(const void *memory, size_t size) {
         if (!atomic_compare_exchange_strong(&slots[i].end, &is_free, CLAIMED)) continue;
         atomic_store(&slots[i].lost, 0);
         atomic_store(&slots[i].begin, (uintptr_t)memory);
-        atomic_store(&slots[i].end, (uintptr_t)memory + size); /* last: from now on the handler knows it */
+        atomic_store(&slots[i].end, (uintptr_t)memory + size); /* last: from here on the handler sees it */
         return RNN_OK;
     }
     return RNN_E_NOMEM;

@@ -1,17 +1,17 @@
 /* internal.h -- what the files of the library share. Nothing here is exported.
  *
- * Sizes carry the letters of rnnlib.h: V words, E embedding, H hidden, N = T * B tokens of a chunk.
+ * Sizes have the letters of rnnlib.h: V words, E embedding, H hidden; N = T * B is the number of tokens of a chunk.
  *
- * Three ideas run through all files:
+ * All files build on three ideas:
  *
  *   Panels    A right-hand matrix (K, columns) is packed into panels: `panel` columns wide, each stored as K rows of
- *             `panel` floats one after the other, the last one filled up with zeros. A kernel then reads it from
- *             front to back (Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication").
- *   Blocks    The vocabulary is cut into blocks of RNN_BLOCK words. A block is the unit of parallel work, and what
- *             is summed over blocks is summed in their order: so a result does not depend on the number of threads.
+ *             `panel` floats one after the other; the last one is padded with zeros. A kernel reads it from front to
+ *             back (Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication").
+ *   Blocks    The vocabulary is cut into blocks of RNN_BLOCK words. A block is the unit of parallel work, and sums over
+ *             blocks are taken in their order, so a result does not depend on the number of threads.
  *   A row of hidden state is stored as [h, 1, 0 ...], `stride` floats long: the 1 makes the bias one more row of the
- *             matrix below it. Whh and bh, and Why and by, lie next to each other in the parameters, so each pair
- *             *is* that taller matrix, and the gradient of a bias is the last row of a matrix product.
+ *             matrix. Whh and bh are neighbours in the parameters, and so are Why and by: each pair *is* that taller
+ *             matrix, and the gradient of a bias is the last row of a matrix product.
  */
 #ifndef RNN_INTERNAL_H
 #define RNN_INTERNAL_H
@@ -54,8 +54,8 @@ typedef struct rnn_kernels {
     const char *name;
     size_t panel; /* columns of a panel; divides RNN_BLOCK */
 
-    /* panels (ceil(cols / panel), K, panel) = w (K, cols), rows ld apart. Columns that fill up the last panel are 0,
-     * in the last row `fill`. Returns the largest magnitude in w, infinity when a value is not finite. */
+    /* panels (ceil(cols / panel), K, panel) = w (K, cols), rows ld apart. The columns that pad the last panel are 0,
+     * but `fill` in the last row. Returns the largest magnitude in w, or infinity if a value is not finite. */
     float (*pack)(const float *w, size_t ld, size_t K, size_t cols, float fill, float *panels);
 
     /* C (m, panels * panel) = A (m, K) times packed panels; += with add. Row i of panel p of C lies at
@@ -88,7 +88,7 @@ typedef struct rnn_kernels {
                          size_t x_step, float *out);
 
     float (*max_abs)(size_t count, const float *x); /* infinity when a value is not finite */
-    float (*max)(size_t count, const float *x);     /* NaNs are passed over */
+    float (*max)(size_t count, const float *x);     /* ignores NaNs */
 
     /* sums[j] = the sum of the values, or the number, of those (count) whose key is at least levels[j]; levels fall. Keys
      * and values come in blocks of RNN_BLOCK, each relative to a share of its own. Summed in float.
@@ -102,11 +102,11 @@ typedef struct rnn_kernels {
     size_t (*part)(size_t count, const float *x, const float *shares, float low, float high, double *sums,
                    size_t *above, int32_t *places);
 
-    /* The sum of exp((z - max) * beta) over count values; each of them into e, unless e is NULL. */
+    /* Returns the sum of exp((z - max) * beta) over count values, and writes each term to e unless e is NULL. */
     double (*exp_sum)(size_t count, const float *z, float max, float beta, float *e);
 
-    /* C (m, cols) = A (m, K) times B (K, cols) as it lies, rows ldb apart, plus bias (cols) in each row: for so few rows of
-     * A that packing B would cost more than it saves. Each row is summed as in multiply, to the same bits. */
+    /* C (m, cols) = A (m, K) times B (K, cols) unpacked, rows ldb apart, plus bias (cols) in each row: for so few rows of A
+     * that packing B would cost more than it saves. Each row is summed as in multiply, to the same bits. */
     void (*rows_times)(size_t m, size_t K, size_t cols, const float *a, size_t lda, const float *b, size_t ldb,
                        const float *bias, float *c, size_t ldc);
 
@@ -128,7 +128,7 @@ typedef struct rnn_kernels {
     const rnn_bfloat16_kernels *bfloat16; /* products of bfloat16 operands; NULL: the kernels above multiply them */
 } rnn_kernels;
 
-/* The best kernels that this processor runs, or those that the environment variable RNN_ISA asks for. */
+/* The best kernels for this processor, or those that the environment variable RNN_ISA names. */
 const rnn_kernels *rnn_kernels_choose(void);
 
 extern const rnn_kernels rnn_kernels_amx, rnn_kernels_avx512bf16, rnn_kernels_avx512, rnn_kernels_avx2; /* x86 only */
@@ -136,22 +136,22 @@ extern const rnn_kernels rnn_kernels_baseline, rnn_kernels_reference;
 
 /* ---- Memory: one allocation per handle --------------------------------------------------------------------------- */
 
-/* Hands out the pieces of one allocation. With base NULL it only counts, so the function that lays a handle out runs
- * twice: to learn the size, then to set the pointers. */
+/* Hands out the pieces of one allocation. If base is NULL it only counts: the function that lays out a handle runs twice,
+ * first to learn the size, then to set the pointers. */
 typedef struct rnn_arena {
     char *base;
     size_t used;
-    bool overflow; /* the pieces together are more than a size_t counts */
+    bool overflow; /* the pieces together do not fit a size_t */
 } rnn_arena;
 
 void *rnn_arena_take(rnn_arena *arena, size_t count, size_t size);
 
-/* Allocates RNN_ALIGNed zeros. memory is what free() takes. */
+/* Allocates zeros at a multiple of RNN_ALIGN bytes. memory: what to pass to free(). */
 void *rnn_aligned_alloc(size_t size, void **memory);
 
 /* ---- Training ------------------------------------------------------------------------------------------------------ */
 
-/* Where the parts of the flat parameter buffer begin. */
+/* Where each matrix begins in the flat parameter buffer. */
 typedef struct rnn_offsets {
     size_t wxh, whh, bh, why, by, count;
 } rnn_offsets;
@@ -235,7 +235,7 @@ void rnn_gather_inputs(const rnn_inputs *inputs, size_t E, size_t n0, size_t row
 
 /* Each pass exists twice: by the float32 kernels, and for a workspace with w->bf.kernels by those. */
 
-/* Whether all that it has read, and the hidden states, are finite. */
+/* The forward passes return whether all their inputs, and the hidden states, are finite. */
 bool rnn_hidden_forward(rnn_work *w, const rnn_inputs *inputs, const float *params, const float *state);
 bool rnn_bfloat16_hidden_forward(rnn_work *w, const rnn_inputs *inputs, const float *params, const float *state);
 void rnn_hidden_backward(rnn_work *w, const rnn_inputs *inputs, const float *params, float *grads);
@@ -309,11 +309,11 @@ static inline const float *rnn_drawn_block(const rnn_decoder *d, size_t i, const
 
 int32_t rnn_check_sampling(const rnn_model *model, const rnn_sampling *sampling);
 
-/* What a draw from logits z (V), row i of a group, must know of one block: its part of block_max to weights. */
+/* Measures one block of logits z (V), row i of a group, for a draw: its part of block_max to weights. */
 void rnn_measure_block(rnn_decoder *d, size_t i, const float *z, size_t block, const rnn_sampling *sampling);
 
-/* Draws from logits z (V), row i, all of whose blocks have been measured; they are finite or -inf, and not all that may
- * be drawn are -inf. */
+/* Draws from logits z (V), row i, whose blocks have all been measured. They are finite or -inf, and at least one that may
+ * be drawn is not -inf. */
 int32_t rnn_draw(rnn_decoder *d, size_t i, const float *z, const rnn_sampling *sampling, float *logp);
 
 /* log softmax(z)[token] of row i, all of whose blocks have been measured. */

@@ -1,6 +1,6 @@
-/* kernels_matrix.h -- matrix products. Included by kernels.c alone.
+/* kernels_matrix.h -- matrix products. Only kernels.c includes this.
  *
- * A register tile of C, TILE_ROWS rows by TILE_VECS vectors, stays in registers while the whole sum over k runs by: per
+ * A tile of C, TILE_ROWS rows by TILE_VECS vectors, stays in registers for the whole sum over k: per
  * step TILE_VECS loads of B and TILE_ROWS broadcasts of A feed TILE_ROWS * TILE_VECS multiply-adds, which is what
  * makes the arithmetic, and not the loads, the limit (Goto & van de Geijn 2008). A panel of B is as wide as the tile, so
  * it is read from front to back, and out of the L1 cache for all tiles but the first.

@@ -1,4 +1,4 @@
-/* kernels_pointwise.h -- what is done to one number at a time: softmax, tanh, sums, updates. Included by kernels.c alone. */
+/* kernels_pointwise.h -- elementwise work: softmax, tanh, sums, updates. Only kernels.c includes this. */
 #ifndef RNN_KERNELS_POINTWISE_H
 #define RNN_KERNELS_POINTWISE_H
 

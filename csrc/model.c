@@ -1,4 +1,4 @@
-/* model.c -- weights made ready for inference. */
+/* model.c -- prepares weights for inference. */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -6,7 +6,7 @@
 
 #include "internal.h"
 
-/* The largest magnitude of count values, infinity when one is not finite. */
+/* The largest magnitude of count values, or infinity if one is not finite. */
 static float largest(const rnn_kernels *k, const float *x, size_t count, int threads) {
     enum { PIECE = 1 << 16 };
     size_t pieces = rnn_ceil_div(count, PIECE);
@@ -52,7 +52,7 @@ static void lay_out(rnn_model *m, rnn_arena *arena) {
     m->scale = rnn_arena_take(arena, m->V, sizeof(float));
 }
 
-/* The copy of Why that RNN_PRECISION_BF16 and _INT8 read in its place. */
+/* The copy of Why that is read in its place with RNN_PRECISION_BF16 and _INT8. */
 static void compress_why(rnn_model *m, int threads) {
     const rnn_kernels *k = m->kernels;
     size_t copies = rnn_ceil_div(m->V, k->wide);
@@ -65,7 +65,7 @@ static void compress_why(rnn_model *m, int threads) {
     (void)threads; /* used by OpenMP only */
 }
 
-/* Whether a sum of H products with |h| <= 1, and one number more, stays finite. */
+/* Whether a sum of H products with |h| <= 1, plus a bias, stays finite. */
 static bool is_bounded(size_t H, float weight, float bias) {
     return (double)weight * (double)H + (double)bias < (double)FLT_MAX;
 }

@@ -1,9 +1,9 @@
-/* optimizer.c -- the norm of a gradient, and the updates. Each is one pass over memory, bound by its speed. */
+/* optimizer.c -- the norm of a gradient, and the updates. Each is one pass over memory, whose speed bounds it. */
 #include <math.h>
 
 #include "internal.h"
 
-enum { SLICES = 64 }; /* pieces of a buffer: a fixed number, so that sums do not depend on the threads */
+enum { SLICES = 64 }; /* pieces of a buffer: a fixed number, so that sums do not depend on the number of threads */
 
 /* Where slice s begins; on a cache line, counted from the buffer's first element. */
 static size_t slice_start(size_t count, size_t s) {

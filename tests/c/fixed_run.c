@@ -1,4 +1,4 @@
-/* fixed_run.c -- one fixed training run, and what the model then writes, through the public functions alone.
+/* fixed_run.c -- one fixed training run, and what the model then writes, through public functions only.
  *
  * Prints every number on a line of its own, "name value", so that the runs of two systems can be compared
  * (tests/platforms.py). Linked against the shared library, not against its objects: so its exports are tested too.

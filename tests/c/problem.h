@@ -1,4 +1,4 @@
-/* problem.h -- a model and a chunk of text by chance, and what the lesson, csrc/elman.c, computes of them. */
+/* problem.h -- a random model and chunk of text, and what the lesson, csrc/elman.c, computes from them. */
 #ifndef RNN_PROBLEM_H
 #define RNN_PROBLEM_H
 

@@ -30,7 +30,7 @@ static void compare_products(const rnn_kernels *k, size_t m, size_t K, size_t co
         CHECK_BELOW(rel_err(got, want, m * cols), 2e-6);
         memcpy(z0, z, panels * apart * sizeof *z);
     }
-    float *last = z + (panels - 1) * apart; /* what fills up the last panel came from the last row alone */
+    float *last = z + (panels - 1) * apart; /* the padding of the last panel came from the last row only */
     k->multiply(m, K, panels, a, lda, packed, z, P, apart, false);
     for (size_t i = 0; i < m && cols % P; i++) CHECK(last[i * P + P - 1] == -3.0f * a[i * lda + K - 1]);
 

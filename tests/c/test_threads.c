@@ -114,7 +114,7 @@ typedef struct version {
     weights *weights;
     rnn_model *model;
     result want;
-    int users; /* under `lock`; who drops the last one destroys the version */
+    int users; /* under `lock`; dropping the last one destroys the version */
 } version;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards what follows */

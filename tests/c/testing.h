@@ -1,4 +1,4 @@
-/* testing.h -- what the C tests share: checks, memory, numbers by chance, and the loop over the tests. */
+/* testing.h -- what the C tests share: checks, memory, random numbers, and the loop over the tests. */
 #ifndef RNN_TESTING_H
 #define RNN_TESTING_H
 
