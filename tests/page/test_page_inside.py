@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import browsing
+import numpy as np
 from browsing import OpenPage, playwright
 from serving import Server
 
@@ -41,6 +42,14 @@ def test_a_first_visit_shows_an_example(server: Server, open_page: OpenPage) -> 
         "aria-label", f"The hidden state: 24 units by {len(told['words'])} words"
     )
     expect(page.locator("#inside-recurrence .dot")).to_have_count(24)
+    arcs = sum(influence["bits"] > 0.02 * strongest["bits"] for influence in told["influences"])
+    expect(why.locator(".arcs path")).to_have_count(arcs)
+    values = np.array(told["state"])[:, 0]
+    place = np.corrcoef(values, np.arange(len(values)))[0, 1]
+    about = page.locator("#inside-state .unit")
+    expect(about).to_contain_text("the place in the text")
+    shown = re.search(r"the place in the text (\N{MINUS SIGN}?)([\d.]+)", about.inner_text())
+    assert shown and abs(float(f"{shown[1] and '-'}{shown[2]}") - place) <= 0.0051
 
 
 def test_without_a_word(server: Server, open_page: OpenPage) -> None:

@@ -7,6 +7,12 @@ import { rounded } from "./format.js";
 import { nameOf } from "./inside-words.js";
 
 const MAX_UNITS = 256; // rows that are drawn; more are thinned out
+const FEATURES = [
+    ["the place in the text", (words, position) => position],
+    ["a capital letter", (words, position) => Number(/^[A-Z]/.test(words[position]))],
+    ["coming after “the”", (words, position) => Number(/^the$/i.test(words[position - 1] ?? ""))],
+    ["the length of the word", (words, position) => (words[position] === "<EOS>" ? 0 : words[position].length)],
+];
 
 /** The part's content. */
 export function state(seen, backend) {
@@ -44,7 +50,7 @@ export function state(seen, backend) {
         about.replaceChildren(text);
         try {
             const told = await api.unit(seen.weights.name, unit, backend);
-            if (chosen === unit) about.replaceChildren(text, ...lists(told));
+            if (chosen === unit) about.replaceChildren(text, correlations(seen, unit), ...lists(told));
         } catch (error) {
             if (chosen === unit) about.replaceChildren(text, html("p", { class: "field-error" }, explain(error)));
         }
@@ -79,6 +85,26 @@ function cell(word, value) {
     element.style.setProperty("--share", `${Math.round(45 * Math.abs(value))}%`);
     element.title = rounded(value, 2);
     return element;
+}
+
+/** How the unit goes with simple features of the text: Pearson's r, and no meaning promised. */
+function correlations({ words, state }, unit) {
+    const values = state.map((row) => row[unit]);
+    const shown = FEATURES.map(([name, of]) => [name, pearson(values, words.map((_, position) => of(words, position)))])
+        .filter(([, r]) => r !== null)
+        .map(([name, r]) => `${name} ${r < 0 ? "−" : ""}${Math.abs(r).toFixed(2)}`);
+    return html("p", { class: "hint" }, `Over these ${words.length} words it correlates (r) with `, shown.join(", "),
+        ". So few words prove nothing: try another text.");
+}
+
+/** Pearson's correlation; null where one of the two does not vary. */
+function pearson(a, b) {
+    const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+    const centred = (values) => values.map((value) => value - mean(values));
+    const dot = (x, y) => x.reduce((sum, value, index) => sum + value * y[index], 0);
+    const [x, y] = [centred(a), centred(b)];
+    const scale = Math.sqrt(dot(x, x) * dot(y, y));
+    return scale > 1e-9 ? dot(x, y) / scale : null;
 }
 
 function lists(told) {

@@ -1,10 +1,11 @@
 /* Why a word is predicted: earlier words as dark as the prediction changes without them, and both predictions as bars. */
 
-import { html } from "./dom.js";
+import { html, svg } from "./dom.js";
 import { plural, rounded } from "./format.js";
 import { nameOf, percentOf } from "./inside-words.js";
 
 const SHOWN = 8; // words of a prediction
+const FAINT = 0.02; // of the strongest influence: below it, no arc
 
 /** The part's content. explain(position, or null for the next word) is called to explain another word. */
 export function why(seen, explain) {
@@ -39,12 +40,43 @@ export function why(seen, explain) {
     chart.replaceChildren(...bars(seen, null));
     const top = seen.influences.reduce((best, one) => (one.bits > best.bits ? one : best));
     const most = `${nameOf(seen.words[top.position])}, ${plural(seen.target - top.position, "word")} before`;
+    const text = html(
+        "p",
+        { class: "inside-text arched", role: "group", "aria-label": "The text; the pressed word is explained" },
+        ...words,
+    );
+    arch(text, words, seen, strongest);
     return [
-        html("p", { class: "inside-text", role: "group", "aria-label": "The text; the pressed word is explained" }, ...words),
+        text,
         html("p", {}, "Explained: ", html("b", {}, nameOf(seen.word)), `, which has ${percentOf(Math.exp(seen.logprob))}. `,
             `It leans most on ${most}: without it, the prediction changes by ${rounded(top.bits)} bits.`),
         chart,
     ];
+}
+
+/** Arcs over the text, from each word to the one that is explained: as strong as its influence. */
+function arch(text, words, { influences, target }, strongest) {
+    const drawing = svg("svg", { class: "arcs", "aria-hidden": "true" });
+    text.append(drawing);
+    const draw = () => {
+        const origin = text.getBoundingClientRect();
+        const top = (word) => {
+            const box = word.getBoundingClientRect();
+            return [box.left - origin.left + box.width / 2, box.top - origin.top];
+        };
+        const [toX, toY] = top(words[target]);
+        const paths = influences
+            .filter(({ bits }) => bits > FAINT * strongest)
+            .map(({ position, bits }) => {
+                const [x, y] = top(words[position]);
+                const peak = Math.min(y, toY) - Math.min(44, 12 + 0.12 * Math.abs(toX - x)); // within the text's padding
+                const share = bits / strongest;
+                const path = `M${x},${y} C${x},${peak} ${toX},${peak} ${toX},${toY}`;
+                return svg("path", { d: path, "stroke-width": 0.75 + 2.5 * share, opacity: 0.25 + 0.75 * share });
+            });
+        drawing.replaceChildren(...paths);
+    };
+    new ResizeObserver(draw).observe(text);
 }
 
 /** The prediction, and beside it what it would be without one token. */
