@@ -42,7 +42,7 @@ def test_a_first_visit_shows_an_example(server: Server, open_page: OpenPage) -> 
         "aria-label", f"The hidden state: 24 units by {len(told['words'])} words"
     )
     expect(page.locator("#inside-recurrence .dot")).to_have_count(24)
-    arcs = sum(influence["bits"] > 0.02 * strongest["bits"] for influence in told["influences"])
+    arcs = sum(influence["bits"] > 0.002 * strongest["bits"] for influence in told["influences"])
     expect(why.locator(".arcs path")).to_have_count(arcs)
     values = np.array(told["state"])[:, 0]
     place = np.corrcoef(values, np.arange(len(values)))[0, 1]

@@ -5,7 +5,10 @@ import { plural, rounded } from "./format.js";
 import { nameOf, percentOf } from "./inside-words.js";
 
 const SHOWN = 8; // words of a prediction
-const FAINT = 0.02; // of the strongest influence: below it, no arc
+const FAINT = 0.002; // of the strongest influence: below it, no arc
+
+/** How much of the darkest shade an influence gets. The root lets weak ones be seen beside one that outweighs them. */
+const shade = (bits, strongest) => Math.sqrt(bits / strongest);
 
 /** The part's content. explain(position, or null for the next word) is called to explain another word. */
 export function why(seen, explain) {
@@ -31,7 +34,7 @@ export function why(seen, explain) {
             },
             name,
         );
-        button.style.setProperty("--share", `${influence ? Math.round((45 * influence.bits) / strongest) : 0}%`);
+        button.style.setProperty("--share", `${influence ? Math.round(45 * shade(influence.bits, strongest)) : 0}%`);
         return button;
     };
     const words = seen.words.map((name, position) => word(nameOf(name), position));
@@ -70,7 +73,7 @@ function arch(text, words, { influences, target }, strongest) {
             .map(({ position, bits }) => {
                 const [x, y] = top(words[position]);
                 const peak = Math.min(y, toY) - Math.min(44, 12 + 0.12 * Math.abs(toX - x)); // within the text's padding
-                const share = bits / strongest;
+                const share = shade(bits, strongest);
                 const path = `M${x},${y} C${x},${peak} ${toX},${peak} ${toX},${toY}`;
                 return svg("path", { d: path, "stroke-width": 0.75 + 2.5 * share, opacity: 0.25 + 0.75 * share });
             });
