@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-I32 = npt.NDArray[np.int32]
+from rnnlm.arrays import F32, I32, I64
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,7 @@ class CandidateSampler:
     # validation perplexity 516 against 527 after 400,000 tokens.
     POWER = 0.5
 
-    def __init__(self, counts: npt.NDArray[np.int64], size: int) -> None:
+    def __init__(self, counts: I64, size: int) -> None:
         """Prepare the draws. counts: (V,), how often each word occurs in the training text.  size: in 1 .. V."""
         self._share = counts / counts.sum()
         self._chance = _inclusion(np.maximum(counts, 1) ** self.POWER, size)

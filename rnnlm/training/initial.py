@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
-from rnnlm.arrays import F32
+from rnnlm.arrays import F32, I64
 from rnnlm.checkpoint import Weights
 
 
-def initial_weights(embeddings: F32, hidden: int, seed: int, counts: npt.NDArray[np.int64] | None = None) -> Weights:
+def initial_weights(embeddings: F32, hidden: int, seed: int, counts: I64 | None = None) -> Weights:
     """Draw weights uniformly within 1/sqrt(H), as torch.nn.RNN and torch.nn.Linear do.
 
     embeddings: (V, E), used as they are.  hidden: H.
