@@ -49,3 +49,25 @@ def test_regenerate_draws_a_fresh_seed_even_if_the_form_has_one(server: Server, 
         browsing.ended(page, "c")
     assert seeds[0] == 5 and len(set(seeds)) == 3
     expect(page.get_by_role("spinbutton", name="Seed")).to_have_value("5")
+
+
+KEEP_SIGNALS = """() => {
+    const plain = window.fetch;
+    window.signals = [];
+    window.fetch = (url, options) => {
+        if (String(url).includes("generate/")) window.signals.push(options.signal);
+        return plain(url, options);
+    };
+}"""
+
+
+def test_stop_aborts_the_requests(server: Server, open_page: OpenPage) -> None:
+    """Otherwise the service would write to the end, or until the browser drops the stream."""
+    page = open_page(server.url + "/#view=generate&prompt=The+minister+said&max_tokens=100000&ignore_eos=true")
+    page.evaluate(KEEP_SIGNALS)
+    browsing.go_button(page).click()
+    for backend in ("c", "torch"):
+        expect(words(page, backend).nth(3)).to_be_attached()
+    assert page.evaluate("() => window.signals.map((signal) => signal.aborted)") == [False, False]
+    page.locator("#generate-stop").click()
+    assert page.evaluate("() => window.signals.map((signal) => signal.aborted)") == [True, True]
