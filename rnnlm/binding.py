@@ -29,7 +29,7 @@ from numpy.ctypeslib import ndpointer
 from rnnlm import openmp
 from rnnlm.arrays import F32, I32
 from rnnlm.checkpoint import Weights
-from rnnlm.errors import Failure
+from rnnlm.errors import Failure, UserError
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.sampling import BIAS
 
@@ -53,7 +53,7 @@ class RNNError(Failure, RuntimeError):
 class RNNInputError(RNNError, ValueError):
     """The library refuses an argument; nothing was written."""
 
-    exit_code = 2
+    exit_code = UserError.exit_code
 
 
 class RNNMemoryError(RNNError, MemoryError):

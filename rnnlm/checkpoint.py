@@ -1,4 +1,4 @@
-"""The weights file and the resume file: safetensors files (see container.py), written atomically, checked before use.
+"""The weights file: a safetensors file (see container.py), written atomically and checked before it is used.
 
 UserError
  +-- CheckpointError     the file is missing, damaged or of another kind              exit code 2
@@ -9,11 +9,10 @@ UserError
 ValueError               the caller built what no file could hold: a bug
 """
 
-import json
 import math
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -24,7 +23,7 @@ from rnnlm.arrays import F32, MAX_EMBED, MAX_HIDDEN, MAX_VOCAB
 from rnnlm.container import CheckpointError, Kind, MappedFile, OtherVersion
 from rnnlm.data.text import EOS, TOKENIZERS
 from rnnlm.errors import UserError, show_path
-from rnnlm.files import SaveError, digest
+from rnnlm.files import SaveError
 from rnnlm.strict_json import Invalid, decode_json, encode_json, show
 
 __all__ = [
@@ -39,10 +38,8 @@ __all__ = [
     "check_vocabulary",
     "drop_pages",
     "load",
-    "load_state",
     "parameter_shapes",
     "save",
-    "save_state",
 ]
 
 PARAMETERS = ("Wxh", "Whh", "bh", "Why", "by")  # the order of the C library's flat parameter buffer
@@ -52,7 +49,6 @@ MAX_VOCABULARY_BYTES = 8 << 20  # WikiText-103 has 2 MB of distinct words; as Py
 MAX_WORD_LENGTH = 1024  # characters
 
 _WEIGHTS = Kind("rnn-weights", "1", "train a model (python main.py), or name another")
-_STATE = Kind("rnn-resume", "3", "train without --resume")
 
 
 class VocabularyError(Invalid, UserError):
@@ -318,42 +314,3 @@ def _read_vocabulary(file: container.SafetensorsFile, vocab_size: int) -> tuple[
         return tuple(data.tobytes().decode("utf-8").split("\n"))
     except UnicodeDecodeError as error:
         raise Invalid(f"the vocabulary is not UTF-8 at byte {error.start:,}") from error
-
-
-# ---- The resume file ---------------------------------------------------------------------------------------
-
-
-def save_state(
-    path: str | os.PathLike[str],
-    arrays: Mapping[str, np.ndarray],
-    metadata: Mapping[str, Any],
-    *,
-    keep: str | os.PathLike[str] | None = None,
-) -> None:
-    """Write the state of a training run: named arrays, and JSON values. Atomic, as `save` is.
-
-    arrays: float32, float64, int32, int64 or uint8, not empty, at most container.MAX_TENSORS.
-    keep: the new name of the file that was at `path`, once the new one is whole.
-    Raises SaveError; ValueError for an array or a value that the file cannot hold.
-    """
-    text = encode_json("state", dict(metadata))
-    container.write(path, _STATE, {"state": text, "sha256": _state_digest(text, arrays)}, arrays, keep)
-
-
-def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read the arrays (new and writable) and the values of a resume file. Raises CheckpointError, OtherVersion."""
-    with container.opened(path, _STATE) as file:
-        text = file.metadata("state")
-        state = decode_json("state", text)
-        if not isinstance(state, dict):
-            raise Invalid("state must be a JSON object")
-        arrays = {name: file.read(name) for name in file.entries}
-        if _state_digest(text, arrays) != file.metadata("sha256"):
-            raise Invalid("is damaged: it does not hold what was saved")
-        return arrays, state
-
-
-def _state_digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the digest of a resume file's content: the JSON text, and each array's name, type, shape and numbers."""
-    heads = [[name, container.DTYPE_CODES.get(array.dtype), array.shape] for name, array in arrays.items()]
-    return digest(json.dumps([text, heads]).encode(), *arrays.values())

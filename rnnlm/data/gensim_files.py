@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from rnnlm.arrays import F32, I64, Mask
+
 # The classes that gensim 4.4 writes, and those that earlier versions wrote and 4.4 still reads.
 _GENSIM_CLASSES = {
     "gensim.models.doc2vec": ("Doc2Vec",),
@@ -45,7 +47,7 @@ class VectorsRefused(ValueError):
     """A file that holds something other than word vectors as gensim saves them; the message says what."""
 
 
-def read_gensim(path: Path, words: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+def read_gensim(path: Path, words: Sequence[str]) -> tuple[F32, Mask]:
     """Read the vectors of `words`: (len(words), E) float32, zeros where the file has none; and (len(words),) bool.
 
     Raises VectorsRefused, whose one-line message goes on from the file's name, and OSError.
@@ -61,7 +63,7 @@ def read_gensim(path: Path, words: Sequence[str]) -> tuple[npt.NDArray[np.float3
     return vectors, ids >= 0
 
 
-def _ids(saved: "_Saved", words: Sequence[str]) -> npt.NDArray[np.int64]:
+def _ids(saved: "_Saved", words: Sequence[str]) -> I64:
     """Return the row of each word, -1 where the file has none."""
     table = saved.state.get("key_to_index", saved.state.get("vocab"))  # "vocab": before gensim 4
     if not isinstance(table, dict):
@@ -77,7 +79,7 @@ def _ids(saved: "_Saved", words: Sequence[str]) -> npt.NDArray[np.int64]:
     return ids
 
 
-def _rows(saved: "_Saved", path: Path, words: Sequence[str], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def _rows(saved: "_Saved", path: Path, words: Sequence[str], ids: I64) -> F32:
     name = next((name for name in ("vectors", "syn0") if saved.has(name)), None)  # "syn0": before gensim 3
     is_fasttext = name is None and saved.has("vectors_vocab")
     table = _table(saved, path, name or "vectors_vocab")
@@ -93,7 +95,7 @@ def _rows(saved: "_Saved", path: Path, words: Sequence[str], ids: npt.NDArray[np
     return vectors
 
 
-def _add_ngrams(saved: "_Saved", path: Path, vectors: npt.NDArray[np.float32], words: dict[int, str]) -> None:
+def _add_ngrams(saved: "_Saved", path: Path, vectors: F32, words: dict[int, str]) -> None:
     """Turn the vectors of fastText's whole words into the mean of those and of their n-grams', as gensim does."""
     from gensim.models.fasttext import ft_ngram_hashes
 

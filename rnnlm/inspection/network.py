@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from rnnlm.arrays import F32, F64
 from rnnlm.errors import UserError
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 TOP = 10  # words of a list
 MAX_TOKENS = 2_000  # of a text, its leading <EOS> included

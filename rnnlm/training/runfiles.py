@@ -24,7 +24,7 @@ import numpy as np
 from rnnlm import checkpoint
 from rnnlm.checkpoint import Checkpoint, CheckpointError, OtherVersion, Weights
 from rnnlm.files import SaveError, atomic_write
-from rnnlm.training import curve
+from rnnlm.training import curve, state_file
 from rnnlm.training.progress import Row
 from rnnlm.training.tensorboard import Events
 
@@ -72,7 +72,7 @@ class RunFiles:
     def save_state(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any], history: Sequence[Row]) -> None:
         """Write the resume file, and keep the one before it; write the metrics, and from time to time the curve."""
         keep = None if self._damaged else self.before
-        self.attempt("state", lambda: checkpoint.save_state(self.resume, arrays, metadata, keep=keep))
+        self.attempt("state", lambda: state_file.save(self.resume, arrays, metadata, keep=keep))
         self._damaged = self._damaged and "state" in self.unsaved
         self.attempt("metrics", lambda: atomic_write(self.metrics, lines(history)))
         if time.monotonic() - self._drawn > DRAW_SECONDS:
@@ -111,7 +111,7 @@ class RunFiles:
             if not path.exists():
                 continue
             try:
-                loaded = checkpoint.load_state(path)
+                loaded = state_file.load(path)
             except OtherVersion:
                 raise
             except CheckpointError as error:

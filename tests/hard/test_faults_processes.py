@@ -28,6 +28,7 @@ from running import command, options
 from serving import ADMIN, Server, needs_library, save_tiny, serving, until
 
 from rnnlm import checkpoint
+from rnnlm.training import state_file
 
 pytestmark = [
     pytest.mark.slow,
@@ -78,7 +79,7 @@ def test_a_trainer_killed_again_and_again_ends_as_if_never_killed(text: Path, tm
         resuming = ("--resume",) if killed.with_suffix(".resume").exists() else ()
         kill_after_first_epoch(training(text, killed, *epochs, *resuming), generator.uniform(0, 0.3))
         if killed.with_suffix(".resume").exists():  # whole, whatever the kill interrupted
-            survived.append(len(checkpoint.load_state(killed.with_suffix(".resume"))[1]["progress"]["history"]))
+            survived.append(len(state_file.load(killed.with_suffix(".resume"))[1]["progress"]["history"]))
         if killed.exists():  # of the best epoch so far, so it may be the same file
             checkpoint.check_finite(checkpoint.load(killed).weights)
     assert survived == sorted(survived) and len(set(survived)) > 1, survived  # it went on each time

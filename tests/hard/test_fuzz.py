@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 
 from rnnlm import checkpoint
 from rnnlm.data.text import EOS, TOKENIZERS, UNK, TokenStream, Vocabulary, tokens_of
+from rnnlm.training import state_file
 
 pytestmark = needs_library
 
@@ -66,7 +67,7 @@ def test_any_header_is_refused(tmp_path: Path, header: Any, data: bytes, length:
     text = json.dumps(header).encode()
     path = tmp_path / "any.safetensors"
     path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
-    for load in (checkpoint.load, checkpoint.load_state):
+    for load in (checkpoint.load, state_file.load):
         with pytest.raises(checkpoint.CheckpointError) as caught:
             load(path)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000

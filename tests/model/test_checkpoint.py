@@ -39,6 +39,7 @@ from weights_files import (
 from rnnlm import checkpoint
 from rnnlm.checkpoint import Checkpoint, CheckpointError, Weights
 from rnnlm.files import SaveError
+from rnnlm.training import state_file
 
 path = weights_files.path  # a fixture
 
@@ -107,8 +108,8 @@ def test_arrays_of_any_memory_layout_are_saved(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "b.safetensors", checkpoint.load(tmp_path / "a.safetensors"))
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     state = {"transposed": np.arange(12, dtype=np.float32).reshape(3, 4).T, "every other": np.arange(9)[::2]}
-    checkpoint.save_state(tmp_path / "a.resume", state, {})
-    loaded, _ = checkpoint.load_state(tmp_path / "a.resume")
+    state_file.save(tmp_path / "a.resume", state, {})
+    loaded, _ = state_file.load(tmp_path / "a.resume")
     for name, array in state.items():
         np.testing.assert_array_equal(loaded[name], array)
 

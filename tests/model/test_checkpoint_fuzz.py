@@ -9,6 +9,7 @@ from weights_files import FORGED, assert_equal, join, make_checkpoint, places, p
 
 from rnnlm import checkpoint
 from rnnlm.checkpoint import CheckpointError
+from rnnlm.training import state_file
 
 
 @pytest.fixture(scope="module")
@@ -83,4 +84,4 @@ def test_any_bytes_are_refused(scratch: tuple[Path, bytes], content: bytes) -> N
     refused(path)
     path.write_bytes(join(b'{"__metadata__": {}' + content, b""))
     refused(path)
-    refused(path, checkpoint.load_state)
+    refused(path, state_file.load)

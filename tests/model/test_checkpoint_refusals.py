@@ -35,6 +35,7 @@ from rnnlm import checkpoint
 from rnnlm.checkpoint import CheckpointError, VocabularyError
 from rnnlm.container import MAX_HEADER_BYTES
 from rnnlm.errors import UserError
+from rnnlm.training import state_file
 
 path = weights_files.path  # a fixture
 
@@ -68,7 +69,7 @@ def test_an_archive_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     assert re.search("there is no such file: train a model", refused(tmp_path / "no.safetensors"))
     assert "there is no such file" in refused(tmp_path / "no folder" / "no.safetensors")
-    assert "there is no such file: train without --resume" in refused(tmp_path / "no.resume", checkpoint.load_state)
+    assert "there is no such file: train without --resume" in refused(tmp_path / "no.resume", state_file.load)
 
 
 def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from weights_files import POSIX, assert_equal, make_checkpoint, make_weights
 from rnnlm import checkpoint, files
 from rnnlm.errors import Failure
 from rnnlm.files import SaveError
+from rnnlm.training import state_file
 
 path = weights_files.path  # a fixture
 
@@ -161,7 +162,7 @@ def test_a_history_that_is_too_long_is_not_written(path: Path) -> None:
 
 SAVERS: list[Callable[[Any], None]] = [
     lambda path: checkpoint.save(path, make_checkpoint()),
-    lambda path: checkpoint.save_state(path, {"a": np.zeros(3)}, {}),
+    lambda path: state_file.save(path, {"a": np.zeros(3)}, {}),
     lambda path: files.atomic_write(path, b"text"),
     files.check_writable,
 ]

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from weights_files import FORGED, join, make_weights, mapping_of, places, refused, split
 
-from rnnlm import checkpoint, files
+from rnnlm import files
 from rnnlm.checkpoint import CheckpointError
 from rnnlm.files import SaveError
+from rnnlm.training import state_file
 
 path = weights_files.path  # a fixture
 
@@ -36,8 +37,8 @@ def test_state_round_trip(tmp_path: Path) -> None:
         "step": np.array(7.0, dtype=np.float32),  # torch keeps its step count like this
     }
     metadata = {"epoch": 3, "best": None, "rng": rng.bit_generator.state}
-    checkpoint.save_state(path, arrays, metadata)
-    loaded, values = checkpoint.load_state(path)
+    state_file.save(path, arrays, metadata)
+    loaded, values = state_file.load(path)
     assert loaded.keys() == arrays.keys()
     for name, array in arrays.items():
         assert loaded[name].dtype == array.dtype and loaded[name].shape == array.shape
@@ -54,10 +55,10 @@ def test_state_round_trip(tmp_path: Path) -> None:
 
 def test_a_state_is_in_memory_once(tmp_path: Path) -> None:
     path, size = tmp_path / "x.resume", 1 << 22
-    checkpoint.save_state(path, {"params": np.zeros(size // 8), "m": np.ones(size // 8)}, {})
+    state_file.save(path, {"params": np.zeros(size // 8), "m": np.ones(size // 8)}, {})
     tracemalloc.start()
     try:
-        arrays, _ = checkpoint.load_state(path)
+        arrays, _ = state_file.load(path)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -101,27 +102,27 @@ def test_what_was_there_is_kept_under_another_name(
 def test_a_state_with_another_character_in_its_header_is_refused(old: bytes, new: bytes, tmp_path: Path) -> None:
     """The header is still valid, but not the one that was written."""
     path = tmp_path / "x.resume"
-    checkpoint.save_state(path, {"a": np.arange(6, dtype=np.int32).reshape(2, 3)}, {"epoch": 7})
+    state_file.save(path, {"a": np.arange(6, dtype=np.int32).reshape(2, 3)}, {"epoch": 7})
     good = path.read_bytes()
     assert good.count(old) == 1
     path.write_bytes(good.replace(old, new))
-    assert "is damaged" in refused(path, checkpoint.load_state)
+    assert "is damaged" in refused(path, state_file.load)
 
 
 def test_state_may_be_empty(tmp_path: Path) -> None:
-    checkpoint.save_state(tmp_path / "x.resume", {}, {})
-    assert checkpoint.load_state(tmp_path / "x.resume") == ({}, {})
+    state_file.save(tmp_path / "x.resume", {}, {})
+    assert state_file.load(tmp_path / "x.resume") == ({}, {})
 
 
 def test_a_non_finite_state_is_kept(tmp_path: Path) -> None:
     """Whether a moment may be infinite is for the trainer to judge; the file returns what it was given."""
-    checkpoint.save_state(tmp_path / "x.resume", {"m": np.array([math.inf, math.nan])}, {})
-    np.testing.assert_array_equal(checkpoint.load_state(tmp_path / "x.resume")[0]["m"], [math.inf, math.nan])
+    state_file.save(tmp_path / "x.resume", {"m": np.array([math.inf, math.nan])}, {})
+    np.testing.assert_array_equal(state_file.load(tmp_path / "x.resume")[0]["m"], [math.inf, math.nan])
 
 
 def test_one_kind_of_file_is_not_taken_for_the_other(path: Path) -> None:
-    assert "format is 'rnn-weights', not 'rnn-resume'" in refused(path, checkpoint.load_state)
-    checkpoint.save_state(path, dict(make_weights().parameters()), {})
+    assert "format is 'rnn-weights', not 'rnn-resume'" in refused(path, state_file.load)
+    state_file.save(path, dict(make_weights().parameters()), {})
     assert "format is 'rnn-resume', not 'rnn-weights'" in refused(path)
 
 
@@ -143,14 +144,14 @@ def test_state_that_a_file_cannot_hold_is_refused(
     tmp_path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        checkpoint.save_state(tmp_path / "x.resume", arrays, metadata)
+        state_file.save(tmp_path / "x.resume", arrays, metadata)
     assert not os.listdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def state_scratch(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     path = tmp_path_factory.mktemp("fuzz") / "x.resume"
-    checkpoint.save_state(path, {"m": np.arange(6.0).reshape(2, 3), "v": np.arange(5, dtype=np.uint8)}, {"a": 1})
+    state_file.save(path, {"m": np.arange(6.0).reshape(2, 3), "v": np.arange(5, dtype=np.uint8)}, {"a": 1})
     return path, path.read_bytes()
 
 
@@ -163,19 +164,19 @@ def test_a_forged_state_is_refused_or_valid(state_scratch: tuple[Path, bytes], d
     container[key] = data.draw(FORGED)
     path.write_bytes(join(header, tensors))
     try:
-        arrays, metadata = checkpoint.load_state(path)
+        arrays, metadata = state_file.load(path)
     except CheckpointError as error:
         assert str(error).startswith(f"{path}: ") and str(error).isprintable()
     else:
-        checkpoint.save_state(path, arrays, metadata)
+        state_file.save(path, arrays, metadata)
 
 
 def test_a_truncated_state_is_refused(state_scratch: tuple[Path, bytes]) -> None:
     path, good = state_scratch
     for size in range(len(good)):
         path.write_bytes(good[:size])
-        refused(path, checkpoint.load_state)
+        refused(path, state_file.load)
     header, tensors = split(good)
     header["__metadata__"]["state"] = "[]"
     path.write_bytes(join(header, tensors))
-    assert "state must be a JSON object" in refused(path, checkpoint.load_state)
+    assert "state must be a JSON object" in refused(path, state_file.load)

@@ -19,7 +19,7 @@ from running import BACKENDS, options, refused, run, same_weights
 from trainers import TorchTrainer
 
 from rnnlm import checkpoint
-from rnnlm.training import distributed
+from rnnlm.training import distributed, state_file
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import PeerLost
 
@@ -105,7 +105,7 @@ def test_a_killed_process_ends_the_run_with_one_message_and_resume_goes_on(
     # And with more epochs on one process, which takes the batch rows of both.
     result = run(backend, *options(text, killed, **long | {"batch_size": 8, "epochs": 13}), "--resume")
     assert result.returncode == 0, result.stderr
-    assert checkpoint.load_state(killed.with_suffix(".resume"))[1]["progress"]["epoch"] == 13
+    assert state_file.load(killed.with_suffix(".resume"))[1]["progress"]["epoch"] == 13
     refused(run(backend, *options(text, killed, **long), "--resume"), 2, "batch_size", "8", "4")
 
 

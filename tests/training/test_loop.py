@@ -17,7 +17,7 @@ from trainers import CTrainer, small_run
 import torch_rnn
 from rnnlm import checkpoint
 from rnnlm.data.corpus import load_corpus
-from rnnlm.training import loop
+from rnnlm.training import loop, state_file
 from rnnlm.training.run import regularizer
 
 
@@ -141,7 +141,7 @@ def test_plateau_halves_the_rate_and_puts_the_best_weights_back(text: Path, tmp_
         else:
             rate, stale = rate / 2, stale + 1
     assert 0 < stale < len(rows)
-    arrays, metadata = checkpoint.load_state(out.with_suffix(".resume"))
+    arrays, metadata = state_file.load(out.with_suffix(".resume"))
     if metadata["progress"]["stale"]:
         assert np.array_equal(arrays["params"], arrays["best"])
     assert np.array_equal(checkpoint.load(out).weights.flat_parameters(), arrays["best"])

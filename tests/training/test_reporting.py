@@ -10,7 +10,7 @@ from running import options, refused, run, train
 from trainers import CTrainer, small_run
 
 from rnnlm import checkpoint
-from rnnlm.training import reporting
+from rnnlm.training import reporting, state_file
 from rnnlm.training.runfiles import RunFiles
 
 
@@ -91,7 +91,7 @@ def test_tensorboard_reads_the_events_even_of_a_resumed_run(text: Path, tmp_path
     out = tmp_path / "model.safetensors"
     assert train("c", *options(text, out, epochs=2, patience=0), "--tensorboard").returncode == 0
     assert train("c", *options(text, out, epochs=3, patience=0), "--tensorboard", "--resume").returncode == 0
-    seen, rows = scalars(out.with_suffix(".tensorboard")), checkpoint.load_state(out.with_suffix(".resume"))[1]
+    seen, rows = scalars(out.with_suffix(".tensorboard")), state_file.load(out.with_suffix(".resume"))[1]
     rows = rows["progress"]["history"]
     assert [step for step, _ in seen["train/loss"]] == list(range(1, rows[-1]["step"] + 1))
     for tag, name in (("validation/loss", "validation_loss"), ("validation/perplexity", "validation_perplexity")):

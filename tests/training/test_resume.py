@@ -18,7 +18,7 @@ from running import BACKENDS, REGULARIZED, command, options, refused, run, same_
 from trainers import TRAINERS, CTrainer, small_run, take_step
 
 from rnnlm import checkpoint, files
-from rnnlm.training import loop
+from rnnlm.training import loop, state_file
 from rnnlm.training.config import ConfigError
 from rnnlm.training.distributed import Group
 from rnnlm.training.progress import Progress
@@ -108,7 +108,7 @@ def test_a_stop_on_a_full_disk_says_that_nothing_was_saved(tmp_path: Path, monke
     step = CTrainer.train_step
 
     def stop(*arguments: object) -> tuple[float, float]:
-        monkeypatch.setattr(checkpoint, "save_state", lambda *_, **__: (_ for _ in ()).throw(files.SaveError("full")))
+        monkeypatch.setattr(state_file, "save", lambda *_, **__: (_ for _ in ()).throw(files.SaveError("full")))
         os.kill(os.getpid(), signal.SIGTERM)
         return step(*arguments)
 
@@ -307,13 +307,13 @@ def test_a_state_of_release_0_1_goes_on(backend: str, tmp_path: Path) -> None:
     else:
         arrays |= {f"step.{index}": np.array(10, dtype=np.float32) for index in range(5)}
     arrays["hidden"] = rng.random((2, 5), dtype=np.float32)
-    checkpoint.save_state(one.files.resume, arrays | {"best": one.trainer.weights().flat_parameters()}, metadata)
+    state_file.save(one.files.resume, arrays | {"best": one.trainer.weights().flat_parameters()}, metadata)
     assert one.resume() and dataclasses.asdict(one.progress) == progress
     state = one.trainer.state()
     assert state.keys() == arrays.keys()
     assert all(np.array_equal(state[name], array) for name, array in arrays.items())
     del config["dropout"]  # an option that a release lacks has its default
-    checkpoint.save_state(one.files.resume, arrays, metadata)
+    state_file.save(one.files.resume, arrays, metadata)
     assert one.resume()
     loop.train(one)
     assert (one.progress.epoch, one.progress.step) == (3, 0)
@@ -343,7 +343,7 @@ def test_a_state_of_another_version_is_refused(text: Path, tmp_path: Path) -> No
     file = out.with_suffix(".resume")
     file.write_bytes(file.read_bytes().replace(b'"version":"3"', b'"version":"1"', 1))
     refused(train("c", *options(text, out), "--resume"), 2, "model.resume", "version is '1'", "--resume")
-    arrays, metadata = checkpoint.load_state(out.with_suffix(".resume.1"))
+    arrays, metadata = state_file.load(out.with_suffix(".resume.1"))
     del metadata["progress"]["epoch"], arrays["hidden"]
-    checkpoint.save_state(file, arrays, metadata)
+    state_file.save(file, arrays, metadata)
     refused(train("c", *options(text, out), "--resume"), 2, "model.resume", "hidden")
