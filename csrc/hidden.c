@@ -4,8 +4,8 @@
  *     backward  a_t = (dh_t + a_{t+1} Whh^T) * (1 - h_t^2)        the gradient before tanh (Werbos 1990)
  *               dWxh = sum_t x_t^T a_t    dWhh = sum_t h_{t-1}^T a_t    dbh = sum_t a_t
  *
- * Only the products with Whh depend on the step before. All x_t Wxh are one matrix product ahead of the sweep, and
- * the three gradients are one matrix product each after it. Batch rows are independent, so each thread takes its own
+ * Only the products with Whh wait for the step before. All x_t Wxh are one matrix product ahead of the sweep, and
+ * each of the three gradients is one matrix product after it. Batch rows are independent, so each thread takes its own
  * through all of time, without a barrier between steps.
  */
 #include <math.h>
@@ -73,7 +73,7 @@ bool rnn_hidden_forward(rnn_work *w, const rnn_inputs *in, const float *params, 
     float largest = project_inputs(w, in, params, w->hidden + B * stride);
     largest = fmaxf(largest, pack(w, params + w->at.whh, H, w->whh));
     largest = fmaxf(largest, k->max_abs(B * H, state));
-    /* tanh would hide an infinity, and the loss with it. */
+    /* tanh would hide an infinity: neither the state nor the loss would show it. */
     if (!isfinite(largest)) return false;
     for (size_t b = 0; b < B; b++) {
         float *row = w->hidden + b * stride;
@@ -96,7 +96,7 @@ bool rnn_hidden_forward(rnn_work *w, const rnn_inputs *in, const float *params, 
             copy_to_operand(w, (t + 1) * B + b0, mine);
         }
     }
-    /* The sums of finite numbers may still have been inf - inf. A NaN stays in its batch row, so the last step shows it. */
+    /* A sum of finite numbers may still have become inf - inf. A NaN stays in its batch row, so the last step shows it. */
     return isfinite(k->max_abs(B * stride, w->hidden + T * B * stride));
 }
 

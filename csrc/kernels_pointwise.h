@@ -40,8 +40,8 @@ INLINE void softmax_of(bool whole, size_t m, size_t panels, float *z, size_t z_p
         float coarse = powers * 0.693359375f, fine = powers * -2.12194440e-4f;
         dvec total[2] = {{0}, {0}};
         for (size_t p = 0; p < panels; p++) {
-            /* The sum is in double from here on: of the 2 to 4 numbers that it takes in at a time, none is larger
-             * than 1, and their own sum is as good as they are. */
+            /* From here on the sum is in double. The 2 to 4 numbers that are added in float first are at most 1, so their sum
+             * is as accurate as they are. */
             vec here = {0};
             UNROLL for (size_t j = 0; j < TILE_VECS; j++) {
                 float *at = row + p * z_panel + j * LANES;

@@ -4,19 +4,19 @@
  *     p_nv = exp(z_nv - lse_n)      d_nv = scale * (p_nv - [v = y_n])
  *     dh_n = sum_v d_nv Why[:,v]    d[Why; by] = sum_n [h_n, 1]^T d_n
  *
- * The gradient needs lse_n, which needs all of the vocabulary: so the obvious program goes over the vocabulary twice
+ * The gradient needs lse_n, which needs the whole vocabulary, so the obvious program goes over the vocabulary twice
  * and computes each logit twice (Cut Cross-Entropy, Wijmans et al. 2024), for 8NHV operations. This one takes 6NHV:
  *
- *   Tiles     It takes `rows` tokens at a time and keeps the exponentials of that tile: a buffer as large as Why, that
- *             lives in the last-level cache, whatever the length of the sequence.
+ *   Tiles     It takes `rows` tokens at a time and keeps the exponentials of that tile: a buffer about as large as Why,
+ *             which stays in the last-level cache whatever the length of the sequence.
  *   Blocks    Each block of the vocabulary shifts by its own maximum m_nb (the "split" form of the online softmax,
  *             Milakov & Gimelshein 2018): e_nv = exp(z_nv - m_nb), s_nb = sum of them, u_nb = sum_v e_nv Why[:,v].
  *             No block waits for another. Once all are done, lse_n = log sum_b s_nb exp(m_nb), and the factor
- *             f_nb = exp(m_nb - lse_n) makes good what each had left out: p_nv = f_nb e_nv, so
+ *             f_nb = exp(m_nb - lse_n) corrects each block for its own shift: p_nv = f_nb e_nv, so
  *                 dh_n = scale * (sum_b f_nb u_nb - Why[:,y_n])
  *                 d[Why; by] of block b = sum_n (scale f_nb [h_n, 1])^T (e_n - [v = y_n] / f_nb)
- *   Parts     Of a large vocabulary, the u_nb of all blocks are as large as Why itself. So neighbouring blocks are added up
- *             as one part while they are in the cache, each shifted by the largest maximum so far.
+ *   Parts     With a large vocabulary, the u_nb of all blocks are as large as Why itself. So neighbouring blocks are added
+ *             up as one part while they are in the cache, each shifted by the largest maximum so far.
  *
  * With w->rounded, the operands h, Why, e and f h are rounded to bfloat16, as output_bfloat16.c explains: maxima are then
  * whole powers of 2, and the target's own share of the gradient is kept out of the products.
@@ -36,7 +36,7 @@ typedef struct tile {
     size_t rows, blocks;
 } tile;
 
-/* From panel to panel of the logits of a block. */
+/* The distance from panel to panel in the logits of a block. */
 static size_t panel_step(const rnn_work *w, size_t rows) { return rows * w->kernels->panel + RNN_SKEW; }
 
 /* Where logit v of a block's row n lies among its panels. */
@@ -97,7 +97,7 @@ static void block_forward(rnn_work *w, const tile *t, size_t block, bool gradien
     }
 }
 
-/* No block counts for less than this: 1 / f_nb must stay a float, and no gradient shows e^-60. */
+/* No factor is smaller than this: 1 / f_nb must stay finite, and e^-60 is invisible in any gradient. */
 #define LEAST_FACTOR 8.75651076269652e-27 /* exp(-60) */
 
 /* The exponential of row n's target. */
@@ -195,26 +195,26 @@ static tile tile_at(const rnn_work *w, const rnn_output *out, size_t N, size_t n
     };
 }
 
-/* The largest magnitude in Why and by, infinity when one is not finite; known once a tile has gone forward. */
+/* The largest magnitude in Why and by, infinity if one is not finite; known after the forward pass of a tile. */
 static double largest_weight(const rnn_work *w, size_t blocks) {
     double largest = 0.0;
     for (size_t b = 0; b < blocks; b++) largest = fmax(largest, w->block_largest[b]);
     return largest;
 }
 
-static double loss_alone(rnn_work *w, const rnn_output *out, size_t N) {
+static double loss_only(rnn_work *w, const rnn_output *out, size_t N) {
     double loss = 0.0;
     for (size_t n0 = 0; n0 < N;) {
         tile t = tile_at(w, out, N, n0);
         loss += tile_forward(w, &t, n0, false);
         n0 += t.rows;
     }
-    /* A bias of -inf is a probability of 0, and no weight. */
+    /* A bias of -inf would be a probability of 0 and leave no trace in the loss, but it is not a finite weight. */
     return isfinite(largest_weight(w, rnn_ceil_div(out->columns, RNN_BLOCK))) ? loss : NAN;
 }
 
 double rnn_output_pass(rnn_work *w, const rnn_output *out, size_t N) {
-    if (!out->dwhy) return loss_alone(w, out, N);
+    if (!out->dwhy) return loss_only(w, out, N);
     double loss = 0.0;
     for (size_t n0 = 0; n0 < N;) {
         tile t = tile_at(w, out, N, n0);
@@ -224,7 +224,7 @@ double rnn_output_pass(rnn_work *w, const rnn_output *out, size_t N) {
         /* No |h| exceeds `bound`, so no logit exceeds that times the sum of a column's weights. If that may overflow,
          * the loss of a later tile may turn out not finite, and then dwhy must not have been written. */
         if (n0 == 0 && N > t.rows && largest * (double)(w->H + 1) * out->bound > (double)FLT_MAX) {
-            if (!isfinite(loss_alone(w, out, N))) return NAN;
+            if (!isfinite(loss_only(w, out, N))) return NAN;
             tile_forward(w, &t, n0, true);
         }
         RNN_OMP(parallel for num_threads(w->threads) schedule(dynamic))

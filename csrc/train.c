@@ -4,7 +4,7 @@
 
 #include "internal.h"
 
-/* x are words, y columns of the output layer. */
+/* x holds words, y columns of the output layer. */
 static int32_t check_chunk(const rnn_work *w, const int32_t *x, const int32_t *y, int32_t steps, int32_t batch,
                            size_t columns) {
     if (steps < 1 || (size_t)steps > w->max_steps || batch < 1 || (size_t)batch > w->max_batch) return RNN_E_DIM;

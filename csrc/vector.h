@@ -44,7 +44,7 @@ typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 /* The same in memory: at any address, and whatever the memory's declared type. */
 typedef float vec_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t uvec_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-/* Half as many doubles fill a register: sums in double take a pair. */
+/* Half as many doubles fill a register, so sums in double take a pair. */
 typedef float half_vec __attribute__((vector_size(2 * LANES)));
 typedef double dvec __attribute__((vector_size(4 * LANES)));
 
@@ -65,8 +65,8 @@ INLINE vec load_part(const float *x, size_t count, float fill) {
     return load(part);
 }
 
-/* c + a * b. clang for arm64 fuses the two only where it expects to gain by it, and sums over k would then differ from
- * tile to tile; so there it is not asked. */
+/* c + a * b. clang for arm64 fuses the two only where it expects a gain, and sums over k would then differ from
+ * tile to tile; the intrinsic leaves it no choice. */
 INLINE vec multiply_add(vec a, vec b, vec c) {
 #if defined(__aarch64__) && defined(__clang__)
     return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);

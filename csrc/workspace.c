@@ -27,9 +27,9 @@ void *rnn_aligned_alloc(size_t size, void **memory) {
 /* At most so many bytes of exponentials are kept, however large the vocabulary. */
 #define KEPT ((size_t)256 << 20)
 
-/* Tokens whose logits are held at a time. Each tile reads Why and updates its gradient once, so more is better, until the
- * logits of a block and its panels fill the L2 cache: 264 rows of a block are 594 KiB, of 1 MiB on today's servers. From
- * 254,000 words on there are fewer rows. */
+/* Sets how many tokens have their logits in memory at a time. Each tile reads Why and updates its gradient once, so more is
+ * better, until the logits of a block and its panels fill the L2 cache: 264 rows of a block are 594 KiB, of 1 MiB on
+ * today's servers. From 254,000 words on there are fewer rows. */
 static void size_output(rnn_work *w) {
     w->blocks = rnn_ceil_div(w->max_columns, RNN_BLOCK);
     w->part_blocks = rnn_max(1, w->blocks / 64);
