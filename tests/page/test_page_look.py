@@ -358,12 +358,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         ("page-light", "light", {"width": 1280, "height": 1180}),
         ("page-dark", "dark", {"width": 1280, "height": 1040}),
         ("page-phone", "light", {"width": 390, "height": 1400}),
+        ("page-inside", "light", {"width": 1280, "height": 1320}),
     ],
 )
 def test_screenshots_for_the_readme(
     trained: Server, open_page: OpenPage, name: str, theme: str, size: dict[str, int]
 ) -> None:
-    view = "weights" if name == "page-dark" else "generate"
+    view = {"page-dark": "weights", "page-inside": "inside"}.get(name, "generate")
     url = f"{trained.url}/#view={view}" + (f"&prompt={PROMPT.replace(' ', '+')}&seed=21" if view == "generate" else "")
     page = open_page(url, viewport=size, color_scheme=theme)
     if view == "generate":
@@ -372,6 +373,9 @@ def test_screenshots_for_the_readme(
         places = words(page, "c").evaluate_all("words => words.map(word => word.getBoundingClientRect().left)")
         words(page, "c").nth(places.index(min(places))).hover()
         expect(page.get_by_role("tooltip")).to_be_visible()
+    elif view == "inside":
+        page.locator("#inside-why").get_by_role("button", name="government", exact=True).hover()
+        expect(page.locator("#inside-state .lists")).to_be_visible()
     else:
         expect(page.locator("#chart polyline").first).to_be_visible()
     page.evaluate("document.fonts.ready")
