@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -28,7 +29,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from worker import random_weights
 
-from rnnlm import checkpoint
+from rnnlm import binding, checkpoint
 from rnnlm.data.text import EOS
 
 RESULTS = HERE / "results"
@@ -38,6 +39,16 @@ WIKITEXT2 = {"vocab": 31_266, "embed": 300, "hidden": 100}
 VOCABS = (10_000, 31_266, 100_000, 200_000)
 HIDDEN = (50, 100, 200, 500, 1000)
 MEMORY_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+# Engines: C in float32; C with `--precision bfloat16`; PyTorch, with set_float32_matmul_precision("medium"), compiled.
+ENGINES = ("c", "bfloat16", "torch", "medium", "compile")
+# The ratios of a row, each the median of its rounds: C's speed by PyTorch's, and C's with bfloat16 operands by theirs.
+RATIOS = (("c", "torch"), ("c", "compile"), ("bfloat16", "torch"), ("bfloat16", "medium"), ("bfloat16", "c"))
+
+
+def ratio_key(ours: str, theirs: str) -> str:
+    return f"ratio_to_{theirs}" if ours == "c" else f"{ours}_ratio_to_{theirs}"
 
 
 class Case(NamedTuple):
@@ -50,14 +61,15 @@ class Case(NamedTuple):
 def cases(threads: int, quick: bool, folder: Path) -> Iterator[Case]:
     """Yield every comparison, in the order of the table."""
     both, three = ("c", "torch"), ("c", "torch", "compile")
+    training_engines = ("c", "bfloat16", "torch", "medium")
 
     def training(
-        group: str, name: str, batch: int, steps: int, engines: tuple[str, ...] = both, **changed: Any
+        group: str, name: str, batch: int, steps: int, engines: tuple[str, ...] = training_engines, **changed: Any
     ) -> Case:
         spec = {"task": "train", "batch": batch, "steps": steps, "threads": threads, **WIKITEXT2, **changed}
         # PyTorch keeps the logits, their softmax and their gradients: nearly 20 bytes per token and word.
         fits = 20 * spec["vocab"] * batch * steps < 0.5 * MEMORY_BYTES
-        return Case(group, name, spec, engines if fits else ("c",))
+        return Case(group, name, spec, engines if fits else ("c", "bfloat16"))
 
     def generation(group: str, name: str, sequences: int, engines: tuple[str, ...] = both, **changed: Any) -> Case:
         spec = {"task": "generate", "sequences": sequences, "threads": threads, **WIKITEXT2, **changed}
@@ -65,7 +77,7 @@ def cases(threads: int, quick: bool, folder: Path) -> Iterator[Case]:
 
     shapes = [(1, 250), (20, 35), (32, 35), (64, 35), (1, 5000), (1, 20)]
     for batch, steps in shapes:
-        yield training("train", f"{batch} x {steps}", batch, steps, both if quick else three)
+        yield training("train", f"{batch} x {steps}", batch, steps, training_engines + (() if quick else ("compile",)))
     for batch, steps in [(1, 250), (32, 35)] if quick else shapes:
         yield training("train V=200k", f"{batch} x {steps}", batch, steps, vocab=200_000)
     for sequences in (1, 16) if quick else (1, 2, 4, 8, 16, 32):
@@ -147,8 +159,10 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     for engine in case.engines:
         row[f"{engine}_tokens_per_second"] = statistics.median(rates[engine])
         row[f"{engine}_megabytes"] = max(s[engine]["megabytes"] for s in samples)
-        if engine != "c":
-            row[f"ratio_to_{engine}"] = statistics.median(a / b for a, b in zip(rates["c"], rates[engine], strict=True))
+    for ours, theirs in RATIOS:
+        if ours in rates and theirs in rates:
+            pairs = zip(rates[ours], rates[theirs], strict=True)
+            row[ratio_key(ours, theirs)] = statistics.median(a / b for a, b in pairs)
     if case.spec["task"] != "load":
         row["c_gflops"] = row["c_tokens_per_second"] * flops(case.spec) / 1e9
     return row | {"rounds": len(samples)}
@@ -174,23 +188,31 @@ def write_weights(folder: Path, vocab: int) -> None:
 
 # The columns of the table: heading, width.
 COLUMNS = (
-    *(("", 39), ("C", 11), ("PyTorch", 11), ("compiled", 11), ("eager", 9), ("compiled", 9)),
-    *(("GFLOP/s", 9), ("of peak", 8), ("C", 8), ("PyTorch", 8)),
+    *(("", 39), ("C", 9), ("C bf16", 9), ("PyTorch", 9), ("medium", 9), ("compiled", 9)),
+    *(("PyTorch", 9), ("compiled", 9), ("PyTorch", 9), ("medium", 8), ("C", 6)),
+    *(("GFLOP/s", 9), ("of peak", 8), ("C", 7), ("C bf16", 7), ("PyTorch", 8)),
 )
 
 
 def cells(row: dict[str, Any], peak_threads: int) -> Iterator[str]:
     """Yield the cells of a line of the table, "-" for what was not measured."""
     shown = (
-        *((f"{engine}_tokens_per_second", 11, ",.0f") for engine in ("c", "torch", "compile")),
-        *((f"ratio_to_{engine}", 9, ".2f") for engine in ("torch", "compile")),
+        *((f"{engine}_tokens_per_second", 9, ",.0f") for engine in ENGINES),
+        *((ratio_key(*pair), width, ".2f") for pair, width in zip(RATIOS, (9, 9, 9, 8, 6), strict=True)),
         *(("c_gflops", 9, ".0f"), ("of_peak", 8, ".0%")),
-        *((f"{engine}_megabytes", 8, ",.0f") for engine in ("c", "torch")),
+        *((f"{engine}_megabytes", width, ",.0f") for engine, width in (("c", 7), ("bfloat16", 7), ("torch", 8))),
     )
     if "c_gflops" in row and row["threads"] == peak_threads:
         row = row | {"of_peak": row["c_gflops"] / row["peak_gflops"]}
     for key, width, form in shown:
         yield f"{format(row[key], form) if key in row else '-':>{width}}"
+
+
+def processor() -> str:
+    """Return the processor's name, family and model (Linux)."""
+    found = re.findall(r"^(cpu family|model|model name)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    known = dict(found)
+    return f"{known.get('model name')}, family {known.get('cpu family')}, model {known.get('model')}"
 
 
 def main() -> None:
@@ -204,10 +226,19 @@ def main() -> None:
     options = parser.parse_args()
 
     gflops, gigabytes = peak(options.threads)
+    print(f"{processor()}; C uses the kernels for {binding.kernel()}")
     print(f"{options.threads} threads: {gflops:.0f} GFLOP/s of multiply-adds, {gigabytes:.1f} GB/s of copying at most")
-    print(f"{'':39}{'tokens per second':^33}{'C is faster by':^18}{'C':^17}{'peak memory, MB':^16}")
+    print(
+        f"{'':39}{'tokens per second':^45}{'C is faster by':^18}{'C bf16 is faster by':^23}{'C':^17}"
+        f"{'peak memory, MB':^22}"
+    )
     print("".join(f"{name:>{width}}" for name, width in COLUMNS))
-    machine = {"peak_gflops": gflops, "copy_gigabytes_per_second": gigabytes}
+    machine = {
+        "processor": processor(),
+        "kernels": binding.kernel(),
+        "peak_gflops": gflops,
+        "copy_gigabytes_per_second": gigabytes,
+    }
     rows: list[dict[str, Any]] = []
     measured: dict[str, dict[str, Any]] = {}  # some cases belong to two groups
     with tempfile.TemporaryDirectory() as folder:

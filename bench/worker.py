@@ -42,8 +42,9 @@ def train(spec: dict[str, Any]) -> Callable[[], int]:
         clip=1.0,
         learning_rate=LEARNING_RATE,
         device="cpu",
+        precision="bfloat16" if spec["engine"] == "bfloat16" else "float32",
     )
-    if spec["engine"] == "c":
+    if spec["engine"] in ("c", "bfloat16"):
         from main import Trainer
     else:
         from rnnlm.training.torch_trainer import TorchTrainer
@@ -53,10 +54,13 @@ def train(spec: dict[str, Any]) -> Callable[[], int]:
             model_class = RNN
 
     trainer = Trainer(random_weights(spec["vocab"], spec["embed"], spec["hidden"]), config)
-    if spec["engine"] == "compile":
+    if spec["engine"] in ("compile", "medium"):
         import torch
 
-        trainer.model.forward = torch.compile(trainer.model.forward)
+        if spec["engine"] == "compile":
+            trainer.model.forward = torch.compile(trainer.model.forward)
+        else:
+            torch.set_float32_matmul_precision("medium")
     shape = (2, spec["steps"], spec["batch"])
     x, y = np.random.default_rng(1).integers(0, spec["vocab"], shape, dtype=np.int32)
 
