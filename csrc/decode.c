@@ -132,8 +132,8 @@ int32_t rnn_prefill(rnn_decoder *decoder, const int32_t *tokens, int32_t count, 
     return RNN_OK;
 }
 
-/* One group of sequences, from hidden rows to tokens. A thread measures each block of logits while they are in its cache; then
- * a draw looks at what was measured, and at one block. */
+/* One group of sequences, from hidden rows to tokens. A thread measures each block of logits while they are in its cache;
+ * then a draw looks at what was measured, and at one block. */
 static void draw_group(rnn_decoder *d, size_t n, const float *hidden, const rnn_sampling *sampling, int32_t *next,
                        float *logp, float *logits) {
     size_t V = d->model->V;
