@@ -38,6 +38,7 @@ from weights_files import (
 
 from rnnlm import checkpoint
 from rnnlm.checkpoint import Checkpoint, CheckpointError, Weights
+from rnnlm.data.text import TOKENIZERS
 from rnnlm.files import SaveError
 from rnnlm.training import state_file
 
@@ -66,7 +67,7 @@ def test_every_finite_number_keeps_its_bits(path: Path) -> None:
     v=st.integers(1, 9),
     e=st.integers(1, 9),
     h=st.integers(1, 9),
-    tokenizer=st.sampled_from(["wikitext", "plain"]),
+    tokenizer=st.sampled_from(TOKENIZERS),
     backend=st.sampled_from(["c", "torch"]),
     letters=st.text(st.characters(categories=["L", "P"]), min_size=1, max_size=9),
     config=st.dictionaries(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from running import BACKENDS, options, refused, train
@@ -10,6 +11,8 @@ from running import BACKENDS, options, refused, train
 import rnn
 from rnnlm import checkpoint
 from rnnlm.training.cli import parse
+from rnnlm.training.config import ConfigError, TrainConfig
+from rnnlm.training.run import Run
 
 GERMAN = (
     "Der König saß im Schloß. Die Königin ging nach Köln! Größe zählt für Mäuse nicht. Z.B. Dr. Bär kam 1945.\n" * 40
@@ -74,3 +77,10 @@ def test_a_run_of_an_earlier_release_on_own_text_goes_on(text: Path, tmp_path: P
     assert train("c", *options(text, out), "--tokenizer", "plain").returncode == 0
     refused(train("c", *options(text, out, hidden_size=11), "--resume"), 2, "hidden_size")
     assert train("c", *options(text, out, epochs=3), "--tokenizer", "plain", "--resume").returncode == 0
+
+
+def test_several_processes_cannot_share_standard_input() -> None:
+    group = SimpleNamespace(size=2, rank=0)
+    for given in ({"corpus": "-"}, {"validation": "-"}, {"test": "-"}):
+        with pytest.raises(ConfigError, match="several processes cannot share standard input: give a text file"):
+            Run.prepare(TrainConfig(**given), None, group)  # type: ignore[arg-type]
