@@ -321,3 +321,12 @@ def test_the_counts_of_dropped_words_are_bounded(write, monkeypatch: pytest.Monk
     monkeypatch.setattr(encoding, "_MAX_DROPPED_TYPES", 3)
     found = load_corpus(write(" ".join(f"a {i}" for i in range(9)) + " 1 1. b."))
     assert found.words.dropped == 11 and found.words.most_dropped == (("1", 3), ("0", 1), ("2", 1))
+
+
+def test_dropped_words_are_counted_over_all_blocks(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rnnlm.data import encoding
+
+    monkeypatch.setattr(encoding, "_BLOCK", 3)
+    monkeypatch.setattr(text_files, "_CHUNK_BYTES", 8)
+    found = load_corpus(write("a 1 b 22. " * 20 + "c 1."))
+    assert found.words.most_dropped == (("1", 21), ("22", 20)) and found.words.kept == 41
