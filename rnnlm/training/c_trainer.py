@@ -13,6 +13,7 @@ from rnnlm.binding import AdamWOptions, RNNNonFiniteError, Workspace
 from rnnlm.checkpoint import Weights
 from rnnlm.language_model import LanguageModel
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
+from rnnlm.training import schedule
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import Group
 
@@ -41,6 +42,7 @@ class CTrainer:
         self.grads = np.empty_like(self.params)
         moments = {"sgd": ["velocity"] if config.momentum else [], "adamw": ["m", "v"]}[config.optimizer]
         self.moments = {name: np.zeros_like(self.params) for name in moments}
+        self.average = self.params.copy() if config.average else None
         self.updates = 0
         self.hidden = np.zeros((config.batch_size, weights.hidden_size), dtype=np.float32)
         self.work: Workspace | None = None  # sized for the longest chunk so far
@@ -76,6 +78,7 @@ class CTrainer:
         # The 1e-6 is that of torch.nn.utils.clip_grad_norm_.
         clip = min(1.0, config.clip / (norm + 1e-6)) if config.clip else 1.0
         self.update(learning_rate, clip)
+        self.update_average()
         return loss / x.size, norm
 
     def update(self, learning_rate: float, grad_scale: float) -> None:
@@ -97,23 +100,40 @@ class CTrainer:
             m, v = self.moments["m"], self.moments["v"]
             binding.adamw_update(self.params, self.grads, m, v, options, grad_scale=grad_scale, threads=self.threads)
 
+    def update_average(self) -> None:
+        decay = schedule.average_decay(self.config, self.updates)
+        if self.average is None or decay == 1.0:
+            return
+        # average -= (1 - decay) * (average - params), in the buffer of the gradient, which is no longer needed.
+        np.subtract(self.average, self.params, out=self.grads)
+        binding.sgd_update(
+            self.average, self.grads, None, lr=1.0 - decay, momentum=0.0, grad_scale=1.0, threads=self.threads
+        )
+
+    @property
+    def averaged(self) -> F32:
+        """What is evaluated and saved."""
+        return self.params if self.average is None else self.average
+
     def evaluate(self, ids: I32) -> float:
         hidden = np.zeros((1, self.hidden.shape[1]), dtype=np.float32)
         total = 0.0
         for start in range(0, ids.size - 1, EVALUATION_STEPS):
             x = ids[start : min(start + EVALUATION_STEPS, ids.size - 1), None]
             y = ids[start + 1 : start + 1 + x.size, None]
-            total += self.evaluation.loss(self.params, self.embeddings, x, y, hidden)
+            total += self.evaluation.loss(self.averaged, self.embeddings, x, y, hidden)
         return total / (ids.size - 1)
 
     def reset_state(self) -> None:
         self.hidden[:] = 0.0
 
     def weights(self) -> Weights:
-        return Weights.from_flat(self.embeddings, self.params.copy(), self.hidden.shape[1])
+        return Weights.from_flat(self.embeddings, self.averaged.copy(), self.hidden.shape[1])
 
     def load_weights(self, weights: Weights) -> None:
         self.params[:] = weights.flat_parameters()
+        if self.average is not None:
+            self.average[:] = self.params
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         return {
@@ -121,10 +141,13 @@ class CTrainer:
             "hidden": self.hidden,
             "updates": np.array([self.updates], dtype=np.int64),
             **self.moments,
+            **({} if self.average is None else {"average": self.average}),
         }
 
     def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
         targets: dict[str, F32] = {"params": self.params, "hidden": self.hidden, **self.moments}
+        if self.average is not None:
+            targets["average"] = self.average
         for name, target in targets.items():
             target[:] = state[name]
         self.updates = int(state["updates"][0])

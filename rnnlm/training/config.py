@@ -76,6 +76,9 @@ class TrainConfig:
     sampled_softmax: int = option(
         0, "train with a softmax over N sampled words and those of the chunk; 0: over the whole vocabulary"
     )
+    average: float = option(
+        0.0, "decay of an exponential average of the weights, which is then evaluated and saved; 0: no average"
+    )
     clip: float = option(0.0, "clip the gradient to this norm; 0: no clipping")
     schedule: str = option(
         "constant",
@@ -118,7 +121,7 @@ class TrainConfig:
         for name, limit in (("embedding_size", MAX_EMBED), ("hidden_size", MAX_HIDDEN)):
             require((getattr(self, name) or 1) <= limit, name, f"at most {limit}")
         require(math.isfinite(self.learning_rate) and self.learning_rate > 0, "learning_rate", "a number above 0")
-        for name in ("momentum", "dropout", "input_dropout"):
+        for name in ("momentum", "dropout", "input_dropout", "average"):
             require(0.0 <= getattr(self, name) < 1.0, name, "from 0 to below 1")
         for name in ("learning_rate", "weight_decay", "clip"):
             require(getattr(self, name) < 3.4e38, name, "below 3.4e38, the largest float32")

@@ -7,6 +7,8 @@ import math
 from rnnlm.training.config import TrainConfig
 from rnnlm.training.progress import Progress
 
+AVERAGE_EVERY = 8  # updates between two terms of the average
+
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int, scale: float) -> float:
     """Return the rate of `step`, counted from 0 over the whole run. scale: `Progress.rate_scale`."""
@@ -16,6 +18,17 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int, scale: float
         done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
         return config.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))))
     return config.learning_rate * scale
+
+
+def average_decay(config: TrainConfig, updates: int) -> float:
+    """Return what the average of the weights is multiplied by after `updates` updates; 1.0: nothing is added.
+
+    At every eighth update only: an average over a thousand of them hardly differs, and a pass over all weights costs as
+    much as an optimizer's. At first the decay is smaller, or the initial weights would stay in the average for long.
+    """
+    if not config.average or updates % AVERAGE_EVERY:
+        return 1.0
+    return min(config.average, (1 + updates) / (10 + updates)) ** AVERAGE_EVERY
 
 
 def is_evaluated(config: TrainConfig, epoch: int) -> bool:

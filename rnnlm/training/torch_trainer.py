@@ -14,7 +14,7 @@ from torch import nn
 from rnnlm.arrays import I32
 from rnnlm.checkpoint import Weights
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
-from rnnlm.training import distributed
+from rnnlm.training import distributed, schedule
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import Group, TorchGroup
 from rnnlm.training.torch_rounded import RoundedLoss
@@ -49,6 +49,8 @@ class TorchTrainer:
         else:
             self.optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
         self.parameters = parameters
+        self.averages = [parameter.detach().clone() for parameter in parameters] if config.average else []
+        self.updates = 0
         self.hidden = self.model.zero_state(config.batch_size)
 
     def train_step(
@@ -76,11 +78,32 @@ class TorchTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
+        self.update_averages()
         self.hidden = hidden.detach()  # truncated BPTT: the state is carried over, the gradient is not
         return value, norm.item()
 
+    @torch.no_grad()
+    def update_averages(self) -> None:
+        self.updates += 1
+        decay = schedule.average_decay(self.config, self.updates)
+        if decay < 1.0:
+            for average, parameter in zip(self.averages, self.parameters, strict=True):
+                average.lerp_(parameter, 1.0 - decay)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this block the model has the averages for parameters, if they are kept."""
+        current = [parameter.data for parameter in self.parameters]
+        try:
+            for parameter, average in zip(self.parameters, self.averages or current, strict=True):
+                parameter.data = average
+            yield
+        finally:
+            for parameter, data in zip(self.parameters, current, strict=True):
+                parameter.data = data
+
     def evaluate(self, ids: I32) -> float:
-        with _plain_errors(self.group):
+        with _plain_errors(self.group), self.averaged():
             return self._evaluate(ids)
 
     @torch.inference_mode()
@@ -106,10 +129,12 @@ class TorchTrainer:
         self.hidden = torch.zeros_like(self.hidden)
 
     def weights(self) -> Weights:
-        return self.model.weights(self.embeddings)
+        with self.averaged():
+            return self.model.weights(self.embeddings)
 
     def load_weights(self, weights: Weights) -> None:
         self.model.load_weights(weights)
+        self.averages = [parameter.detach().clone() for parameter in self.parameters] if self.averages else []
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         tensors: dict[str, torch.Tensor] = {"hidden": self.hidden[0]}
@@ -118,7 +143,10 @@ class TorchTrainer:
             for name, value in self.optimizer.state[parameter].items():
                 if value is not None:
                     tensors[f"{name}.{index}"] = value
-        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        for index, average in enumerate(self.averages):
+            tensors[f"average.{index}"] = average
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        return arrays | ({"updates": np.array([self.updates], dtype=np.int64)} if self.averages else {})
 
     @torch.no_grad()
     def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
@@ -128,6 +156,10 @@ class TorchTrainer:
             value = torch.tensor(array)
             if kind == "hidden":
                 self.hidden = value.unsqueeze(0).to(self.device)
+            elif kind == "updates":
+                self.updates = int(value)
+            elif kind == "average":
+                self.averages[int(index)].copy_(value)
             elif kind == "parameter":
                 self.parameters[int(index)].copy_(value)
             else:  # torch keeps AdamW's step count on the processor

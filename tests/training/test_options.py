@@ -80,6 +80,8 @@ def test_the_command_line_wins_over_the_preset(preset: str) -> None:
         {"momentum": 1.0},
         {"dropout": 1.0},
         {"input_dropout": -0.1},
+        {"average": 1.0},
+        {"average": -0.5},
         {"sampled_softmax": -1},
         {"momentum": 0.5, "optimizer": "adamw"},
         {"weight_decay": 0.1},

@@ -60,7 +60,13 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_never_stopped(
 
 @pytest.mark.parametrize(
     "changed",
-    [{}, REGULARIZED, {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine"}, {"precision": "bfloat16"}],
+    [
+        {},
+        REGULARIZED,
+        {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine"},
+        {"precision": "bfloat16"},
+        {"average": 0.9},
+    ],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_run_stopped_within_an_epoch_ends_as_if_never_stopped(
