@@ -76,26 +76,15 @@ class Dims(ctypes.Structure):
 class AdamWOptions(ctypes.Structure):
     """`rnn_adamw`."""
 
-    _fields_ = [
-        ("lr", c_float),
-        ("beta1", c_float),
-        ("beta2", c_float),
-        ("epsilon", c_float),
-        ("weight_decay", c_float),
-        ("step", c_int32),
-    ]
+    _fields_ = [(name, c_float) for name in ("lr", "beta1", "beta2", "epsilon", "weight_decay")] + [("step", c_int32)]
 
 
 class RegularizationStruct(ctypes.Structure):
     """`rnn_regularization`."""
 
     _fields_ = [
-        ("input_mask", c_void_p),
-        ("output_mask", c_void_p),
-        ("candidates", c_void_p),
-        ("correction", c_void_p),
-        ("candidate_count", c_int32),
-        ("reserved", c_int32),
+        *((name, c_void_p) for name in ("input_mask", "output_mask", "candidates", "correction")),
+        *((name, c_int32) for name in ("candidate_count", "reserved")),
     ]
 
 
@@ -337,11 +326,8 @@ class Workspace:
     def _struct_of(self, regularization: Regularization, batch: int) -> RegularizationStruct:
         """Return the C struct, which points to the arrays of `regularization`: the caller keeps them alive."""
         struct = RegularizationStruct()
-        masks = {
-            "input_mask": (regularization.input_mask, self.embed),
-            "output_mask": (regularization.output_mask, self.hidden),
-        }
-        for name, (mask, width) in masks.items():
+        for name, width in (("input_mask", self.embed), ("output_mask", self.hidden)):
+            mask = getattr(regularization, name)
             if mask is not None:
                 _require_shape(name, mask, (batch, width))
                 setattr(struct, name, _address(mask, np.float32))
