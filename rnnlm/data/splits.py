@@ -1,4 +1,4 @@
-"""Which files of a folder are which split: told by the names that people give them.
+"""Find out from the names of a folder's files which split each of them is.
 
 A file belongs to the split that its path inside the folder names: any part of it, between punctuation or digits, that
 is `train`; `valid`, `validation`, `val` or `dev`; or `test`. So read `ptb.train.txt`, `wiki.valid.tokens`,

@@ -25,7 +25,7 @@ from rnnlm.data.encoding import CorpusError, cache_folder
 from rnnlm.data.wrapping import Wrapping, unwrap, wrapping
 
 _CHUNK_BYTES = 1 << 20
-_HEAD_BYTES = 1 << 18  # from which encoding and line wrapping are told
+_HEAD_BYTES = 1 << 18  # enough to recognise the encoding and wrapped lines
 _MAX_TOKEN_CHARS = 1 << 22
 
 _MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
@@ -35,12 +35,14 @@ _MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_OPENERS: dict[bytes, tuple[Callable[[IO[bytes]], IO[bytes]], str]] = {  # by their first bytes, and who unpacks them
-    b"\x1f\x8b": (lambda file: gzip.GzipFile(fileobj=file), "gzip -dc"),
-    b"BZh": (bz2.BZ2File, "bzip2 -dc"),
-    b"\xfd7zXZ\0": (lzma.LZMAFile, "xz -dc"),
-    b"PK\x03\x04": (lambda file: _open_zip(file), "unzip -p"),
-    b"PK\x05\x06": (lambda file: _open_zip(file), "unzip -p"),  # an empty one
+_OPENERS: dict[
+    bytes, tuple[Callable[[IO[bytes], str], IO[bytes]], str]
+] = {  # by their first bytes, and who unpacks them
+    b"\x1f\x8b": (lambda file, name: gzip.GzipFile(fileobj=file), "gzip -dc"),
+    b"BZh": (lambda file, name: bz2.BZ2File(file), "bzip2 -dc"),
+    b"\xfd7zXZ\0": (lambda file, name: lzma.LZMAFile(file), "xz -dc"),  # noqa: SIM115
+    b"PK\x03\x04": (lambda file, name: _open_zip(file, name), "unzip -p"),
+    b"PK\x05\x06": (lambda file, name: _open_zip(file, name), "unzip -p"),  # an empty one
 }
 _FOREIGN = {  # what people mistake for text, and what to do with it
     b"\x28\xb5\x2f\xfd": "is compressed by zstd: uncompress it (zstd -d)",
@@ -135,7 +137,7 @@ class TextFile:
             for start, (opener, program) in _OPENERS.items():
                 if magic.startswith(start):
                     self._unpack = program
-                    file = stack.enter_context(opener(file))
+                    file = stack.enter_context(opener(file, self.name))
                     break
             yield file
 
@@ -236,14 +238,14 @@ def _keep(name: str, pipe: IO[bytes]) -> TextFile:
     return TextFile(name, reopen, None)
 
 
-def _open_zip(file: IO[bytes]) -> IO[bytes]:
+def _open_zip(file: IO[bytes], path: str) -> IO[bytes]:
     """Open the one file of a zip archive. Raises CorpusError if it has several."""
     archive = zipfile.ZipFile(file)
     names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
     names = [name for name in names if not name.startswith("__MACOSX/")]
     if len(names) != 1:
         listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise CorpusError(f"{file.name!r} holds {len(names)} files ({listed}): unpack it (unzip), and give the folder")
+        raise CorpusError(f"{path!r} holds {len(names)} files ({listed}): unpack it (unzip), and give the folder")
     return archive.open(names[0])
 
 

@@ -83,6 +83,13 @@ def test_archives_of_several_files_are_refused_with_their_names(write) -> None:
         load_corpus(write(zipped({})))
 
 
+def test_an_archive_from_a_pipe_is_named_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = zipped({"a.txt": b"a b. c d.", "b.txt": b"e f."})
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(packed)))
+    with pytest.raises(CorpusError, match=r"^'standard input' holds 2 files \(a.txt, b.txt\): unpack it"):
+        load_corpus("-")
+
+
 def test_a_zip_from_a_mac_holds_one_file(write) -> None:
     packed = zipped({"text.txt": TEXT.encode(), "__MACOSX/._text.txt": b"\0\1"})
     assert words_of(load_corpus(write(packed)), "train") == TOKENS
