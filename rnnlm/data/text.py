@@ -150,7 +150,7 @@ def _cut(text: str, tokenizer: str) -> Iterator[Piece]:
     is_open = False
     for match in _LINE_END_OR_TOKEN.finditer(text):
         token, place = match[0], match.start()
-        if token in "\r\n":
+        if token in ("\r", "\n"):
             if is_open:
                 yield place, place + 1, EOS
             is_open = False
