@@ -45,7 +45,7 @@ extern "C" {
 
 /* ---- Version, status codes, limits ---------------------------------------------------------------------------- */
 
-#define RNN_ABI_VERSION 4 /* +1 on any change that code built against the old header would notice */
+#define RNN_ABI_VERSION 3 /* +1 on any change that code built against the old header would notice */
 
 /* One table gives the codes and the messages. Append only: a released number keeps its meaning, and -7 is retired. */
 #define RNN_STATUS_MAP(X)                                                                                              \

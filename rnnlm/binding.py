@@ -33,7 +33,7 @@ from rnnlm.errors import Failure, UserError
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.sampling import BIAS
 
-ABI_VERSION = 4  # RNN_ABI_VERSION of rnnlib.h
+ABI_VERSION = 3  # RNN_ABI_VERSION of rnnlib.h
 PRECISIONS = {"float32": 0, "bfloat16": 1, "int8": 2}  # RNN_PRECISION_*
 TRAINING_PRECISIONS = ("float32", "bfloat16")
 
