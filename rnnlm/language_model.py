@@ -129,11 +129,11 @@ class LanguageModel(ABC):
         the <EOS> of the one before.
         Raises PromptError if no word of the prompt is known, or if it holds half a surrogate pair.
         """
-        ids, unknown = tokens_of(self._read(text))
+        ids, unknown = tokens_of(self.read(text))
         return [self.vocabulary.eos, *ids], tuple(unknown)
 
-    def _read(self, text: str) -> list[Span]:
-        """Read a prompt. Raises PromptError, see `encode`."""
+    def read(self, text: str) -> list[Span]:
+        """Return everything in a prompt, in order; the model reads those spans that have an id. Raises as `encode`."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -226,7 +226,7 @@ class LanguageModel(ABC):
 
     def score(self, text: str) -> Score:
         """Return the log-probability of every token of `text`, given all tokens before it. Raises PromptError."""
-        spans = self._read(text)
+        spans = self.read(text)
         ids, unknown = tokens_of(spans)
         logprobs = self.log_probabilities(np.array([self.vocabulary.eos, *ids], dtype=np.int32))
         tokens = (

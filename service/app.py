@@ -7,33 +7,33 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from rnnlm.version import VERSION
 from service import errors, lifecycle
 from service.core import Service
 from service.middleware import Edge
-from service.routes import completions, described, docs, generate, inspect, operations, weights
+from service.routes import described, docs, generate, inspect, openai, operations, weights
 from service.settings import ROOT, Settings
 
-DESCRIPTION = """An Elman recurrent word model, in C and in torch, behind one interface.
+TITLE = "RNN word model"
+SUMMARY = "Generate and score text with a recurrent word model, and look inside it"
+DESCRIPTION = """A small language model of words, an Elman recurrent network, runs here twice, from the same weights:
+in C (`c`) and in PyTorch (`torch`). It continues texts word by word, and says how probable each word of a text is.
 
-Errors are RFC 9457 problems; under /v1 they have OpenAI's shape."""
+Errors are RFC 9457 problems with a `code` for programs and a `detail` for people.
+Under /v1 they have OpenAI's shape."""
 
-
-class _Page(StaticFiles):
-    """The page's files, which a browser may keep as long as it asks whether they have changed."""
-
-    def file_response(self, *args: Any, **options: Any) -> Response:
-        response = super().file_response(*args, **options)
-        response.headers["cache-control"] = "no-cache"
-        return response
+TAGS = [
+    {"name": "generation", "description": "Continue prompts, and score texts."},
+    {"name": "OpenAI's protocol", "description": "The same for OpenAI's clients; a model is named BACKEND/WEIGHTS."},
+    {"name": "weights", "description": "The files that the models are loaded from."},
+    {"name": "operations", "description": "Is the service up, is it ready, what does it do."},
+]
 
 
 class _App(FastAPI):
-    """The framework's application with our `edge` around all of it, its own outermost layer included."""
+    """FastAPI's application with our `edge` around all of it, its own outermost layer included."""
 
     edge: Edge
 
@@ -48,7 +48,7 @@ class _App(FastAPI):
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """A service of its own, with its own state."""
+    """Make a service of its own, with its own state."""
     service = Service(settings)
 
     @contextlib.asynccontextmanager
@@ -57,25 +57,25 @@ def create_app(settings: Settings) -> FastAPI:
             yield
 
     app = _App(
-        title="RNN word model",
+        title=TITLE,
+        summary=SUMMARY,
         description=DESCRIPTION,
         version=VERSION,
+        openapi_tags=TAGS,
         lifespan=lifespan,
         exception_handlers=errors.HANDLERS,
-        docs_url=None,  # these three are in routes/docs.py, where they can be guarded
+        docs_url=None,  # these three are in routes/docs.py
         redoc_url=None,
         openapi_url=None,
-        redirect_slashes=False,  # an address with a slash too many is not there, on every method alike
+        redirect_slashes=False,  # an address with a slash too many does not exist, for every method alike
     )
     app.state.service = service
-    app.edge = Edge(super(_App, app).__call__, service)
+    app.edge = Edge(super(_App, app).__call__, app, service)
     web = ROOT / "service" / "web"
     app.include_router(generate.router(service), dependencies=service.guard.users)
-    app.include_router(completions.router(service), dependencies=service.guard.users)
+    app.include_router(openai.router(service), dependencies=service.guard.users)
     app.include_router(inspect.router(service))
     app.include_router(weights.router(service))
     app.include_router(operations.router(service, web))
     app.include_router(docs.router(service))
-    if web.is_dir():
-        app.mount("/web", _Page(directory=web))
     return app

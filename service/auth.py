@@ -17,8 +17,8 @@ from service.settings import Settings
 _bearer = HTTPBearer(auto_error=False, description="RNN_API_TOKEN, or RNN_ADMIN_TOKEN for uploads and deletions")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 
-OPEN = ("/", "/health", "/ready")  # to everybody, as are the page's files
-OPEN_FOLDER = "/web/"
+OPEN = ("/", "/health", "/ready", "/docs", "/openapi.json")  # to everybody, as are the files of the page and the docs
+OPEN_FOLDERS = ("/web/", "/docs/")
 
 
 def make_admin_token() -> str:
@@ -45,7 +45,7 @@ class Guard:
 
     def admit(self, path: str, headers: Headers) -> None:
         """Raise Unauthorized if the service requires a token and the request has no valid one."""
-        if not self._user or path in OPEN or path.startswith(OPEN_FOLDER):
+        if not self._user or path in OPEN or path.startswith(OPEN_FOLDERS):
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         self.user(

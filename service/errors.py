@@ -1,4 +1,4 @@
-"""The errors that a client is told of: one type each, one place where they become a response.
+"""The errors that clients receive: one type each, and one place where they become a response.
 
 Outside /v1 an error is an RFC 9457 problem (application/problem+json); under /v1 it has OpenAI's shape. `detail` is
 written for the client: it names the value, the limit and the remedy, and never a path or a trace of this machine.
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import compile_path
 from starlette.types import Scope
+
+from service.validation import complaints
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +26,9 @@ PROBLEM_JSON = "application/problem+json"
 
 
 class ServiceError(Exception):
-    """What a request ends with instead of its reply.
+    """What a client gets instead of a reply.
 
-    code: a short name that programs can compare.   fields: (place in the body, what is wrong) of a validation.
+    code: a short name for programs.   fields: (field of the body, what is wrong with it).
     """
 
     status: ClassVar[int] = 500
@@ -53,6 +54,11 @@ class MalformedRequest(ServiceError):
 class InvalidRequest(ServiceError):
     status, code = 422, "invalid_request"
 
+    @classmethod
+    def of(cls, field: str, message: str) -> Self:
+        """Make one about a field of the body. The message continues a sentence that the field's name begins."""
+        return cls(f"{field} {message}", fields=((field, message),))
+
 
 class InvalidUpload(ServiceError):
     status, code = 422, "invalid_weights"
@@ -73,8 +79,18 @@ class WeightsNotFound(ServiceError):
     status, code = 404, "weights_not_found"
 
 
-class PageMissing(ServiceError):
+class NotFound(ServiceError):
+    """There is nothing at this address."""
+
     status, code = 404, "not_found"
+
+
+class WrongMethod(ServiceError):
+    status, code = 405, "method_not_allowed"
+
+    def __init__(self, method: str, allowed: Sequence[str]) -> None:
+        methods = ", ".join(allowed)
+        super().__init__(f"this address does not take {method}: use {methods}", headers={"allow": methods})
 
 
 class SlowRequest(ServiceError):
@@ -89,6 +105,14 @@ class BodyTooLarge(ServiceError):
     status, code = 413, "body_too_large"
 
 
+class UnsupportedMediaType(ServiceError):
+    status, code = 415, "unsupported_media_type"
+
+    def __init__(self, content_type: str) -> None:
+        found = f"came as {content_type[:100]}" if content_type else "came without a type"
+        super().__init__(f"the body {found}: send JSON, with the header Content-Type: application/json")
+
+
 class Busy(ServiceError):
     status, code = 429, "busy"
 
@@ -98,7 +122,7 @@ class Busy(ServiceError):
 
 class Internal(ServiceError):
     def __init__(self) -> None:
-        super().__init__("the service failed; its log says why, under this request's id")
+        super().__init__("the service failed: its log has the reason, under this request's id")
 
 
 class BackendMissing(ServiceError):
@@ -114,12 +138,14 @@ class WeightsUnusable(ServiceError):
 
 
 class FolderFailed(ServiceError):
-    """The file system does not say whether there are weights: a mounted folder that has lost its other end."""
+    """The file system cannot tell whether there are weights: a mounted folder has lost its connection."""
 
     status, code = 503, "folder_failed"
 
     def __init__(self) -> None:
-        super().__init__("the weights folder cannot be read just now: try again later", headers={"retry-after": "5"})
+        super().__init__(
+            "the weights folder cannot be read at the moment: try again later", headers={"retry-after": "5"}
+        )
 
 
 class NoMemory(ServiceError):
@@ -127,12 +153,13 @@ class NoMemory(ServiceError):
 
     def __init__(self) -> None:
         super().__init__(
-            "there is no memory left for this request: ask for less, or try again", headers={"retry-after": "5"}
+            "there is not enough memory for this request: ask for less, or try again later",
+            headers={"retry-after": "5"},
         )
 
 
 class TrialInterrupted(ServiceError):
-    """An upload's trial that was not brought to its end: of the file that says nothing."""
+    """The trial of an upload did not finish, which says nothing about the file."""
 
     status, code = 503, "trial_interrupted"
 
@@ -156,14 +183,14 @@ class NoSpace(ServiceError):
 
 
 class ClientGone(Exception):
-    """The client has closed its connection: there is nobody to answer."""
+    """The client has closed its connection."""
 
 
 # ---- From an exception to an error, and from an error to a response -------------------------------------------------
 
 
 class HttpError(ServiceError):
-    """A refusal by the framework: no such route, a method that a route does not have."""
+    """A refusal by the framework, such as a missing file of the page."""
 
     def __init__(self, error: HTTPException) -> None:
         super().__init__(str(error.detail), headers=error.headers)
@@ -172,18 +199,16 @@ class HttpError(ServiceError):
 
 
 def from_validation(error: RequestValidationError) -> ServiceError:
-    """The framework's list of complaints, without the values that were sent: they may be secret, huge or NaN."""
-    fields = tuple(
-        (".".join(str(part) for part in complaint["loc"][1:]) or complaint["loc"][0], complaint["msg"])
-        for complaint in error.errors()[:20]
-    )
-    if any(complaint["type"] == "json_invalid" for complaint in error.errors()):
-        return MalformedRequest("the body is not valid JSON", fields=fields)
-    return InvalidRequest("; ".join(f"{place}: {message}" for place, message in fields), fields=fields)
+    """Turn the framework's complaints about a request into ours."""
+    for complaint in error.errors():
+        if complaint["type"] == "json_invalid":
+            return MalformedRequest(f"the body is not valid JSON: look at character {complaint['loc'][-1]}")
+    fields = complaints(error.errors(), error.body)
+    return InvalidRequest("; ".join(f"{place} {message}" for place, message in fields), fields=fields)
 
 
 def content(error: ServiceError, scope: Scope) -> dict[str, Any]:
-    """The JSON object that tells of `error`, in the shape of the request's protocol."""
+    """Return the JSON object that reports `error`, in the shape of the request's protocol."""
     if is_openai(scope):
         return {
             "error": {
@@ -207,7 +232,7 @@ def content(error: ServiceError, scope: Scope) -> dict[str, Any]:
 
 
 def response(error: ServiceError, scope: Scope) -> Response:
-    """`error` as a response."""
+    """Return `error` as a response."""
     media_type = "application/json" if is_openai(scope) else PROBLEM_JSON
     status = 400 if is_openai(scope) and error.status == 422 else error.status  # what OpenAI answers, and clients map
     body = json.dumps(content(error, scope))  # as ASCII: a field's name may hold half of a surrogate pair
@@ -215,12 +240,12 @@ def response(error: ServiceError, scope: Scope) -> Response:
 
 
 def route_path(scope: Scope) -> str:
-    """The address as the routes have it, without what a proxy put before it."""
+    """Return the address as the routes have it, without the path that a proxy serves them under."""
     return scope["path"].removeprefix(scope.get("root_path", ""))
 
 
 def is_openai(scope: Scope) -> bool:
-    return route_path(scope).startswith("/v1/")
+    return f"{route_path(scope)}/".startswith("/v1/")
 
 
 def _openai_type(status: int) -> str:
@@ -243,9 +268,7 @@ async def on_validation_error(request: Request, error: RequestValidationError) -
 
 
 async def on_http_error(request: Request, error: HTTPException) -> Response:
-    if error.status_code == 405:  # the framework names the methods of one route; an address may have several
-        error.headers = {"allow": ", ".join(_methods(request)) or (error.headers or {}).get("Allow", "")}
-    if error.status_code == 400:  # what the framework says of JSON nested too deep, or of a number of 5,000 digits
+    if error.status_code == 400:  # the framework's answer to JSON nested too deep, or to a number of 5,000 digits
         return response(MalformedRequest("the body cannot be read as JSON"), request.scope)
     return response(HttpError(error), request.scope)
 
@@ -256,22 +279,13 @@ async def on_memory(request: Request, error: MemoryError) -> Response:
 
 
 async def on_bug(request: Request, error: Exception) -> Response:
-    return response(Internal(), request.scope)  # the framework raises it once more: middleware.py writes the log
-
-
-def _methods(request: Request) -> list[str]:
-    """The methods of an address, as the OpenAPI document has them."""
-    for template, operations in request.app.openapi()["paths"].items():
-        if compile_path(template)[0].match(route_path(request.scope)):
-            methods = {method.upper() for method in operations}
-            return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
-    return []
+    return response(Internal(), request.scope)  # the framework raises it again: middleware.py writes the log
 
 
 HANDLERS: dict[Any, Any] = {
     ServiceError: on_service_error,
     RequestValidationError: on_validation_error,
     HTTPException: on_http_error,
-    MemoryError: on_memory,  # else on_bug would have answered before middleware.py sees it
+    MemoryError: on_memory,  # or on_bug would answer before middleware.py sees it
     Exception: on_bug,
 }

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Message, Receive, Scope, Send
 
 from service import errors
@@ -41,8 +42,8 @@ FLUSH_POLL_SECONDS = 0.05
 class Exchange:
     """One exchange.   status: of the response; 500 until it starts.   method: the client's; HEAD is answered as GET."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
+    def __init__(self, scope: Scope, receive: Receive, send: Send, cors: CORSMiddleware | None = None) -> None:
+        self.headers = headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         self.method: str = scope["method"]
         self.scope = {**scope, "method": "GET"} if self.method == "HEAD" else scope
@@ -53,6 +54,7 @@ class Exchange:
         self.linger = True  # whether to read on a little when refusing a client that is still sending
         self._receive = receive
         self._send = send
+        self._cors = cors
         self._transport = transport_of(send)
         self._responding = False
         self._complete = False  # whether the whole body has arrived
@@ -61,7 +63,7 @@ class Exchange:
 
     async def read_body(self, limit: int, seconds: float) -> None:
         """Raises BodyTooLarge, SlowRequest, ClientGone."""
-        if declares_more(Headers(scope=self.scope), limit):
+        if declares_more(self.headers, limit):
             raise _too_large(limit)
         async with within(seconds, SlowRequest(f"the body did not arrive within {seconds:g} seconds")):
             self._body = await self._read(limit)
@@ -98,7 +100,10 @@ class Exchange:
                 headers.setdefault(name, value)
             headers["x-request-id"] = self.scope["request_id"]
             message["headers"] = headers.raw
-            await self._send(message)
+            if self._cors:
+                await self._cors.send(message, self._send, self.headers)
+            else:
+                await self._send(message)
             return
         body = b"" if self.method == "HEAD" else message.get("body", b"")
         last = not message.get("more_body", False)

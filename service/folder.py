@@ -206,6 +206,19 @@ class Folder:
                 del self._versions[gone]
         return names
 
+    def objection(self) -> str:
+        """Return why there is nothing to serve, with the folder's name, for whoever starts the service; or "".
+
+        Raises FolderFailed.
+        """
+        if self.names():
+            return ""
+        problem = "has no weights files" if self.root.is_dir() else "does not exist"
+        return (
+            f"the weights folder {self.root} (RNN_WEIGHTS_DIR) {problem}: train some weights (make train), "
+            "upload a file (POST /weights), or name another folder"
+        )
+
     def version(self, name: str) -> Version:
         """Return the newest version of a file. Raises WeightsNotFound, InvalidRequest, FolderFailed."""
         name = check_name(name)

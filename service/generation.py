@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
+from rnnlm.data.text import tokens_of
 from rnnlm.language_model import MAX_SEED, PromptError, Sampling, check_seed
 from service.engines import Engine
 from service.errors import InvalidRequest, TimeLimit
@@ -17,7 +19,9 @@ from service.request import Prompt, Request
 from service.scheduler import Scheduler
 from service.sequences import TokenSequence
 from service.settings import Settings
-from service.wording import parse_stop
+from service.wording import Phrase, Stop, read_stop
+
+T = TypeVar("T")
 
 
 class Generator:
@@ -38,39 +42,50 @@ class Generator:
 
         Raises the ServiceErrors of a request that cannot be served, before any token is made.
         """
-        seconds = self._settings.request_seconds
-        async with within(seconds, TimeLimit(f"the model was not loaded within {seconds:g} seconds: try again later")):
-            if not await asyncio.to_thread(self._prepare, request, None):
-                # The request uses the model that was loaded for it, even if the file has been replaced since.
-                await asyncio.to_thread(self._prepare, request, await self._load(request))
+        await self.with_model(request.backend, request.weights, lambda *model: self._prepare(request, *model))
         self._schedulers[request.backend].submit(request)
         self._metrics.prompt_tokens.labels(request.backend).inc(sum(len(prompt.ids) for prompt in request.prompts))
 
-    def _prepare(self, request: Request, found: tuple[Entry, Engine] | None) -> bool:
-        """Do everything that takes time. Returns False if a model must be loaded first; call again with that model."""
-        found = found or self._registry.loaded_engine(request.backend, request.weights)
-        if found is None:
-            return False
-        request.entry, engine = found
-        request.prompts = _encode(engine, request.texts)
+    async def with_model(self, backend: str, weights: str | None, work: Callable[[Entry, Engine], T]) -> T:
+        """Run `work` on a model in a thread, loading the model first if need be. Raises as Registry.engine does."""
+        seconds = self._settings.request_seconds
+        async with within(seconds, TimeLimit(f"the model was not loaded within {seconds:g} seconds: try again later")):
+            done = await asyncio.to_thread(self._with_loaded, backend, weights, work)
+            if done is None:
+                # This uses the model that was loaded for it, even if the file has been replaced since.
+                load = contextvars.copy_context().run  # as asyncio.to_thread does: the log names the request
+                model = await asyncio.get_running_loop().run_in_executor(
+                    self._loaders[backend], load, self._registry.engine, backend, weights
+                )
+                done = (await asyncio.to_thread(work, *model),)
+        return done[0]
+
+    def _with_loaded(self, backend: str, weights: str | None, work: Callable[[Entry, Engine], T]) -> tuple[T] | None:
+        """Run `work` if the model is loaded, and return its result as a tuple; None if it is not loaded."""
+        model = self._registry.loaded_engine(backend, weights)
+        return (work(*model),) if model else None
+
+    def _prepare(self, request: Request, entry: Entry, engine: Engine) -> None:
+        """Do everything that takes time before a request can be submitted."""
+        request.entry = entry
+        request.prompts = read_prompts(engine, request.inputs, request.field)
         self._check_size(request)
         request.begin(_sequences(request, engine), self._settings.request_seconds)
-        return True
-
-    async def _load(self, request: Request) -> tuple[Entry, Engine]:
-        load = contextvars.copy_context().run  # as asyncio.to_thread does: the log names the request
-        return await asyncio.get_running_loop().run_in_executor(
-            self._loaders[request.backend], load, self._registry.engine, request.backend, request.weights
-        )
 
     def _check_size(self, request: Request) -> None:
+        sequences, limit = request.n * len(request.prompts), self._settings.max_sequences + self._settings.max_waiting
+        if sequences > limit:
+            raise InvalidRequest(
+                f"this request asks for {sequences:,} sequences, more than the {limit:,} that this service holds: "
+                "ask for fewer prompts or choices"
+            )
         # Each token is kept, with its alternatives, until the request is answered.
         scored = sum(len(prompt.ids) for prompt in request.prompts) if request.scored else 0
         tokens = request.n * (len(request.prompts) * request.max_tokens + scored)
         limit = self._settings.max_request_tokens
         if tokens > limit:
             raise InvalidRequest(
-                f"the sequences of this request may make {tokens:,} tokens together, more than {limit:,}: "
+                f"the sequences of this request may have {tokens:,} tokens together, more than {limit:,}: "
                 "ask for fewer tokens, choices or prompts"
             )
 
@@ -80,7 +95,7 @@ def _sequences(request: Request, engine: Engine) -> list[TokenSequence]:
     sampling = Sampling(temperature, request.top_k)
     seed = check_seed(request.seed)
     vocabulary = request.entry.vocabulary
-    stop = parse_stop(request.stop, vocabulary)
+    make_stop = _stop_maker(request)
     return [
         TokenSequence(
             engine,
@@ -89,7 +104,7 @@ def _sequences(request: Request, engine: Engine) -> list[TokenSequence]:
             sampling=sampling,
             seed=(seed + choice) % (MAX_SEED + 1),
             eos=None if request.ignore_eos else vocabulary.eos,
-            stop=stop,
+            stop=make_stop(prompt),
             top=request.top,
             scored=request.scored,
         )
@@ -98,19 +113,43 @@ def _sequences(request: Request, engine: Engine) -> list[TokenSequence]:
     ]
 
 
-def _encode(engine: Engine, texts: tuple[str, ...]) -> list[Prompt]:
+def _stop_maker(request: Request) -> Callable[[Prompt], Stop | None]:
+    """Return what makes the stop phrases of a sequence that continues a prompt. Raises InvalidRequest."""
+    vocabulary = request.entry.vocabulary
+    phrases = [read_stop(text, vocabulary) for text in request.stop]
+    never = next((phrase for phrase in phrases if phrase.problem), None)
+    if never and not request.stop_in_text:
+        raise InvalidRequest.of("stop", f"can never match {never.text!r}: {never.problem}")
+    of_tokens = [Phrase.of(phrase.ids) for phrase in phrases if phrase.ids]
+    of_text = [Phrase.of(phrase.text) for phrase in phrases if not phrase.ids]
+
+    def make(prompt: Prompt) -> Stop | None:
+        return Stop(of_tokens, of_text, request.wording(prompt)) if phrases else None
+
+    return make
+
+
+def read_prompts(engine: Engine, inputs: Sequence[str | tuple[int, ...]], field: str) -> list[Prompt]:
+    """Read the prompts of a body's field. Raises InvalidRequest."""
     prompts = []
-    for index, text in enumerate(texts):
+    for index, given in enumerate(inputs):
         try:
-            prompts.append(Prompt(*engine.model.encode(text)))
+            prompts.append(_read_text(given, engine) if isinstance(given, str) else _read_ids(given, engine))
         except PromptError as error:
-            where = f"prompt {index}: " if len(texts) > 1 else ""
-            raise InvalidRequest(f"{where}{error}") from error
+            place = f"{field} {index}" if len(inputs) > 1 else field
+            raise InvalidRequest(f"{place}: {error}", fields=((field, str(error)),)) from error
     return prompts
 
 
-def as_tuple(value: str | list[str] | None) -> tuple[str, ...]:
-    """Return the one text, the several or none that a body's field holds."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+def _read_text(text: str, engine: Engine) -> Prompt:
+    spans = engine.model.read(text)
+    return Prompt(text, [engine.model.vocabulary.eos, *tokens_of(spans)[0]], spans)
+
+
+def _read_ids(ids: tuple[int, ...], engine: Engine) -> Prompt:
+    vocabulary = engine.model.vocabulary
+    if outside := [token for token in ids if not 0 <= token < len(vocabulary)]:
+        raise PromptError(f"the token ids must be from 0 to {len(vocabulary) - 1}, got {outside[0]}")
+    if ids[0] == vocabulary.eos:
+        ids = ids[1:]
+    return Prompt(vocabulary.decode(ids), [vocabulary.eos, *ids], [])

@@ -107,11 +107,16 @@ class Registry:
         """Return the weights for a request that names none. Raises NotReady if there are none, and FolderFailed."""
         names = self.folder.names()
         if not names:
-            raise NotReady("there are no weights yet: train some (make train), or upload a file (POST /weights)")
+            raise NotReady(
+                "there are no weights yet: train some (make train), or upload a file (POST /weights); "
+                "GET /ready names the folder"
+            )
         return self._settings.default_weights if self._settings.default_weights in names else names[0]
 
     def check_ready(self) -> None:
         """Raise NotReady unless the header of the default weights is valid. Raises FolderFailed, too."""
+        if objection := self.folder.objection():
+            raise NotReady(objection)
         name = self.default()
         if self.folder.version(name).summary().problem:
             raise NotReady(

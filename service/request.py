@@ -9,36 +9,51 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from rnnlm.data.text import Span, tokens_of
 from service import schemas
 from service.engines import Step
 from service.errors import ClientGone, ServiceError
 from service.sequences import TokenSequence
+from service.wording import Wording, gap_after
 
 if TYPE_CHECKING:
     from service.registry import Entry
 
 
 class Prompt(NamedTuple):
-    """An encoded prompt. unknown: its words that the vocabulary lacks."""
+    """A prompt as the model reads it.
 
+    text: the caller's, or the words of the ids that the caller sent.   ids: with <EOS> in front.
+    spans: everything in the text; empty if the caller sent ids.
+    """
+
+    text: str
     ids: list[int]
-    unknown: tuple[str, ...]
+    spans: list[Span]
+
+    @property
+    def unknown(self) -> list[str]:
+        return tokens_of(self.spans)[1]
 
 
 @dataclass(eq=False, kw_only=True)
 class Request:
-    """A route makes it from a body, and `Generator.start` gives it sequences: number i is choice i % n of text i // n.
+    """A route makes it from a body, `Generator.start` gives it sequences: number i is choice i % n of prompt i // n.
 
+    inputs: each a text, or token ids without <EOS> in front.   field: the body's name for them.
     scored: report the log-probabilities of the prompt's own tokens, too.   stream: wake the reader for new tokens, not
-    only at the end.   created_at: on the clock of time.monotonic.   seconds: the time limit, from then on.
+    only at the end.   spaced: a text begins with what separates it from its prompt.   stop_in_text: look for a stop
+    phrase that the model cannot generate in the text as written, instead of refusing it.
+    created_at: on the clock of time.monotonic.   seconds: the time limit, from then on.
     """
 
     backend: str
     weights: str | None = None
-    texts: tuple[str, ...]
+    inputs: tuple[str | tuple[int, ...], ...]
+    field: str = "prompt"
     n: int = 1
     max_tokens: int
     temperature: float | None = None
@@ -49,15 +64,16 @@ class Request:
     ignore_eos: bool = False
     scored: bool = False
     stream: bool = False
-
-    entry: Entry = field(init=False)
-    prompts: Sequence[Prompt] = field(init=False, default=())
-    sequences: tuple[TokenSequence, ...] = field(init=False, default=())
-    seconds: float = field(init=False, default=0.0)
-    error: ServiceError | None = field(init=False, default=None)
-    cancelled: bool = field(init=False, default=False)
+    spaced: bool = False
+    stop_in_text: bool = False
 
     def __post_init__(self) -> None:
+        self.entry: Entry  # this and the next three are set by Generator.start
+        self.prompts: Sequence[Prompt] = ()
+        self.sequences: tuple[TokenSequence, ...] = ()
+        self.seconds = 0.0
+        self.error: ServiceError | None = None
+        self.cancelled = False
         self.created_at = time.monotonic()
         self.loop = asyncio.get_running_loop()
         self._shown: list[int] = []  # steps of each sequence that `new_steps` has returned
@@ -125,7 +141,7 @@ class Request:
     # ---- Reading ----------------------------------------------------------------------------------------------------
 
     def new_steps(self) -> list[tuple[int, list[Step]]]:
-        """Return (sequence, steps that can be shown and were not returned before)."""
+        """Return (sequence, its steps that can be shown and were not returned before)."""
         found = []
         for index, sequence in enumerate(self.sequences):
             shown, visible = self._shown[index], sequence.visible
@@ -135,9 +151,24 @@ class Request:
         return found
 
     def token(self, step: Step) -> schemas.Token:
+        top = {"top": self.alternatives(step)} if self.top else {}
+        word = self.entry.vocabulary.words[step.token]
+        return schemas.Token(id=step.token, word=word, logprob=step.logprob, **top)
+
+    def alternatives(self, step: Step) -> list[schemas.Alternative]:
         words = self.entry.vocabulary.words
-        top = [schemas.Alternative(id=i, word=words[i], logprob=logprob) for i, logprob in step.top]
-        return schemas.Token(id=step.token, word=words[step.token], logprob=step.logprob, top=top if self.top else None)
+        return [schemas.Alternative(id=i, word=words[i], logprob=logprob) for i, logprob in step.top]
+
+    def read_prompts(self) -> list[schemas.ReadPrompt]:
+        """Return what the model read of each prompt, for the reply."""
+        return [
+            schemas.ReadPrompt(tokens=[schemas.ReadToken(**span._asdict()) for span in prompt.spans])
+            for prompt in self.prompts
+        ]
+
+    def wording(self, prompt: Prompt) -> Wording:
+        """Return the wording of a sequence that continues `prompt`."""
+        return Wording(self.entry.vocabulary, gap_after(prompt.text) if self.spaced else "")
 
     def weights_used(self) -> schemas.WeightsUsed:
         return schemas.WeightsUsed(name=self.entry.name, sha256=self.entry.sha256)

@@ -1,8 +1,4 @@
-"""The bodies of requests and replies. Unknown fields, wrong types, NaN and infinity are refused.
-
-A field whose limit is a setting stands bare in its class; `Bodies` puts the limit in, so that the service's OpenAPI
-document tells what holds here.
-"""
+"""The bodies of our own routes' requests and replies. Unknown fields, wrong types, NaN and infinity are refused."""
 
 from __future__ import annotations
 
@@ -10,28 +6,18 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from rnnlm.language_model import MAX_SEED
+from service import fields
 from service.settings import Settings
 
 Backend = Literal["c", "torch"]
-StopPhrase = Annotated[str, Field(min_length=1, max_length=200)]
-Stop = Annotated[
-    StopPhrase | Annotated[list[StopPhrase], Field(max_length=8)] | None,
-    Field(description="words or phrases before which to stop, matched as whole words; a line feed is a sentence's end"),
-]
-Temperature = Annotated[
-    float | None,
-    Field(ge=0, le=100, description="0: the most probable word; null: the back end's own, 1 for c, 0 for torch"),
-]
-TopK = Annotated[int, Field(ge=0, le=1 << 24, description="draw from the k most probable words; 0: from all")]
-Seed = Annotated[
-    int | None, Field(ge=0, le=MAX_SEED, description="the same seed gives the same text; null: a fresh one")
-]
-IgnoreEos = Annotated[bool, Field(description="go on after the end of the sentence")]
+Kind = Literal["known", "unknown", "dropped", "sentence_end"]
 WeightsName = Annotated[
-    str | None, Field(min_length=1, max_length=128, description="as GET /weights lists them; null: the default")
+    str | None, Field(min_length=1, max_length=128, description="a name from GET /weights; null: the default weights")
 ]
-Stream = Annotated[bool, Field(description="answer by server-sent events, one for each token")]
+Stop = fields.stop(
+    "words or phrases before which to stop, read as prompts are: whole words, and the end of a sentence where the "
+    "phrase has one (`turn.`, or a line feed); a phrase that the model cannot write is refused"
+)
 
 
 class _Body(BaseModel):
@@ -39,17 +25,17 @@ class _Body(BaseModel):
 
 
 class GenerateRequest(_Body):
-    prompt: str | list[str]
+    prompt: Any
     max_tokens: int
-    temperature: Temperature = None
-    top_k: TopK = 0
-    seed: Seed = None
+    temperature: fields.Temperature = None
+    top_k: fields.TopK = 0
+    seed: fields.Seed = None
     n: int
-    stop: Stop = None
+    stop: Stop = ()
     top_logprobs: int
-    ignore_eos: IgnoreEos = False
+    ignore_eos: fields.IgnoreEos = False
     weights: WeightsName = None
-    stream: Stream = False
+    stream: fields.Stream = False
 
 
 class ScoreRequest(_Body):
@@ -59,52 +45,25 @@ class ScoreRequest(_Body):
     weights: WeightsName = None
 
 
-class StreamOptions(_Body):
-    include_usage: bool = False
-
-
-class CompletionRequest(_Body):
-    """OpenAI's request. What this model has no use for is taken only at the value that changes nothing."""
-
-    model: Annotated[str, Field(min_length=1, max_length=128, description="BACKEND/WEIGHTS, as /v1/models lists them")]
-    prompt: str | list[str]
-    max_tokens: int | None
-    temperature: Temperature = None
-    n: int | None
-    logprobs: int | None
-    seed: Seed = None
-    stop: Stop = None
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    echo: Annotated[bool | None, Field(description="put the prompt before the text; with logprobs, score it")] = False
-    user: Annotated[str | None, Field(max_length=1000, description="not used")] = None
-    top_p: Annotated[float | None, Field(ge=1, le=1)] = None
-    best_of: Annotated[int | None, Field(ge=1, description="equal to n, or left out")] = None
-    frequency_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
-    presence_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    suffix: Literal[""] | None = None
-    top_k: TopK = 0
-    ignore_eos: IgnoreEos = False
-
-
 class Bodies(NamedTuple):
-    """The request classes with the limits of the settings in them."""
+    """The request classes, with the limits of the settings in them."""
 
     generate: type[GenerateRequest]
     score: type[ScoreRequest]
-    completion: type[CompletionRequest]
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         text: Any = Annotated[str, Field(min_length=1, max_length=settings.max_prompt_chars)]
-        texts: Any = Annotated[list[text], Field(min_length=1, max_length=settings.max_prompts)]
-        prompt = Annotated[text | texts, Field(description="one prompt, or several", examples=["The prime minister"])]
-        tokens = Annotated[int, Field(ge=1, le=settings.max_tokens, description="tokens of a sequence, at most")]
-        zero_tokens = Annotated[int | None, Field(ge=0, le=settings.max_tokens, description="0 needs echo")]
+        prompt = fields.prompts(
+            chars=settings.max_prompt_chars,
+            count=settings.max_prompts,
+            description="a text to continue, or several",
+            example="The prime minister",
+        )
+        tokens = Annotated[int, Field(ge=1, le=settings.max_tokens, description="most tokens of a sequence")]
         choices = Annotated[int, Field(ge=1, le=settings.max_choices, description="sequences for each prompt")]
         top = Annotated[
-            int, Field(ge=0, le=settings.max_top_logprobs, description="the k most probable words at each place")
+            int, Field(ge=0, le=settings.max_top_logprobs, description="show the k most probable words at each place")
         ]
         generate = create_model(
             "GenerateRequest",
@@ -120,15 +79,7 @@ class Bodies(NamedTuple):
             text=(Annotated[text, Field(examples=["The prime minister said"])], ...),
             top_logprobs=(top, 0),
         )
-        completion = create_model(
-            "CompletionRequest",
-            __base__=CompletionRequest,
-            prompt=(prompt, ...),
-            max_tokens=(zero_tokens, min(16, settings.max_tokens)),
-            n=(choices | None, 1),
-            logprobs=(top | None, None),
-        )
-        return cls(generate, score, completion)
+        return cls(generate, score)
 
 
 # ---- Replies --------------------------------------------------------------------------------------------------------
@@ -143,8 +94,30 @@ class Alternative(BaseModel):
 class Token(BaseModel):
     id: int
     word: str
-    logprob: float = Field(description="natural logarithm of its probability, before temperature and top_k")
+    logprob: float = Field(description="natural logarithm of its probability under the model itself")
     top: list[Alternative] | None = Field(None, description="the most probable words here, if asked for")
+
+
+class ReadToken(BaseModel):
+    """A piece of the caller's text, and what it is to the model. The pieces leave out nothing but white space."""
+
+    start: int = Field(description="its first character in the text, counted from 0 in Unicode code points")
+    end: int = Field(description="the character after its last")
+    kind: Kind = Field(
+        description="known: a word of the model; unknown: a word that it lacks; sentence_end: read as <EOS>; "
+        "dropped: not read, such as punctuation and numbers"
+    )
+    word: str = Field(description="the word as the model spells it; empty if dropped")
+    id: int | None = Field(description="the token that the model reads; null if it reads none")
+
+
+class ScoredToken(ReadToken):
+    logprob: float | None = Field(description="natural logarithm of its probability; null if the model reads none")
+    top: list[Alternative] | None = Field(None, description="the most probable words here, if asked for")
+
+
+class ReadPrompt(BaseModel):
+    tokens: list[ReadToken] = Field(description="everything in the prompt, in order")
 
 
 class WeightsUsed(BaseModel):
@@ -154,12 +127,12 @@ class WeightsUsed(BaseModel):
 
 class Usage(BaseModel):
     prompt_tokens: int
-    completion_tokens: int = Field(description="tokens written, those of a stop phrase included")
+    completion_tokens: int = Field(description="tokens generated, those of a stop phrase included")
     total_tokens: int
 
 
 class Timings(BaseModel):
-    queue_ms: float = Field(description="from the request to the first sequence's start, loading included")
+    queue_ms: float = Field(description="from the request to the start of its first sequence, loading included")
     first_token_ms: float = Field(description="from the request to the first token")
     total_ms: float = Field(description="from the request to the last token")
     tokens_per_second: float = Field(description="of all sequences together")
@@ -169,12 +142,12 @@ class ChoiceEnd(BaseModel):
     index: int
     prompt_index: int
     finish_reason: Literal["eos", "stop", "length"]
-    seed: int = Field(description="with this seed and n = 1 the same text comes again")
+    seed: int = Field(description="with this seed and n = 1, the same text is generated again")
     unknown_words: list[str] = Field(description="words of the prompt that are not in the vocabulary")
 
 
 class Choice(ChoiceEnd):
-    text: str = Field(description="what was written after the prompt; a sentence ends with a line feed")
+    text: str = Field(description="the words after the prompt; a sentence ends with a line feed")
     tokens: list[Token]
 
 
@@ -183,6 +156,7 @@ class GenerateEnd(BaseModel):
 
     backend: Backend
     weights: WeightsUsed
+    prompts: list[ReadPrompt] = Field(description="what the model read of each prompt")
     choices: list[ChoiceEnd]
     usage: Usage
     timings: Timings
@@ -203,8 +177,8 @@ class TokenEvent(BaseModel):
 class ScoreResponse(BaseModel):
     backend: Backend
     weights: WeightsUsed
-    tokens: list[Token]
-    loss: float = Field(description="mean negative log-probability per token, in nats")
+    tokens: list[ScoredToken] = Field(description="everything in the text, in order")
+    loss: float = Field(description="mean negative log-probability of the tokens that were read, in nats")
     perplexity: float
     unknown_words: list[str]
     timings: Timings
@@ -226,9 +200,9 @@ class WeightsSummary(BaseModel):
 
 
 class Capacity(BaseModel):
-    """How large a model fits, served and replaced on all back ends offered."""
+    """How large a model the service can hold: served, and replaced, on all its back ends."""
 
-    memory: int = Field(description="bytes that the service may take")
+    memory: int = Field(description="bytes that the service may use")
     max_upload_bytes: int
     largest_vocabulary: dict[str, int] = Field(description="most words V, by hidden size H")
 
@@ -241,6 +215,7 @@ class WeightsList(BaseModel):
 
 class Uploaded(BaseModel):
     name: str
+    renamed_from: str | None = Field(description="the file's own name, if it had to be cleaned; else null")
     sha256: str
     size: int
     replaced: bool
@@ -264,7 +239,9 @@ class Problem(BaseModel):
     detail: str
     code: str
     request_id: str | None
-    errors: list[FieldProblem] = Field([], description="what is wrong with which field; left out where it is no field")
+    errors: list[FieldProblem] = Field(
+        [], description="what is wrong with which field; left out if no field is at fault"
+    )
 
 
 class OpenAIError(BaseModel):
@@ -275,6 +252,6 @@ class OpenAIError(BaseModel):
 
 
 class OpenAIErrors(BaseModel):
-    """What OpenAI's protocol answers instead of a reply."""
+    """An error in OpenAI's shape."""
 
     error: OpenAIError

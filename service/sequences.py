@@ -9,7 +9,7 @@ import numpy as np
 
 from rnnlm.sampling import Biases, Sampling
 from service.engines import Engine, Feed, Step
-from service.wording import Phrase, StopMatcher
+from service.wording import Stop
 
 PREFILL_TOKENS = 64  # of a prompt at a time, so that a long one does not delay the next token of the others
 
@@ -20,6 +20,7 @@ class TokenSequence:
     prompt: ids; at least one.   eos: the id that ends the sequence; None to go on after the end of a sentence.
     scored: make a step of each prompt token but the first, too, which has its log-probability.
     max_tokens: may be 0 if scored.   seed: of the uniforms that draw its tokens, whatever runs beside it.
+    stop: watches this sequence only.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class TokenSequence:
         sampling: Sampling,
         seed: int,
         eos: int | None,
-        stop: Sequence[Phrase] = (),
+        stop: Stop | None = None,
         top: int = 0,
         scored: bool = False,
     ) -> None:
@@ -42,6 +43,7 @@ class TokenSequence:
         self.prompt_steps = len(self.prompt) - 1 if scored else 0
         self.steps: list[Step] = []  # those of the prompt, then the new ones
         self.visible = 0  # how many of them can be shown; the rest may be the start of a stop phrase
+        self.kept: int | None = None  # characters of the next step's token, if a stop phrase begins inside that
         self.finish_reason: str | None = None  # "eos", "stop" or "length"
         self.started_at: float | None = None  # this and the next two on the clock of time.monotonic
         self.first_at: float | None = None
@@ -50,7 +52,7 @@ class TokenSequence:
         self._biases = Biases(sampling)
         self._uniforms = np.random.default_rng(seed).random(max_tokens).tolist()
         self._eos = eos
-        self._stop = StopMatcher(stop) if stop else None
+        self._stop = stop
         self._top = top
         self._new: list[int] = []
         self._prefilled = 0
@@ -91,8 +93,9 @@ class TokenSequence:
         if len(self.steps) > self.prompt_steps:
             self._new.append(step.token)
             self._biases.drawn(step.token)
-            if self._stop and (stopped := self._stop.add(step.token)):
-                self._finish("stop", len(self.steps) - stopped)
+            if self._stop and (cut := self._stop.add(step.token)):
+                self.kept = cut.kept
+                self._finish("stop", len(self.steps) - cut.touched)
                 return
             if step.token == self._eos:
                 self._finish("eos", len(self.steps))

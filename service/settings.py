@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -22,6 +23,10 @@ from rnnlm.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 OTHERS = {"RNN_ISA", "RNN_CACHE_DIR", "RNN_PLAIN_WEIGHTS"}  # of the library, the trainers and the load test
 WEIGHTS = Path("weights")  # in the folder where the service is started
+
+
+_WIDTH = 2 + len("RNN_MAX_REQUEST_TOKENS")  # of the names in a listing
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+")
 
 
 class SettingsError(UserError, ValueError):
@@ -55,19 +60,27 @@ class Settings:
     torch_threads: int = setting(1, "threads of one step of the torch model", least=1, most=1024)
 
     # Who may use it
-    api_token: str = secret("if set, required by all but the page, /health and /ready (Authorization: Bearer ...)")
+    api_token: str = secret(
+        "if set, required by all but the page, /docs, /health and /ready (Authorization: Bearer ...)"
+    )
     admin_token: str = secret("required by uploads and deletions; if unset, one is made at start and logged")
+
+    allowed_origins: tuple[str, ...] = setting(
+        (), "origins of other sites whose pages may use the service, such as https://example.org; `*`: all"
+    )
 
     # What a request may ask for
     max_tokens: int = setting(1000, "most tokens of one sequence", least=1, most=1 << 20)
     max_prompt_chars: int = setting(10_000, "most characters of one prompt", least=1, most=1 << 20)
-    max_prompts: int = setting(8, "most prompts of one request", least=1, most=64)
+    max_prompts: int = setting(32, "most prompts of one request", least=1, most=1024)
     max_choices: int = setting(8, "most sequences for one prompt (`n`)", least=1, most=64)
     max_request_tokens: int = setting(
         10_000, "most tokens of all sequences of a request together", least=1, most=1 << 20
     )
     max_top_logprobs: int = setting(20, "most alternatives shown for a token", least=0, most=100)
-    max_body_bytes: int = setting(64 << 10, "most bytes of a request's body, except uploads", least=1024, most=16 << 20)
+    max_body_bytes: int = setting(
+        256 << 10, "most bytes of a request's body, except uploads", least=1024, most=16 << 20
+    )
     max_upload_bytes: int = setting(1 << 30, "most bytes of an uploaded weights file", least=1024)
     memory_mb: int = setting(
         0, "MB of memory that the service may use, which decides what models fit; 0: what the system grants", least=0
@@ -78,7 +91,7 @@ class Settings:
 
     # How much at once, how long
     max_sequences: int = setting(64, "sequences of a back end that advance together", least=1, most=4096)
-    max_waiting: int = setting(128, "sequences that may wait; more are answered 429", least=0, most=1 << 16)
+    max_waiting: int = setting(256, "sequences that may wait; more are answered 429", least=0, most=1 << 16)
     max_requests: int = setting(512, "requests in progress at once; more are answered 429", least=1, most=1 << 16)
     request_seconds: float = setting(
         120.0, "time limit of a request in seconds, waiting included", least=0.01, most=3600
@@ -108,13 +121,14 @@ class Settings:
         self._require_among("weights_mode", ("map", "read"))
         self._require_among("precision", tuple(PRECISIONS))
         self._require_among("log_level", ("debug", "info", "warning", "error"))
-        if self.max_prompts * self.max_choices > self.max_sequences + self.max_waiting:
-            raise SettingsError(
-                f"{variable('max_sequences')} + {variable('max_waiting')} must hold the sequences of one request, "
-                f"{variable('max_prompts')} x {variable('max_choices')} = {self.max_prompts * self.max_choices}"
-            )
         if not self.backends:
             raise SettingsError(f"{variable('backends')} must name at least one of {', '.join(BACKENDS)}")
+        for origin in self.allowed_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise SettingsError(
+                    f"{variable('allowed_origins')} must have origins such as https://example.org, without a path, "
+                    f"got {origin!r}"
+                )
         for name in ("api_token", "admin_token"):
             token = getattr(self, name)
             if token and not (token.isascii() and token.isprintable() and " " not in token and len(token) >= 8):
@@ -173,10 +187,22 @@ def table() -> str:
     """Return the table of settings for the documentation, in Markdown."""
     rows = ["| variable | default | what |", "| --- | --- | --- |"]
     for spec in fields(Settings):
-        default = ",".join(spec.default) if isinstance(spec.default, tuple) else spec.default
-        shown = f"`{default}`" if str(default) else ""
+        shown = f"`{_shown(spec.default)}`" if _shown(spec.default) else ""
         rows.append(f"| `{variable(spec.name)}` | {shown} | {spec.metadata['help']} |")
     return "\n".join(rows)
+
+
+def listing() -> str:
+    """Return the settings for a terminal."""
+    return "\n".join(
+        f"  {variable(spec.name):<{_WIDTH}}{spec.metadata['help']}"
+        + (f" [{_shown(spec.default)}]" if spec.default else "")
+        for spec in fields(Settings)
+    )
+
+
+def _shown(default: Any) -> str:
+    return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from service.errors import (
     WeightsExist,
 )
 from service.exchange import declares_more, within
-from service.folder import Folder, check_name
+from service.folder import SUFFIX, Folder, check_name
 from service.metrics import Metrics
 from service.settings import ROOT, Settings, variable
 
@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOCKED_SECONDS = 10.0  # an upload's file is locked by this age, if the file system has locks
+_SPACES_AND_BRACKETS = re.compile(r"[\s()\[\]{}]+")  # which browsers put into file names: demo (1).safetensors
 PREFIX = ".upload-"  # of files in upload; no list shows a name that starts with a dot
 FIELDS = ("file", "name", "sha256", "overwrite")
 MAX_FIELD_BYTES = 256
@@ -133,13 +134,20 @@ class Uploader:
                     raise self._too_large()
             form.close()
             name, overwrite = form.check()
+            renamed = form.file_name != name and not form.is_named
             target = self._folder.path(name)
             await asyncio.to_thread(_check_target, target, overwrite)
             await asyncio.to_thread(_settle, file)
             await self._try_out(Path(file.name), name)
             replaced = await _to_the_end(_publish, Path(file.name), target, overwrite)
         log.info("weights %s were %s by an upload of %d bytes", name, "replaced" if replaced else "added", form.size)
-        return schemas.Uploaded(name=name, sha256=form.sha256, size=form.size, replaced=replaced)
+        return schemas.Uploaded(
+            name=name,
+            renamed_from=form.file_name if renamed else None,
+            sha256=form.sha256,
+            size=form.size,
+            replaced=replaced,
+        )
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"a weights file may have {self._settings.max_upload_bytes:,} bytes at most")
@@ -228,6 +236,16 @@ class _Form:
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
+    @property
+    def file_name(self) -> str:
+        """The file's own name, without its suffix."""
+        return self._filename.removesuffix(SUFFIX)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the form gives a name."""
+        return bool(self._values.get("name", b"").strip())
+
     def feed(self, chunk: bytes) -> None:
         """Parse the next piece. Raises MalformedRequest, InvalidRequest; OSError when the disk is full."""
         try:
@@ -249,7 +267,7 @@ class _Form:
             raise InvalidUpload(
                 f"the SHA-256 of the file received is {self.sha256}, not the one given: send the file again"
             )
-        return name or check_name(self._filename), overwrite
+        return name or check_name(_SPACES_AND_BRACKETS.sub("-", self.file_name).strip("-") + SUFFIX), overwrite
 
     def _fields(self) -> tuple[str, bool, str]:
         """Return (name, overwrite, sha256), each "" if it has not arrived yet. Raises InvalidRequest."""

@@ -25,7 +25,7 @@ def sequence(engine: Engine, *, prompt: Sequence[int] = (EOS,), max_tokens: int 
 
 
 def request_of(*sequences: TokenSequence, seconds: float = GUARD_SECONDS, stream: bool = True) -> Request:
-    request = Request(backend="test", texts=(), max_tokens=0, stream=stream)
+    request = Request(backend="test", inputs=(), max_tokens=0, stream=stream)
     request.begin(sequences, seconds)
     return request
 

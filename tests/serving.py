@@ -88,14 +88,19 @@ def events(text: str) -> list[Any]:
     return [item if item == "[DONE]" else json.loads(item) for item in data]
 
 
-def refused(response: Any, status: int, code: str) -> dict[str, Any]:
-    """Check that a response is a problem of this kind, which tells nothing of the machine. Returns it."""
+def refused(response: Any, status: int, code: str, *, names: object = "") -> dict[str, Any]:
+    """Check that a response is a problem of this kind, which shows nothing of the machine. Returns it.
+
+    names: the folder that it may name, and does.
+    """
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()
     assert problem["status"] == status and problem["code"] == code and problem["title"] and problem["detail"]
     assert problem["request_id"] == response.headers["x-request-id"]
-    assert "Traceback" not in response.text and "/tmp" not in response.text and "line " not in response.text
+    text = response.text.replace(str(names), "") if names else response.text
+    assert "Traceback" not in text and "/tmp" not in text and "line " not in text
+    assert str(names) in problem["detail"]
     return problem
 
 

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of errors: every status that a route can answer, in the shape that it then has."""
+"""What the OpenAPI document says about errors: each status that a route can answer, in its shape."""
 
 from http import HTTPStatus
 from typing import Any
@@ -11,19 +11,19 @@ from service.schemas import GenerateEnd, OpenAIErrors, Problem, TokenEvent
 Responses = dict[int | str, dict[str, Any]]
 
 ANYWHERE = (429, 500)  # too many requests at once; a fault of the service
-BODY = (400, 408, 413)  # of what comes with a request: no JSON or form, too slow, too large
-MODEL = (404, 422, 501, 503, 504)  # of what asks for a model
+BODY = (400, 408, 413)  # the body: not JSON or a form, too slow, too large
+MODEL = (404, 415, 422, 501, 503, 504)  # routes with a JSON body that names a model
 
 _REF = "#/components/schemas/{model}"
 
 
 def problems(*statuses: int) -> Responses:
-    """The responses of a route that answers these errors, and those that any route may, with a problem."""
+    """Return the responses of a route that answers these errors, and those of any route, as problems."""
     return _responses(statuses, PROBLEM_JSON, Problem.__name__)
 
 
 def openai_errors(*statuses: int) -> Responses:
-    """The same in OpenAI's shape, whose status for a field out of range is 400."""
+    """Return the same in OpenAI's shape, whose status for a field out of range is 400."""
     return _responses([status for status in statuses if status != 422], "application/json", OpenAIErrors.__name__)
 
 
@@ -36,7 +36,7 @@ def _responses(statuses: Any, media_type: str, model: str) -> Responses:
 
 
 def complete(document: dict[str, Any]) -> None:
-    """Put in what the framework does not know of, and take out the answers that it only supposes."""
+    """Add what FastAPI does not know, and remove the answers that it only assumes."""
     schemas = document["components"]["schemas"]
     models = [(model, "serialization") for model in (Problem, OpenAIErrors, TokenEvent, GenerateEnd)]
     schemas.update(models_json_schema(models, ref_template=_REF)[1]["$defs"])

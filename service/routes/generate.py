@@ -13,7 +13,6 @@ from rnnlm.language_model import perplexity
 from service import errors, schemas, sse
 from service.core import Service
 from service.engines import Step
-from service.generation import as_tuple
 from service.request import Request
 from service.routes.described import BODY, MODEL, problems
 from service.wording import Wording
@@ -43,8 +42,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.post(
         "/generate/{backend}",
+        summary="Continue prompts",
         response_model=schemas.GenerateResponse,
-        response_model_exclude_none=True,
         responses={
             200: {"content": {"text/event-stream": {"example": STREAM_EXAMPLE}}},
             **problems(401, *BODY, *MODEL),
@@ -55,22 +54,22 @@ def router(service: Service) -> APIRouter:
         body: Annotated[service.bodies.generate, Body(openapi_examples=GENERATE_EXAMPLES)],
         http: HttpRequest,
     ) -> Any:
-        """Continue a prompt. `c` samples from the model's distribution, `torch` takes the most probable word, unless
-        `temperature` says otherwise.
+        """Continue one prompt or several. `c` samples from the model's distribution and `torch` takes the most probable
+        word, unless `temperature` says otherwise.
 
-        With `stream`, each event is a `TokenEvent`; then comes a `GenerateEnd`, then `[DONE]`. An error on the way is
-        an event named `error` with a problem as its data.
+        With `stream`, each event is a `TokenEvent`; then come a `GenerateEnd` and `[DONE]`. An error on the way is an
+        event named `error` whose data is a problem.
         """
         request = Request(
             backend=backend,
             weights=body.weights,
-            texts=as_tuple(body.prompt),
+            inputs=body.prompt,
             n=body.n,
             max_tokens=body.max_tokens,
             temperature=body.temperature,
             top_k=body.top_k,
             seed=body.seed,
-            stop=as_tuple(body.stop),
+            stop=body.stop,
             top=body.top_logprobs,
             ignore_eos=body.ignore_eos,
             stream=body.stream,
@@ -80,7 +79,7 @@ def router(service: Service) -> APIRouter:
             return sse.EventStream(
                 request,
                 news=_Events(request).news,
-                end=lambda: sse.event(_end(request).model_dump_json()) + sse.DONE,
+                end=lambda: sse.event(_end(request).model_dump_json(exclude_unset=True)) + sse.DONE,
                 silence=silence,
                 on_error=lambda error: sse.event(json.dumps(errors.content(error, http.scope)), name="error"),
             )
@@ -90,18 +89,19 @@ def router(service: Service) -> APIRouter:
 
     @routes.post(
         "/score",
+        summary="Score a text",
         response_model=schemas.ScoreResponse,
-        response_model_exclude_none=True,
         responses=problems(401, *BODY, *MODEL),
     )
     async def score(
         body: Annotated[service.bodies.score, Body(openapi_examples=SCORE_EXAMPLES)], http: HttpRequest
     ) -> Any:
-        """The log-probability of each token of a text, given all before it, and the text's perplexity."""
+        """The log-probability of each word of a text, given all before it, and the text's perplexity."""
         request = Request(
             backend=body.backend,
             weights=body.weights,
-            texts=(body.text,),
+            inputs=(body.text,),
+            field="text",
             max_tokens=0,
             top=body.top_logprobs,
             scored=True,
@@ -115,13 +115,15 @@ def router(service: Service) -> APIRouter:
 
 
 def _json(reply: BaseModel) -> Response:
-    """A reply, written out. Of thousands of tokens that takes long, and so is for a thread of its own."""
-    return Response(reply.model_dump_json(exclude_none=True), media_type="application/json")
+    """Write a reply out. This takes long for thousands of tokens, so it runs in a thread of its own."""
+    return Response(reply.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
 class _Events:
-    """A stream's events, each a `TokenEvent`. Written by hand: a model object for each would take longer than a token
-    in company."""
+    """A stream's events, each a `TokenEvent`.
+
+    They are formatted by hand: a model object for each would take longer than a token in a batch.
+    """
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -156,7 +158,7 @@ def _choice_ends(request: Request) -> list[dict[str, Any]]:
             "prompt_index": index // request.n,
             "finish_reason": sequence.finish_reason,
             "seed": sequence.seed,
-            "unknown_words": list(request.prompts[index // request.n].unknown),
+            "unknown_words": request.prompts[index // request.n].unknown,
         }
         for index, sequence in enumerate(request.sequences)
     ]
@@ -166,6 +168,7 @@ def _end(request: Request) -> schemas.GenerateEnd:
     return schemas.GenerateEnd(
         backend=request.backend,
         weights=request.weights_used(),
+        prompts=request.read_prompts(),
         choices=[schemas.ChoiceEnd(**end) for end in _choice_ends(request)],
         usage=request.usage(),
         timings=request.timings(),
@@ -182,6 +185,7 @@ def _reply(request: Request) -> schemas.GenerateResponse:
     return schemas.GenerateResponse(
         backend=request.backend,
         weights=request.weights_used(),
+        prompts=request.read_prompts(),
         choices=choices,
         usage=request.usage(),
         timings=request.timings(),
@@ -194,9 +198,23 @@ def _score(request: Request) -> schemas.ScoreResponse:
     return schemas.ScoreResponse(
         backend=request.backend,
         weights=request.weights_used(),
-        tokens=[request.token(step) for step in steps],
+        tokens=_scored(request),
         loss=loss,
         perplexity=perplexity(loss),
-        unknown_words=list(request.prompts[0].unknown),
+        unknown_words=request.prompts[0].unknown,
         timings=request.timings(),
     )
+
+
+def _scored(request: Request) -> list[schemas.ScoredToken]:
+    """Pair the pieces of the text with the steps of those that the model read."""
+    steps = iter(request.sequences[0].steps)
+    tokens = []
+    for span in request.prompts[0].spans:
+        if span.id is None:
+            tokens.append(schemas.ScoredToken(**span._asdict(), logprob=None))
+            continue
+        step = next(steps)
+        top = {"top": request.alternatives(step)} if request.top else {}
+        tokens.append(schemas.ScoredToken(**span._asdict(), logprob=step.logprob, **top))
+    return tokens

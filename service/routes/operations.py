@@ -1,10 +1,12 @@
-"""What runs the service: /health, /ready, /metrics, and the page."""
+"""/health, /ready, /metrics, and the page with its files."""
 
+import os
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
 
 from service.core import Service
 from service.errors import ShuttingDown
@@ -21,8 +23,7 @@ _PLACEHOLDER = """<!doctype html>
 <html lang="en">
 <title>RNN word model</title>
 <h1>RNN word model</h1>
-<p>The service is up. <a href="docs">What it can be asked</a>, <a href="weights">its weights</a>,
-<a href="ready">whether it is ready</a>.
+<p>The service is up, without its page. See <a href="docs">its routes</a> and <a href="ready">whether it is ready</a>.
 </html>
 """
 
@@ -30,14 +31,16 @@ _PLACEHOLDER = """<!doctype html>
 def router(service: Service, web: Path) -> APIRouter:
     routes = APIRouter(tags=["operations"])
 
-    @routes.get("/health", response_model=Status, responses=problems())
+    files = StaticFiles(directory=web, check_dir=False)
+
+    @routes.get("/health", summary="Check that the service is up", response_model=Status, responses=problems())
     async def health() -> Any:
-        """The process is up."""
+        """The process answers. It may have no weights: see /ready."""
         return Status(status="ok")
 
-    @routes.get("/ready", response_model=Status, responses=problems(503))
+    @routes.get("/ready", summary="Check that the service is ready", response_model=Status, responses=problems(503))
     def ready() -> Any:
-        """There are weights to answer with."""
+        """The default weights can be used."""
         if service.stopping:
             raise ShuttingDown
         service.registry.check_ready()
@@ -45,12 +48,13 @@ def router(service: Service, web: Path) -> APIRouter:
 
     @routes.get(
         "/metrics",
+        summary="Read the metrics",
         dependencies=service.guard.users,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems(401)},
         response_class=Response,
     )
     def metrics() -> Response:
-        """For Prometheus."""
+        """Counters and times, in the format of Prometheus."""
         return Response(service.metrics.exposition(), media_type=CONTENT_TYPE)
 
     @routes.get("/", include_in_schema=False)
@@ -58,5 +62,11 @@ def router(service: Service, web: Path) -> APIRouter:
         headers = {"content-security-policy": PAGE_POLICY, "cache-control": "no-cache"}
         index = web / "index.html"
         return FileResponse(index, headers=headers) if index.is_file() else HTMLResponse(_PLACEHOLDER, headers=headers)
+
+    @routes.get("/web/{path:path}", include_in_schema=False)
+    async def file(path: str, http: Request) -> Response:
+        response = await files.get_response(os.path.normpath(path), http.scope)
+        response.headers["cache-control"] = "no-cache"  # a browser may keep a file if it asks whether that has changed
+        return response
 
     return routes

@@ -21,7 +21,10 @@ _FORM = {
     "required": ["file"],
     "properties": {
         "file": {"type": "string", "format": "binary", "description": "a weights file"},
-        "name": {"type": "string", "description": "its name here; default: the file's own"},
+        "name": {
+            "type": "string",
+            "description": "its name here; default: the file's own, spaces and brackets replaced",
+        },
         "sha256": {"type": "string", "description": "refuse the file unless this is its SHA-256, in hexadecimal"},
         "overwrite": {"type": "string", "enum": ["true", "false"], "default": "false"},
     },
@@ -32,15 +35,21 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/weights", tags=["weights"])
     guard = service.guard
     uploader = Uploader(service.settings, service.registry.folder, service.metrics)
-    # The first list hashes every file. In the threads of all, those who wait for that would leave none to anybody else.
+    # The first list hashes every file. In the shared threads, requests that wait for it would leave none for others.
     lister = ThreadPoolExecutor(1, "list-weights")
 
-    @routes.get("", response_model=schemas.WeightsList, dependencies=guard.users, responses=problems(401, 503, 504))
+    @routes.get(
+        "",
+        summary="List the weights",
+        response_model=schemas.WeightsList,
+        dependencies=guard.users,
+        responses=problems(401, 503, 504),
+    )
     async def show() -> Response:
-        """The weights files, with the history of their training."""
+        """All weights files with the history of their training, and how large a model fits here."""
         seconds = service.settings.request_seconds
         late = TimeLimit(
-            f"the weights files were not hashed within {seconds:g} seconds: try again, what is done is kept"
+            f"the weights files were not hashed within {seconds:g} seconds: try again, the finished ones are kept"
         )
         async with within(seconds, late):
             listing = contextvars.copy_context().run  # as asyncio.to_thread does: the log names the request
@@ -49,6 +58,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post(
         "",
+        summary="Upload weights",
         status_code=201,
         response_model=schemas.Uploaded,
         dependencies=guard.admins,
@@ -56,14 +66,18 @@ def router(service: Service) -> APIRouter:
         openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
     )
     async def upload(request: Request) -> Any:
-        """Add a weights file. It is checked from end to end, and tried on each back end, before anyone can see it."""
+        """Add a weights file. It is checked as a whole and tried on each back end before anybody can use it."""
         return await uploader.receive(request)
 
     @routes.delete(
-        "/{name}", status_code=204, dependencies=guard.admins, responses=problems(401, 403, 404, 422, 503, 507)
+        "/{name}",
+        summary="Delete weights",
+        status_code=204,
+        dependencies=guard.admins,
+        responses=problems(401, 403, 404, 422, 503, 507),
     )
     async def delete(name: str) -> Response:
-        """Remove a weights file. Requests that run on it are not disturbed."""
+        """Remove a weights file. Requests that use it are not disturbed."""
         await asyncio.to_thread(service.registry.delete, name)
         return Response(status_code=204)
 
@@ -71,7 +85,7 @@ def router(service: Service) -> APIRouter:
 
 
 def _list(service: Service) -> str:
-    """The list as JSON, which takes long to write, too, where histories are long."""
+    """Return the list as JSON. Long histories take long to write, too."""
     versions = service.registry.folder.versions()
     capacity = Capacity.of(service.settings)
     weights = [schemas.WeightsSummary(**vars(version.summary()), sha256=_sha256(version)) for version in versions]
@@ -89,5 +103,5 @@ def _list(service: Service) -> str:
 def _sha256(version: Version) -> str | None:
     try:
         return version.sha256()
-    except OSError:  # it is being replaced, or cannot be read: the summary says so
+    except OSError:  # the file is being replaced, or cannot be read: the summary says so
         return None

@@ -10,6 +10,8 @@ import pytest
 from serving import GOOD, needs_library, refused
 from starlette.testclient import TestClient
 
+from service.settings import Settings
+
 pytest_plugins = ("service_fixtures",)
 pytestmark = needs_library
 
@@ -38,9 +40,15 @@ def test_bodies_that_are_no_request(client: TestClient, path: str, raw: bytes, s
 
 @pytest.mark.parametrize("path", GOOD)
 def test_another_content_type(client: TestClient, path: str) -> None:
-    for content_type in ("text/plain", "application/x-www-form-urlencoded"):
-        response = client.post(path, content=json.dumps(GOOD[path]), headers={"content-type": content_type})
-        refused(response, 422, "invalid_request")
+    raw = json.dumps(GOOD[path])
+    for content_type in ("text/plain", "application/x-www-form-urlencoded", "application/json-seq"):
+        problem = refused(
+            client.post(path, content=raw, headers={"content-type": content_type}), 415, "unsupported_media_type"
+        )
+        assert "Content-Type: application/json" in problem["detail"] and content_type in problem["detail"]
+    assert "without a type" in refused(client.post(path, content=raw), 415, "unsupported_media_type")["detail"]
+    for content_type in ("application/json; charset=utf-8", "Application/JSON"):
+        assert client.post(path, content=raw, headers={"content-type": content_type}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -53,7 +61,9 @@ def test_another_content_type(client: TestClient, path: str) -> None:
         ("prompt", []),
         ("prompt", ["waa", 1]),
         ("prompt", ["waa", ""]),
-        ("prompt", ["waa"] * 9),
+        ("prompt", ["waa"] * 33),
+        ("prompt", [1, 2]),
+        ("prompt", [["waa"]]),
         ("max_tokens", 0),
         ("max_tokens", -1),
         ("max_tokens", 51),
@@ -132,9 +142,9 @@ def test_more_tokens_than_a_request_may_make(client: TestClient) -> None:
 
 
 def test_a_body_too_large(client: TestClient) -> None:
-    raw = json.dumps({"prompt": "w" * (64 << 10)}).encode()
+    raw = json.dumps({"prompt": "w" * Settings.max_body_bytes}).encode()
     headers = {"content-type": "application/json"}
-    for path in ("/generate/c", "/score", "/nowhere"):
+    for path in ("/generate/c", "/score"):
         refused(client.post(path, content=raw, headers=headers), 413, "body_too_large")
 
     def pieces() -> Iterator[bytes]:  # without a content length
@@ -163,6 +173,45 @@ def test_addresses_that_do_not_exist(client: TestClient, method: str, path: str,
     refused(client.request(method, path, json={"prompt": "waa"}), status, code)
 
 
+def test_a_wrong_address_is_told_where_the_routes_are(client: TestClient) -> None:
+    assert "/openapi.json" in refused(client.post("/generate", json={}), 404, "not_found")["detail"]
+
+
+def test_address_and_method_are_checked_before_the_body(client: TestClient) -> None:
+    large = b"x" * (Settings.max_body_bytes + 1)
+    assert client.post("/nowhere", content=large).status_code == 404
+    response = client.put("/generate/c", content=large)
+    refused(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST" and "POST" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({}, "prompt is required"),
+        ({"prompt": "waa", "surprise": 1}, "surprise is not a field of this request"),
+        ({"prompt": "waa", "n": 9}, "n must be 8 or less, got 9"),
+        ({"prompt": "waa", "n": "9"}, "n must be an integer"),
+        ({"prompt": "waa", "temperature": -1}, "temperature must be 0 or more, got -1"),
+        ({"prompt": "waa", "weights": ""}, "weights must have at least 1 characters"),
+        ({"prompt": ["waa", 1]}, "prompt must be a text or a list of texts"),
+        ({"prompt": ["waa", ""]}, "prompt item 1 must not be empty"),
+        ({"prompt": "w" * 201}, "prompt must have at most 200 characters, got 201"),
+        ({"prompt": "waa", "stop": [["waa"]]}, "stop must be a text or a list of texts"),
+    ],
+)
+def test_messages_name_the_field_the_limit_and_the_value(client: TestClient, body: Any, says: str) -> None:
+    problem = refused(client.post("/generate/c", json=body), 422, "invalid_request")
+    assert says in problem["detail"]
+    assert problem["errors"][0]["field"] in ("prompt", "surprise", "n", "temperature", "weights", "stop")
+
+
+def test_broken_json_is_told_where(client: TestClient) -> None:
+    raw, headers = b'{"prompt": "waa",, }', {"content-type": "application/json"}
+    problem = refused(client.post("/generate/c", content=raw, headers=headers), 400, "malformed_request")
+    assert "character 17" in problem["detail"]
+
+
 def test_the_allowed_methods_are_told(client: TestClient) -> None:
     for path, allowed in (
         ("/weights", "GET, HEAD, POST"),
@@ -182,5 +231,5 @@ def test_head_is_get_without_a_body(client: TestClient) -> None:
 
 
 def test_an_address_with_a_slash_too_many_is_not_there(client: TestClient) -> None:
-    for path in ("/weights/", "/score/", "/health/", "/v1/models/"):
+    for path in ("/weights/", "/score/", "/health/", "/v1/models//"):
         assert client.get(path, follow_redirects=False).status_code == 404, path

@@ -17,7 +17,9 @@ from serving import Server, needs_library, save_tiny, serving, until
 import rnn
 from rnnlm.data.text import EOS, UNK, Vocabulary, tokens_of
 from service.engines import Step
-from service.routes.completions import _Text
+from service.request import Prompt
+from service.routes.openai.completions import _Text
+from service.wording import Wording, gap_after
 
 pytestmark = needs_library
 
@@ -51,7 +53,7 @@ def test_a_completion_is_the_models_generation(client: openai.OpenAI, folder: Pa
     expected = rnn.RNN.load(folder / "demo.safetensors").generate("waa wab", max_tokens=40, seed=5)
     completion = create(client, max_tokens=40)
     (choice,) = completion.choices
-    assert choice.text == expected.text
+    assert choice.text == f" {expected.text}"  # with the space that separates it from the prompt
     assert choice.finish_reason == {"eos": "stop", "length": "length"}[expected.finish_reason]
     assert choice.logprobs is None
     assert completion.object == "text_completion" and completion.model == "c/demo" and completion.id
@@ -103,14 +105,14 @@ def test_log_probabilities(client: openai.OpenAI) -> None:
 def test_echo(client: openai.OpenAI, folder: Path) -> None:
     prompt = "waa, (wab) zebra. wac"
     plain = create(client, prompt=prompt, max_tokens=8).choices[0].text
-    assert create(client, prompt=prompt, max_tokens=8, echo=True).choices[0].text == f"{prompt} {plain}"
+    assert create(client, prompt=prompt, max_tokens=8, echo=True).choices[0].text == prompt + plain
     scored = create(client, prompt=prompt, max_tokens=0, echo=True, logprobs=1).choices[0]
     assert scored.text == prompt and scored.finish_reason == "length"
     expected = rnn.RNN.load(folder / "demo.safetensors").score(prompt)
     assert scored.logprobs.token_logprobs == pytest.approx([token.logprob for token in expected.tokens], abs=1e-4)
     assert scored.logprobs.tokens == ["waa", ", (wab", ") zebra.", " wac"]
     both = create(client, prompt=prompt, max_tokens=8, echo=True, logprobs=0).choices[0]
-    assert both.text == f"{prompt} {plain}"
+    assert both.text == prompt + plain
     assert len(both.logprobs.tokens) == len(both.logprobs.text_offset) > len(scored.logprobs.tokens)
     assert both.logprobs.tokens[4].startswith(" w")  # the first that is new
     for choice in (scored, both):
@@ -127,12 +129,14 @@ def test_echo(client: openai.OpenAI, folder: Path) -> None:
 )
 def test_the_tokens_of_an_echo_make_up_its_text(prompt: str, new: list[int], unknown: bool, scored: bool) -> None:
     vocabulary = Vocabulary((EOS, "a", "b", "ab", *([UNK] if unknown else [])))
-    ids = tokens_of(vocabulary.encode(prompt))[0] if scored else []
+    spans = vocabulary.encode(prompt)
+    ids = tokens_of(spans)[0] if scored else []
     request: Any = SimpleNamespace(
         sequences=[SimpleNamespace(prompt_steps=len(ids))],
-        texts=(prompt,),
+        prompts=[Prompt(prompt, [0, *ids], spans)],
         n=1,
         entry=SimpleNamespace(vocabulary=vocabulary),
+        wording=lambda prompt: Wording(vocabulary, gap_after(prompt.text)),
     )
     steps = [Step(token, -1.0, ((token, -1.0), (1 + token % 3, -2.0))) for token in [*ids, *new]]
     text, logprobs = _Text(request, 0, True).add(steps)
@@ -159,9 +163,9 @@ def test_the_torch_model_through_the_client(torch_server: Server, folder: Path) 
     with openai.OpenAI(base_url=f"{torch_server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         assert [model.id for model in client.models.list()] == ["c/demo", "torch/demo", "c/other", "torch/other"]
         options: dict[str, Any] = {"model": "torch/demo", "max_tokens": 12, "extra_body": {"ignore_eos": True}}
-        assert create(client, **options).choices[0].text == greedy.text  # its own way
+        assert create(client, **options).choices[0].text == f" {greedy.text}"  # its own way
         own = create(client, temperature=1.0, logprobs=2, **options).choices[0]
-        assert own.text == sampled.text
+        assert own.text == f" {sampled.text}"
         assert own.logprobs.token_logprobs == pytest.approx([token.logprob for token in sampled.tokens], abs=1e-4)
         c = create(client, temperature=1.0, logprobs=2, **{**options, "model": "c/demo"}).choices[0]
         assert c.text == own.text
@@ -185,12 +189,14 @@ def test_the_torch_model_through_the_client(torch_server: Server, folder: Path) 
         {"echo": True},
         {"echo": True, "logprobs": 1, "prompt": "waa. wab"},
         {"stop": ["wab", "wac wad"]},
+        {"stop": ["b w", "zz"], "logprobs": 1},  # in the text as written
     ],
 )
 def test_the_stream_is_the_completion(client: openai.OpenAI, options: dict[str, Any]) -> None:
     options = {"max_tokens": 25, **options}
     whole = create(client, **options)
     chunks = list(create(client, stream=True, stream_options={"include_usage": True}, **options))
+    assert all(chunk.usage is None and "usage" in chunk.model_fields_set for chunk in chunks[:-1])
     assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
     for choice in whole.choices:
         own = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]
@@ -217,12 +223,15 @@ def test_models(client: openai.OpenAI) -> None:
         ({"model": "gpt"}, openai.NotFoundError, "/v1/models"),
         ({"model": "c/../demo"}, openai.BadRequestError, "weights name"),
         ({"prompt": ""}, openai.BadRequestError, "prompt"),
-        ({"prompt": [1, 2]}, openai.BadRequestError, "prompt"),
+        ({"prompt": [1, 4000]}, openai.BadRequestError, "from 0 to 39, got 4000"),
+        ({"prompt": [1, "waa"]}, openai.BadRequestError, "prompt must be a text, a list of texts, a list of token ids"),
+        ({"prompt": []}, openai.BadRequestError, "prompt"),
+        ({"prompt": ["waa"] * 33}, openai.BadRequestError, "prompt must have from 1 to 32 items, got 33"),
         ({"prompt": "zebra"}, openai.BadRequestError, "vocabulary"),
         ({"max_tokens": 61}, openai.BadRequestError, "max_tokens"),
         ({"max_tokens": 0}, openai.BadRequestError, "echo"),
         ({"temperature": -1}, openai.BadRequestError, "temperature"),
-        ({"n": 9}, openai.BadRequestError, "n:"),
+        ({"n": 9}, openai.BadRequestError, "n must be 8 or less, got 9"),
         ({"n": 2, "best_of": 3}, openai.BadRequestError, "best_of"),
         ({"logprobs": 21}, openai.BadRequestError, "logprobs"),
         ({"top_p": 0.5}, openai.BadRequestError, "top_p"),
@@ -230,10 +239,10 @@ def test_models(client: openai.OpenAI) -> None:
         ({"presence_penalty": 1}, openai.BadRequestError, "presence_penalty"),
         ({"logit_bias": {"5": 1}}, openai.BadRequestError, "logit_bias"),
         ({"suffix": "x"}, openai.BadRequestError, "suffix"),
-        ({"seed": -1}, openai.BadRequestError, "seed"),
+        ({"seed": -2}, openai.BadRequestError, "seed must be -1 or more, got -2"),
         ({"stop": [""]}, openai.BadRequestError, "stop"),
-        ({"extra_body": {"surprise": 1}}, openai.BadRequestError, "surprise"),
-        ({"prompt": "w" * 70_000}, openai.APIStatusError, "bytes"),
+        ({"extra_body": {"tools": 1, "repetition_penalty": 1.2}}, openai.BadRequestError, "repetition_penalty is not"),
+        ({"prompt": "w" * 300_000}, openai.APIStatusError, "bytes"),
         ({"model": "torch/demo"}, openai.InternalServerError, "torch"),
     ],
 )
@@ -246,6 +255,8 @@ def test_errors(
     body = caught.value.body  # type: ignore[attr-defined]
     assert says in body["message"] and body.keys() == {"message", "type", "param", "code"}
     assert "/tmp" not in body["message"]
+    if body["code"] == "invalid_request" and body["param"]:
+        assert body["param"] in body["message"] and body["param"] in {**options, **options.get("extra_body", {})}
 
 
 def test_values_that_change_nothing(client: openai.OpenAI) -> None:

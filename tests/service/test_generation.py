@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import events, needs_library
+from serving import events, needs_library, refused
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
@@ -80,7 +80,7 @@ def test_stop_words(client: TestClient) -> None:
     body = {"prompt": "waa", "max_tokens": 40, "seed": 4, "ignore_eos": True}
     words = client.post("/generate/c", json=body).json()["choices"][0]["text"].split()
     stop = f"{words[5]} {words[6]}"
-    reply = client.post("/generate/c", json={**body, "stop": [stop, "zebra"]}).json()
+    reply = client.post("/generate/c", json={**body, "stop": [stop, "waa waa waa waa"]}).json()
     (choice,) = reply["choices"]
     assert choice["finish_reason"] == "stop"
     assert choice["text"].split() == words[: len(choice["text"].split())] and stop not in choice["text"]
@@ -105,15 +105,64 @@ def test_the_stream_is_the_reply(client: TestClient, backend: str, extra: dict[s
     assert end["usage"] == whole["usage"] and end["weights"] == whole["weights"]
 
 
+@pytest.mark.parametrize(("stop", "says"), [("zebra", "'zebra'"), ("7", "no word"), (["waa", "(1)"], "no word")])
+def test_a_stop_phrase_that_can_never_match(client: TestClient, stop: Any, says: str) -> None:
+    problem = refused(client.post("/generate/c", json={"prompt": "waa", "stop": stop}), 422, "invalid_request")
+    assert says in problem["detail"] and problem["errors"][0]["field"] == "stop"
+
+
+def test_a_stop_phrase_with_its_punctuation(client: TestClient) -> None:
+    """`wab.` is the word and the end of its sentence, as in a prompt."""
+    body = {"prompt": "waa", "max_tokens": 50, "n": 8, "seed": 1, "ignore_eos": True}
+    choices = client.post("/generate/c", json=body).json()["choices"]
+    texts = [[token["word"] for token in choice["tokens"]] for choice in choices]
+    seed, words = next((1 + i, words) for i, words in enumerate(texts) if "<EOS>" in words[1:])
+    end = words.index("<EOS>", 1)
+    body |= {"n": 1, "seed": seed}
+    reply = client.post("/generate/c", json={**body, "stop": f"{words[end - 1]}."}).json()["choices"][0]
+    assert reply["finish_reason"] == "stop" and [token["word"] for token in reply["tokens"]] == words[: end - 1]
+
+
 def test_a_score_is_the_models(client: TestClient, folder: Path) -> None:
-    expected = rnn.RNN.load(folder / "demo.safetensors").score("waa wab zebra. wac")
+    text = "waa wab zebra. wac"
+    expected = rnn.RNN.load(folder / "demo.safetensors").score(text)
     for backend in ("c", "torch"):
-        reply = client.post("/score", json={"text": "waa wab zebra. wac", "backend": backend, "top_logprobs": 3}).json()
-        assert [token["word"] for token in reply["tokens"]] == [token.word for token in expected.tokens]
+        reply = client.post("/score", json={"text": text, "backend": backend, "top_logprobs": 3}).json()
+        read = [token for token in reply["tokens"] if token["id"] is not None]
+        assert [token["word"] for token in read] == [token.word for token in expected.tokens]
+        assert [token["logprob"] for token in read] == pytest.approx([t.logprob for t in expected.tokens], abs=1e-4)
         assert reply["perplexity"] == pytest.approx(expected.perplexity, rel=1e-4)
         assert reply["loss"] == pytest.approx(expected.loss, rel=1e-4)
         assert reply["unknown_words"] == ["zebra"]
-        assert all(len(token["top"]) == 3 for token in reply["tokens"])
+        assert all(len(token["top"]) == 3 for token in read)
+
+
+TEXT = " (waa), «wab» 1999: zebra's\tnaïve-text!\nwac wad?\n\nwae "
+
+
+def test_everything_in_a_text_is_reported_with_its_place(client: TestClient) -> None:
+    score = client.post("/score", json={"text": TEXT}).json()["tokens"]
+    found = [(TEXT[token["start"] : token["end"]], token["kind"]) for token in score]
+    assert ("waa", "known") in found and ("zebra", "unknown") in found and ("!", "sentence_end") in found
+    assert {("(", "dropped"), ("1999:", "dropped"), ("?", "sentence_end"), ("wae", "known")} <= set(found)
+    assert "".join(text for text, _ in found) == "".join(TEXT.split())  # nothing but white space is left out
+    for token in score:
+        assert (token["logprob"] is None) == (token["id"] is None)
+        assert (token["word"] == "") == (token["kind"] == "dropped")
+    body = {"prompt": ["waa", TEXT], "max_tokens": 2, "seed": 1}
+    reply = client.post("/generate/c", json=body).json()
+    for token in score:
+        del token["logprob"]
+    assert reply["prompts"][1]["tokens"] == score
+    assert [token["word"] for token in reply["prompts"][0]["tokens"]] == ["waa"]
+    *_, end, _ = events(client.post("/generate/c", json={**body, "stream": True}).text)
+    assert end["prompts"] == reply["prompts"]
+
+
+def test_places_are_counted_in_code_points(client: TestClient) -> None:
+    text = "\U0001f600 waa"
+    (dropped, known) = client.post("/score", json={"text": text}).json()["tokens"]
+    assert (dropped["start"], dropped["end"], known["start"], known["end"]) == (0, 1, 2, 5)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +189,7 @@ def test_replies_are_built_outside_the_event_loop(
 
     watch(Request, "token")
     watch(Request, "usage")
+    watch(Request, "timings")
     watch(schemas.GenerateResponse, "model_dump_json")
     watch(schemas.ScoreResponse, "model_dump_json")
     watch(JSONResponse, "render")

@@ -17,9 +17,10 @@ pytestmark = needs_library
 def test_the_api_token_guards_all_but_three(tmp_path: Path) -> None:
     save_tiny(tmp_path)
     with serving(tmp_path, api_token="user-secret") as client:
-        for path in ("/", "/health", "/ready"):
+        for path in ("/", "/health", "/ready", "/docs", "/openapi.json", "/web/icon.svg"):
             assert client.get(path).status_code == 200
-        for path in ("/weights", "/metrics", "/docs", "/openapi.json"):
+        assert client.get("/nowhere").status_code == 401 == client.get("/v1/models").status_code
+        for path in ("/weights", "/metrics"):
             response = client.get(path)
             refused(response, 401, "unauthorized")
             assert response.headers["www-authenticate"] == "Bearer"
@@ -39,7 +40,9 @@ def test_the_api_token_guards_all_but_three(tmp_path: Path) -> None:
 
 def test_the_queue_and_the_time_limit(tmp_path: Path) -> None:
     save_tiny(tmp_path)
-    with serving(tmp_path, max_sequences=1, max_waiting=0, max_prompts=1, max_choices=1) as client:
+    with serving(tmp_path, max_sequences=1, max_waiting=0) as client:
+        problem = refused(client.post("/generate/c", json={"prompt": "waa", "n": 2}), 422, "invalid_request")
+        assert "2 sequences" in problem["detail"]
         scheduler = client.app.state.service.schedulers["c"]  # type: ignore[attr-defined]
         scheduler._max_waiting = -1
         response = client.post("/generate/c", json={"prompt": "waa", "stream": True})
@@ -79,12 +82,12 @@ def test_limits_on_every_route_that_generates(tmp_path: Path, path: str) -> None
         said = response.json()
         return response.status_code, (said.get("error") or said)["code"]
 
-    with serving(tmp_path, max_sequences=1, max_waiting=0, max_prompts=1, max_choices=1) as client:
+    with serving(tmp_path, max_sequences=1, max_waiting=0) as client:
         client.app.state.service.schedulers["c"]._max_waiting = -1  # type: ignore[attr-defined]
         response = client.post(path, json=body)
         assert code(response) == (429, "busy") and int(response.headers["retry-after"]) >= 1
         assert "rnn_prompt_tokens_total{" not in client.get("/metrics").text  # nothing was taken in
-        assert code(client.post(path, json={**body, "prompt": "w" * 70_000})) == (413, "body_too_large")
+        assert code(client.post(path, json={**body, "prompt": "w" * 300_000})) == (413, "body_too_large")
     with serving(tmp_path, request_seconds=0.01) as client:
         generator = client.app.state.service.generator  # type: ignore[attr-defined]
         prepare = generator._prepare

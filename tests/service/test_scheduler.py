@@ -10,13 +10,15 @@ import pytest
 from scheduling import request_of, sequence, with_scheduler
 from serving import GUARD_SECONDS
 
+from rnnlm.data.text import EOS as EOS_WORD
+from rnnlm.data.text import Vocabulary
 from service.engines import Engine, Feed, Step
 from service.errors import Busy, ClientGone, Internal, ShuttingDown, TimeLimit
 from service.metrics import Metrics
 from service.request import Request
 from service.scheduler import Scheduler
 from service.sequences import PREFILL_TOKENS, TokenSequence
-from service.wording import Phrase
+from service.wording import Phrase, Stop, Wording
 
 
 class CountingEngine(Engine):
@@ -336,7 +338,13 @@ def test_a_long_prompt_goes_in_by_parts() -> None:
 def test_a_stop_phrase_is_cut_off_and_its_start_held_back() -> None:
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         gate = threading.Semaphore(0)
-        request = request_of(sequence(CountingEngine(gate), max_tokens=9, stop=(Phrase.of((3, 4, 5)),)))
+        request = request_of(
+            sequence(
+                CountingEngine(gate),
+                max_tokens=9,
+                stop=Stop([Phrase.of((3, 4, 5))], [], Wording(Vocabulary((EOS_WORD,)))),
+            )
+        )
         scheduler.submit(request)
         seen = []
         async for _ in request.changes():

@@ -12,17 +12,19 @@ from serving import ADMIN, UPLOAD_HEAD, StartServer, needs_library, read_until, 
 pytest_plugins = ("service_fixtures",)
 pytestmark = needs_library
 
+JSON = "content-type: application/json\r\n"
+
 
 def test_half_a_request(start: StartServer, server_folder: Path) -> None:
     server = start(RNN_REQUEST_SECONDS="0.3", RNN_UPLOAD_SECONDS="0.3")
     for path in ("/generate/c", "/score", "/v1/completions"):
         slow = server.connect()
-        slow.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{{".encode())
+        slow.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\n{JSON}content-length: 100\r\n\r\n{{".encode())
         answer = read_until(slow, b'"slow_request"')
         assert b"HTTP/1.1 408" in answer and (b'{"error": ' in answer) == (path == "/v1/completions")
         slow.close()
     gone = server.connect()
-    gone.sendall(b"POST /generate/c HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+    gone.sendall(f"POST /generate/c HTTP/1.1\r\nhost: x\r\n{JSON}content-length: 100\r\n\r\n{{".encode())
     gone.close()
     assert server.get("/health").status_code == 200
 
@@ -52,12 +54,12 @@ def test_a_slow_upload_is_given_up(start: StartServer, server_folder: Path) -> N
 def test_a_refusal_reaches_a_client_that_is_still_sending(start: StartServer) -> None:
     server = start(RNN_MAX_UPLOAD_BYTES="100000")
     big = bytes(5 << 20)
-    assert server.post("/generate/c", content=big).status_code == 413
+    assert server.post("/generate/c", content=big, headers={"content-type": "application/json"}).status_code == 413
     assert server.post("/weights", files={"file": ("x", big)}, headers=ADMIN).status_code == 413
     assert server.post("/weights", files={"file": ("x", big)}).status_code == 401
     expecting = server.connect()
     expecting.sendall(
-        b"POST /generate/c HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 5000000\r\n\r\n"
+        f"POST /score HTTP/1.1\r\nhost: x\r\n{JSON}expect: 100-continue\r\ncontent-length: 5000000\r\n\r\n".encode()
     )
     assert b"413" in read_until(expecting, b"\r\n\r\n").splitlines()[0]  # without having asked for the body
     expecting.close()

@@ -65,7 +65,7 @@ from service.request import Request
 async def main():
     async with api.app.router.lifespan_context(api.app):
         generator = api.app.state.service.generator
-        request = Request(backend=sys.argv[1], texts=("waa",), max_tokens=3)
+        request = Request(backend=sys.argv[1], inputs=("waa",), max_tokens=3)
         await generator.start(request)
         await request.wait()
         assert request.sequences[0].steps

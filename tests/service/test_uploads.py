@@ -25,7 +25,13 @@ def test_an_upload_makes_the_service_ready(empty_client: TestClient, empty_folde
     digest = hashlib.sha256(sound).hexdigest()
     response = upload(empty_client, sound, sha256=digest.upper())
     assert response.status_code == 201
-    assert response.json() == {"name": "new", "sha256": digest, "size": len(sound), "replaced": False}
+    assert response.json() == {
+        "name": "new",
+        "renamed_from": None,
+        "sha256": digest,
+        "size": len(sound),
+        "replaced": False,
+    }
     assert os.listdir(empty_folder) == ["new.safetensors"]
     assert (empty_folder / "new.safetensors").stat().st_mode & 0o777 == 0o644
     assert empty_client.get("/ready").status_code == 200
@@ -38,6 +44,19 @@ def test_the_name_may_be_given(empty_client: TestClient, empty_folder: Path, sou
     assert upload(empty_client, sound, "x", name="v1.2_final").json()["name"] == "v1.2_final"
     assert upload(empty_client, sound, "ignored.safetensors", name="other.safetensors").json()["name"] == "other"
     assert sorted(os.listdir(empty_folder)) == ["other.safetensors", "v1.2_final.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("file_name", "name"),
+    [("demo (1).safetensors", "demo-1"), ("my  model", "my-model"), ("[a] {b}.safetensors", "a-b")],
+)
+def test_spaces_and_brackets_of_a_file_name_are_replaced(
+    empty_client: TestClient, empty_folder: Path, sound: bytes, file_name: str, name: str
+) -> None:
+    uploaded = upload(empty_client, sound, file_name).json()
+    assert (uploaded["name"], uploaded["renamed_from"]) == (name, file_name.removesuffix(".safetensors"))
+    assert os.listdir(empty_folder) == [f"{name}.safetensors"]
+    assert upload(empty_client, sound, file_name, name="other").json()["renamed_from"] is None
 
 
 def test_nothing_is_overwritten_unless_asked_for(empty_client: TestClient, empty_folder: Path, sound: bytes) -> None:

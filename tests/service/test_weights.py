@@ -22,11 +22,14 @@ pytestmark = needs_library
 def test_without_weights_the_service_says_what_to_do(tmp_path: Path) -> None:
     with serving(tmp_path / "none") as client:
         assert client.get("/health").json() == {"status": "ok"}
-        for response in (client.get("/ready"), client.post("/generate/c", json={"prompt": "waa"})):
-            assert "make train" in refused(response, 503, "not_ready")["detail"]
+        problem = refused(client.get("/ready"), 503, "not_ready", names=tmp_path / "none")
+        assert "make train" in problem["detail"] and "does not exist" in problem["detail"]
+        problem = refused(client.post("/generate/c", json={"prompt": "waa"}), 503, "not_ready")
+        assert "make train" in problem["detail"] and "/ready" in problem["detail"]
         listed = client.get("/weights").json()
         assert (listed["default"], listed["weights"]) == (None, [])
         (tmp_path / "none").mkdir()
+        assert "has no weights files" in refused(client.get("/ready"), 503, "not_ready", names=tmp_path)["detail"]
         save_tiny(tmp_path / "none", "other")
         assert client.get("/ready").json() == {"status": "ready"}
         assert client.post("/generate/c", json={"prompt": "waa"}).json()["weights"]["name"] == "other"

@@ -1,0 +1,103 @@
+"""Fields of bodies: prompts and stop phrases in each form that clients send them, and the numbers of a generation.
+
+A field whose limit is a setting is made by a function, so that the service's OpenAPI document shows the limit in force.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from rnnlm.language_model import MAX_SEED
+
+MAX_STOPS = 8
+MAX_STOP_CHARS = 200
+
+Temperature = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=100,
+        description="0 takes the most probable word; null is the back end's own: 1 for c, 0 for torch",
+    ),
+]
+TopK = Annotated[int, Field(ge=0, le=1 << 24, description="draw from the k most probable words only; 0: from all")]
+Seed = Annotated[int | None, Field(ge=0, le=MAX_SEED, description="the same seed gives the same text; null draws one")]
+IgnoreEos = Annotated[bool, Field(description="continue after the end of the sentence")]
+Stream = Annotated[bool, Field(description="reply with server-sent events, one for each token")]
+
+
+def refuse(message: str) -> PydanticCustomError:
+    """Make the error of a field. The message continues a sentence that the field's name begins."""
+    return PydanticCustomError("field", message)  # type: ignore[arg-type]  (a LiteralString)
+
+
+def prompts(*, chars: int, count: int, ids: bool = False, description: str, example: str) -> Any:
+    """Make a field for one prompt or several. Its value is a tuple of texts and, if `ids`, of tuples of token ids."""
+    text = {"type": "string", "minLength": 1, "maxLength": chars}
+    forms: list[dict[str, Any]] = [text, {"type": "array", "minItems": 1, "maxItems": count, "items": text}]
+    says = "must be a text or a list of texts"
+    if ids:
+        tokens = {"type": "array", "minItems": 1, "maxItems": chars, "items": {"type": "integer", "minimum": 0}}
+        forms += [tokens, {"type": "array", "minItems": 1, "maxItems": count, "items": tokens}]
+        says = "must be a text, a list of texts, a list of token ids, or a list of such lists"
+
+    def check_text(value: str, place: str) -> str:
+        if not value:
+            raise refuse(f"{place}must not be empty")
+        if len(value) > chars:
+            raise refuse(f"{place}must have at most {chars:,} characters, got {len(value):,}")
+        return value
+
+    def check_ids(value: list[int], place: str) -> tuple[int, ...]:
+        if not value:
+            raise refuse(f"{place}must not be empty")
+        if len(value) > chars:
+            raise refuse(f"{place}must have at most {chars:,} token ids, got {len(value):,}")
+        return tuple(value)
+
+    def check(value: Any) -> tuple[str | tuple[int, ...], ...]:
+        if isinstance(value, str):
+            return (check_text(value, ""),)
+        if not isinstance(value, list):
+            raise refuse(says)
+        if ids and value and _are_ids(value):
+            return (check_ids(value, ""),)
+        if not 1 <= len(value) <= count:
+            raise refuse(f"must have from 1 to {count} items, got {len(value):,}")
+        places = [f"item {index} " for index in range(len(value))]
+        if all(isinstance(item, str) for item in value):
+            return tuple(map(check_text, value, places))
+        if ids and all(isinstance(item, list) and _are_ids(item) for item in value):
+            return tuple(map(check_ids, value, places))
+        raise refuse(says)
+
+    schema = WithJsonSchema({"anyOf": forms, "description": description, "examples": [example]})
+    return Annotated[Any, PlainValidator(check), schema]
+
+
+def _are_ids(items: list[Any]) -> bool:
+    return all(type(item) is int for item in items)  # True is an int to isinstance
+
+
+def _check_stop(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    phrases = [value] if isinstance(value, str) else value
+    if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
+        raise refuse("must be a text or a list of texts")
+    if len(phrases) > MAX_STOPS:
+        raise refuse(f"must have at most {MAX_STOPS} items, got {len(phrases):,}")
+    for phrase in phrases:
+        if not 1 <= len(phrase) <= MAX_STOP_CHARS:
+            raise refuse(f"must have phrases of 1 to {MAX_STOP_CHARS} characters, got one of {len(phrase):,}")
+    return tuple(phrases)
+
+
+def stop(description: str) -> Any:
+    """Make a field for one stop phrase, several or none. Its value is a tuple of texts."""
+    text = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
+    forms = [text, {"type": "array", "maxItems": MAX_STOPS, "items": text}, {"type": "null"}]
+    return Annotated[Any, PlainValidator(_check_stop), WithJsonSchema({"anyOf": forms, "description": description})]

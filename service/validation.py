@@ -1,0 +1,90 @@
+"""What is wrong with a body, in words that name its fields: pydantic's complaints without pydantic's internals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MOST_COMPLAINTS = 20
+_SHOWN_CHARS = 40
+
+_WORDS = {  # by pydantic's type of complaint (2.14); {} is filled from its context
+    "missing": "is required",
+    "extra_forbidden": "is not a field of this request: leave it out",
+    "string_type": "must be a string",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "finite_number": "must be a finite number",
+    "greater_than_equal": "must be {ge} or more",
+    "less_than_equal": "must be {le} or less",
+    "greater_than": "must be more than {gt}",
+    "less_than": "must be less than {lt}",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_short": "must have at least {min_length} items",
+    "too_long": "must have at most {max_length} items",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+}
+
+
+def complaints(errors: Sequence[Any], body: Any) -> tuple[tuple[str, str], ...]:
+    """Return (field, what is wrong with it) for each of pydantic's errors about a body, at most MOST_COMPLAINTS.
+
+    Values that were sent are shown only if they are numbers: others may be secret or huge.
+    """
+    found: dict[str, list[str]] = {}
+    for error in errors:
+        messages = found.setdefault(_place(error, body), [])
+        if (message := _message(error)) not in messages:
+            messages.append(message)
+    return tuple((place, _joined(messages)) for place, messages in list(found.items())[:MOST_COMPLAINTS])
+
+
+def _place(error: Any, body: Any) -> str:
+    """Return the path to a value in a body: pydantic's `loc` without what it adds, such as the branch of a union."""
+    where, *rest = error["loc"]
+    if where != "body":
+        return ".".join(str(part) for part in rest) or str(where)
+    path: list[str] = []
+    value = body
+    for index, part in enumerate(rest):
+        is_missing = error["type"] == "missing" and index == len(rest) - 1
+        if isinstance(value, Mapping) and (part in value or is_missing):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            continue
+        path.append(str(part))
+    return ".".join(path) or "body"
+
+
+def _message(error: Any) -> str:
+    context = {key: _shown(value) for key, value in (error.get("ctx") or {}).items()}
+    pattern = _WORDS.get(error["type"])
+    words = pattern.format(**context) if pattern else error["msg"].removeprefix("Value error, ")
+    got = error.get("input")
+    if isinstance(got, int | float) and not isinstance(got, bool) and math.isfinite(got) and words.startswith("must"):
+        words += f", got {_shown(got)}"
+    return words
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message: 0 for 0.0, and no number of thousands of digits."""
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    return shown if len(shown) <= _SHOWN_CHARS else f"{shown[:_SHOWN_CHARS]}…"
+
+
+def _joined(messages: list[str]) -> str:
+    """Join what each branch of a union says: must be a string, or a list."""
+    first, *rest = messages
+    return " or ".join([first, *(message.removeprefix("must be ").removeprefix("must have ") for message in rest)])
