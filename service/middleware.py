@@ -151,7 +151,7 @@ class Edge:
         """The log line and the metrics."""
         scope, seconds = exchange.scope, time.monotonic() - exchange.started_at
         route = route_of(scope)
-        method = exchange.method if route != "other" and exchange.method in METHODS else "other"
+        method = exchange.method if exchange.method in METHODS else "other"
         metrics = self._service.metrics
         metrics.requests.labels(route, method, str(exchange.status)).inc()
         metrics.duration_seconds.labels(route).observe(seconds)

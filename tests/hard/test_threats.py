@@ -241,19 +241,24 @@ def test_nothing_of_a_request_breaks_a_line_of_the_log(folder: Path, tmp_path: P
 # ---- What each token opens ------------------------------------------------------------------------------------------
 
 USER = {"authorization": "Bearer user-secret"}
+MESSAGES = [{"role": "user", "content": "waa"}]
 ROUTES = [  # method, path, body; the statuses with no token, the API token, the admin token
     ("GET", "/", None, (200, 200, 200)),
     ("GET", "/health", None, (200, 200, 200)),
     ("GET", "/ready", None, (200, 200, 200)),
     ("GET", "/metrics", None, (401, 200, 200)),
-    ("GET", "/docs", None, (401, 200, 200)),
-    ("GET", "/openapi.json", None, (401, 200, 200)),
+    ("GET", "/docs", None, (200, 200, 200)),
+    ("GET", "/openapi.json", None, (200, 200, 200)),
     ("GET", "/weights", None, (401, 200, 200)),
     ("GET", "/v1/models", None, (401, 200, 200)),
     ("GET", "/v1/models/c/demo", None, (401, 200, 200)),
+    ("GET", "/v1/health", None, (401, 200, 200)),
+    ("GET", "/nowhere", None, (401, 404, 404)),
     ("POST", "/generate/c", SHORT, (401, 200, 200)),
     ("POST", "/score", {"text": "waa wab"}, (401, 200, 200)),
     ("POST", "/v1/completions", {"model": "c/demo", "prompt": "waa"}, (401, 200, 200)),
+    ("POST", "/v1/chat/completions", {"model": "c/demo", "messages": MESSAGES}, (401, 200, 200)),
+    ("POST", "/v1/embeddings", {"model": "c/demo", "input": "waa"}, (401, 200, 200)),
     ("POST", "/weights", None, (401, 403, 400)),
     ("DELETE", "/weights/nothing", None, (401, 403, 404)),
 ]
@@ -313,9 +318,8 @@ def test_slow_bodies_are_given_up(folder: Path, tmp_path: Path) -> None:
         for path in ("/generate/c", "/weights", "/score"):
             slow = server.connect()
             head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer admin-secret\r\n"
-            slow.sendall(
-                f"{head}content-type: multipart/form-data; boundary=B\r\ncontent-length: 999\r\n\r\n-".encode()
-            )
+            kind = "multipart/form-data; boundary=B" if path == "/weights" else "application/json"
+            slow.sendall(f"{head}content-type: {kind}\r\ncontent-length: 999\r\n\r\n-".encode())
             started = time.monotonic()
             assert b" 408 " in read_until(slow, b"\r\n\r\n")
             assert time.monotonic() - started > 0.3

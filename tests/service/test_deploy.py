@@ -163,6 +163,21 @@ def test_a_port_that_is_none(port: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_the_help_is_printed_and_nothing_is_started() -> None:
+    done = subprocess.run([sys.executable, "-m", "service", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "--root-path" in done.stdout and done.stderr == ""
+    assert all(variable(name) in done.stdout for name in Settings.__dataclass_fields__)
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = run("service", PORT=str(port))
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert f"port {port} is taken" in line and f"PORT={port % 65535 + 1}" in line
+
+
 @contextlib.contextmanager
 def started(folder: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     port = free_port()

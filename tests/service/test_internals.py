@@ -15,6 +15,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import multiprocess
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from service import metrics
@@ -73,6 +75,21 @@ def test_prometheus_names_its_files_by_process(tmp_path: Path) -> None:
         f"gauge_livesum_{os.getpid()}.db",
     ], message
     assert "livesum" in multiprocess._LIVE_GAUGE_MULTIPROCESS_MODES, message
+
+
+def test_starlettes_cors_can_be_asked_from_outside() -> None:
+    """The edge uses two methods of its middleware, `preflight_response` and `send`."""
+    cors = CORSMiddleware(FastAPI(), ["https://example.org"], ["POST"], ["*"])
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = Headers({"origin": "https://example.org", "access-control-request-method": "POST"})
+    message = written_for("starlette", "1.10")
+    assert cors.preflight_response(headers).headers["access-control-allow-origin"] == "https://example.org", message
+    asyncio.run(cors.send({"type": "http.response.start", "status": 200, "headers": []}, send, headers))
+    assert (b"access-control-allow-origin", b"https://example.org") in sent[0]["headers"], message
 
 
 def test_fastapi_offline_brings_the_files_of_the_docs() -> None:

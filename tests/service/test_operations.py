@@ -27,11 +27,16 @@ def test_metrics(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
         client.post("/generate/c", json={"prompt": "waa", "max_tokens": 5, "ignore_eos": True})
         client.get("/made-up-7")
+        client.get("/web/js/app.js")
+        client.head("/web/nothing.js")
         client.request("SPURIOUS", "/score")
         text = client.get("/metrics").text
         for line in (
             'rnn_requests_total{method="POST",route="/generate/{backend}",status="200"} 1.0',
-            'rnn_requests_total{method="other",route="other",status="404"} 1.0',
+            'rnn_requests_total{method="GET",route="other",status="404"} 1.0',
+            'rnn_requests_total{method="other",route="other",status="405"} 1.0',
+            'rnn_requests_total{method="GET",route="/web/{path:path}",status="200"} 1.0',
+            'rnn_requests_total{method="HEAD",route="/web/{path:path}",status="404"} 1.0',
             'rnn_tokens_total{backend="c"} 5.0',
             'rnn_prompt_tokens_total{backend="c"} 2.0',
             'rnn_time_to_first_token_seconds_count{backend="c"} 1.0',

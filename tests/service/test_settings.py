@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import ROOT
 from serving import GUARD_SECONDS, StartServer, needs_library, until
 
+from service import logs
 from service.settings import Settings, SettingsError, table, variable
 
 pytest_plugins = ("service_fixtures",)
@@ -100,3 +103,37 @@ def test_the_log_is_what_cloud_logging_reads(start: StartServer) -> None:
     assert line["httpRequest"]["status"] == 200 and re.fullmatch(r"\d+\.\d+s", line["httpRequest"]["latency"])
     assert line["logging.googleapis.com/trace"] == f"projects/my-project/traces/{trace}"
     assert "secret" not in server.text()
+
+
+def record(message: str, level: int = logging.INFO, **fields: Any) -> logging.LogRecord:
+    found = logging.LogRecord("test", level, __file__, 1, message, (), None)
+    if fields:
+        found.fields = fields
+    return found
+
+
+def test_a_terminal_gets_readable_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    formatter = logs.TerminalFormatter()
+    request = record("GET /health 200", httpRequest={"latency": "0.012345s"}, request_id="x")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  GET /health 200  12\.3 ms", formatter.format(request))
+    assert formatter.format(record("no weights", logging.WARNING)).endswith("  warning: no weights")
+    assert formatter.format(record("GET /\x1b[2J\n 404")).endswith("GET /\\x1b[2J\\n 404")  # a terminal would obey it
+    handlers = logging.getLogger().handlers[:]
+    for is_terminal, kind in ((True, logs.TerminalFormatter), (False, logs.JsonFormatter)):
+        monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda it=is_terminal: it, write=print))
+        try:
+            logs.configure("info")
+            assert isinstance(logging.getLogger().handlers[0].formatter, kind)
+        finally:
+            logging.getLogger().handlers[:] = handlers
+            logging.captureWarnings(False)
+
+
+def test_the_start_names_a_folder_without_weights(start: StartServer, server_folder: Path) -> None:
+    missing = server_folder / "modles"
+    server = start(RNN_WEIGHTS_DIR=str(missing))
+    (line,) = (line for line in server.lines() if str(missing) in line["message"])
+    assert (
+        line["severity"] == "WARNING" and "does not exist" in line["message"] and "RNN_WEIGHTS_DIR" in line["message"]
+    )
+    assert str(missing) in server.get("/ready").json()["detail"]
