@@ -93,7 +93,9 @@ class Generator:
 def _sequences(request: Request, engine: Engine) -> list[TokenSequence]:
     temperature = engine.model.default_temperature if request.temperature is None else request.temperature
     sampling = Sampling(temperature, request.top_k)
-    seed = check_seed(request.seed)
+    first = check_seed(request.seed)
+    # A drawn seed differs from sequence to sequence; a given one, for the caller's sake, only from choice to choice.
+    count = request.n if request.seed is not None else request.n * len(request.prompts)
     vocabulary = request.entry.vocabulary
     make_stop = _stop_maker(request)
     return [
@@ -102,14 +104,13 @@ def _sequences(request: Request, engine: Engine) -> list[TokenSequence]:
             prompt.ids,
             max_tokens=request.max_tokens,
             sampling=sampling,
-            seed=(seed + choice) % (MAX_SEED + 1),
+            seed=(first + index % count) % (MAX_SEED + 1),
             eos=None if request.ignore_eos else vocabulary.eos,
             stop=make_stop(prompt),
             top=request.top,
             scored=request.scored,
         )
-        for prompt in request.prompts
-        for choice in range(request.n)
+        for index, prompt in enumerate(prompt for prompt in request.prompts for _ in range(request.n))
     ]
 
 
@@ -137,7 +138,8 @@ def read_prompts(engine: Engine, inputs: Sequence[str | tuple[int, ...]], field:
             prompts.append(_read_text(given, engine) if isinstance(given, str) else _read_ids(given, engine))
         except PromptError as error:
             place = f"{field} {index}" if len(inputs) > 1 else field
-            raise InvalidRequest(f"{place}: {error}", fields=((field, str(error)),)) from error
+            message = f"cannot be used: {error}"
+            raise InvalidRequest(f"{place} {message}", fields=((field, message),)) from error
     return prompts
 
 

@@ -80,7 +80,7 @@ def _message(error: Any) -> str:
 
 def _shown(value: Any) -> str:
     """Return a value for a message: 0 for 0.0, and no number of thousands of digits."""
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    shown = f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
     return shown if len(shown) <= _SHOWN_CHARS else f"{shown[:_SHOWN_CHARS]}…"
 
 

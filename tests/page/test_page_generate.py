@@ -32,7 +32,7 @@ def test_both_back_ends_continue_a_typed_prompt(server: Server, open_page: OpenP
     page.get_by_label("Prompt").fill("The minister of Zanzibar")
     page.get_by_label("Length").fill("12")
     page.get_by_label("Seed").fill("7")
-    page.get_by_label("Go on after the sentence ends").check()
+    page.get_by_label("Continue after the sentence ends").check()
     generate(page, "c", "torch")
     for backend in ("c", "torch"):
         expect(words(page, backend)).to_have_count(12)
@@ -107,10 +107,13 @@ def test_same_settings_same_words_on_both(server: Server, open_page: OpenPage) -
 
 
 def test_stop_words_and_top_k(server: Server, open_page: OpenPage) -> None:
-    page = open_page(server.url + "/" + SAID + "&backend=c&top_k=1&ignore_eos=true&max_tokens=10")
+    page = open_page(server.url + "/" + SAID + "&backend=c&top_k=1&ignore_eos=true&max_tokens=10", refusals=True)
     generate(page, "c")
     greedy = [text for text in words(page, "c").all_text_contents() if text != "¶"]
     page.get_by_label("Stop before").fill(f"neverwritten, {greedy[1]}")
+    go_button(page).click()
+    expect(page.get_by_role("alert")).to_contain_text("Stop before can never match 'neverwritten'")
+    page.get_by_label("Stop before").fill(f"7 {greedy[1]}., {greedy[1]}")
     generate(page, "c")
     expect(state(page, "c")).to_have_text("came to a stop word")
     assert greedy[1] not in words(page, "c").all_text_contents()
@@ -152,7 +155,7 @@ def test_text_and_command_can_be_copied(server: Server, open_page: OpenPage) -> 
     page = open_page(server.url, permissions=["clipboard-read", "clipboard-write"])
     page.get_by_label("Prompt").fill("The minister's office said")
     page.get_by_label("Length").fill("5")
-    page.get_by_label("Go on after the sentence ends").check()
+    page.get_by_label("Continue after the sentence ends").check()
     generate(page, "c", "torch")
     card = page.locator('.output[data-backend="c"]')
     card.get_by_role("button", name="Copy text").click()
@@ -191,7 +194,7 @@ def test_prompt_and_settings_are_in_the_address(server: Server, open_page: OpenP
     page.get_by_label("Temperature").fill("0.5")
     page.get_by_label("Seed").fill("3")
     page.get_by_label("Stop before").fill("of the")
-    page.get_by_label("Go on after the sentence ends").check()
+    page.get_by_label("Continue after the sentence ends").check()
     page.get_by_role("radio", name="C", exact=True).first.check()
     page.locator("#generate-weights").select_option("demo")
     other = open_page(page.url)
@@ -200,7 +203,7 @@ def test_prompt_and_settings_are_in_the_address(server: Server, open_page: OpenP
     expect(other.get_by_label("Top-k")).to_have_value("")
     expect(other.get_by_label("Seed")).to_have_value("3")
     expect(other.get_by_label("Stop before")).to_have_value("of the")
-    expect(other.get_by_label("Go on after the sentence ends")).to_be_checked()
+    expect(other.get_by_label("Continue after the sentence ends")).to_be_checked()
     expect(other.locator("input[name=backend][value=c]").first).to_be_checked()
     expect(other.locator("#generate-weights")).to_have_value("demo")
     assert not any("prompt" in line["httpRequest"]["requestUrl"] for line in server.lines() if "httpRequest" in line)
@@ -299,7 +302,7 @@ def test_a_back_end_that_turns_out_to_be_missing(server: Server, open_page: Open
     ended(page, "c")
     page.get_by_role("link", name="Weights").click()
     page.get_by_role("link", name="Generate").click()
-    expect(page.locator("#generate-form input[value=torch]")).to_be_disabled()  # until the page is loaded anew
+    expect(page.locator("#generate-form input[value=torch]")).to_be_disabled()  # until the page is reloaded
 
 
 def test_side_by_side_goes_on_with_the_one_that_is_there(server: Server, open_page: OpenPage) -> None:
@@ -336,10 +339,10 @@ def test_two_questions_for_tokens_come_one_after_the_other(server: Server, open_
     }"""
     for kind in ("user", "admin"):
         page.evaluate(need, kind)
-        expect(page.get_by_role("dialog", name="This service asks for its token")).to_be_visible()
+        expect(page.get_by_role("dialog", name="This service requires its token")).to_be_visible()
     page.get_by_label("Token", exact=True).fill("first")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("dialog", name="Changing the weights needs the admin token")).to_be_visible()
+    expect(page.get_by_role("dialog", name="Changing the weights requires the admin token")).to_be_visible()
     page.get_by_label("Token", exact=True).fill("second")
     page.keyboard.press("Enter")
     until(lambda: page.evaluate("window.answers") == {"user": "Bearer first", "admin": "Bearer second"})
@@ -348,17 +351,18 @@ def test_two_questions_for_tokens_come_one_after_the_other(server: Server, open_
 def test_a_service_that_asks_for_a_token(weights: Path, open_page: OpenPage) -> None:
     with running(weights, RNN_API_TOKEN="open-sesame") as server:
         page = open_page(server.url, refusals=True, permissions=["clipboard-read", "clipboard-write"])
-        dialog = page.get_by_role("dialog", name="This service asks for its token")
+        dialog = page.get_by_role("dialog", name="This service requires its token")
         expect(dialog).to_be_visible()
         page.keyboard.press("Escape")
-        expect(page.get_by_role("alert")).to_contain_text("The service asks for its token, and none was given.")
+        expect(page.get_by_role("alert")).to_contain_text("The service requires its token, and none was given.")
         go_button(page).click()
         dialog.get_by_label("Token", exact=True).fill("wrong-token")
         page.keyboard.press("Enter")
         expect(dialog.get_by_role("alert")).to_have_text("The service does not know this token.")
         dialog.get_by_label("Token", exact=True).fill("open-sesame")
-        dialog.get_by_role("button", name="Go on").click()
+        dialog.get_by_role("button", name="Continue").click()
         ended(page, "c")
+        expect(page.locator("footer.colophon")).to_contain_text("Metrics (needs the token in a header)")
         page.locator('[data-backend="c"]').get_by_role("button", name="Copy curl").click()
         command = copied(page, "curl")
         assert "$RNN_API_TOKEN" in command and "open-sesame" not in command

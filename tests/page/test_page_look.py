@@ -154,7 +154,7 @@ def test_everything_works_by_the_keyboard_alone(server: Server, open_page: OpenP
     tab_to("Generate")
     keyboard.press("Enter")
     ended(page, "c")
-    tab_to("Go on after the sentence ends")
+    tab_to("Continue after the sentence ends")
     keyboard.press("Tab")  # all words are one stop
     assert page.evaluate("document.activeElement === document.querySelector('.word')")
     expect(page.get_by_role("tooltip")).to_be_visible()

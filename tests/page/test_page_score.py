@@ -29,7 +29,9 @@ def test_a_text_is_scored_word_by_word(server: Server, open_page: OpenPage) -> N
         score(page)
         result = page.locator("#score-result")
         told = server.post("/score", json={"text": TEXT, "backend": backend, "top_logprobs": 5}).json()
-        tokens = told["tokens"]
+        tokens = [token for token in told["tokens"] if token["id"] is not None]
+        unread = [TEXT[token["start"] : token["end"]] for token in told["tokens"] if token["id"] is None]
+        assert unread and result.locator(".unread").all_text_contents() == unread
         shown = result.locator(".word").all_text_contents()
         assert [text.replace("¶", "<EOS>") for text in shown] == [token["word"] for token in tokens]
         expect(result.locator(".figures div").first).to_contain_text(re.compile(r"perplexity\s*[\d,.]+"))
@@ -42,6 +44,15 @@ def test_a_text_is_scored_word_by_word(server: Server, open_page: OpenPage) -> N
         assert deepest == min(6, int(-worst["logprob"] / 0.6931471805599453 // 2))
         result.locator(".word").nth(1).hover()
         expect(page.get_by_role("tooltip").get_by_role("listitem").first).to_contain_text(tokens[1]["top"][0]["word"])
+
+
+def test_what_is_not_read_is_shown_in_its_place(server: Server, open_page: OpenPage) -> None:
+    """Places are counted in code points, and JavaScript counts in halves of some."""
+    page = open_page(server.url + "/#view=score")
+    page.get_by_label("Text to score").fill("\U0001f600 The (government) 1999")
+    score(page)
+    expect(page.locator("#score-result .words")).to_have_text("\U0001f600 The ( government ) 1999")
+    expect(page.locator("#score-result .unread").first).to_have_attribute("title", "not read by the model")
 
 
 def test_a_link_to_a_text(server: Server, open_page: OpenPage) -> None:
@@ -57,7 +68,7 @@ def test_what_cannot_be_scored(server: Server, open_page: OpenPage) -> None:
     for text, complaint in (
         ("", "Text to score must have a word to score."),
         ("1 2 3", "has no word"),
-        ("The " * 5000, "Text to score must have at most 10000 characters."),
+        ("The " * 5000, "Text to score must have at most 10,000 characters."),
     ):
         page.get_by_label("Text to score").fill(text)
         score(page)

@@ -37,7 +37,7 @@ def row(page: Any, name: str) -> Any:
 
 def give_token(page: Any, token: str = "admin-secret") -> None:
     page.get_by_label("Token", exact=True).fill(token)
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Continue").click()
 
 
 def choose(page: Any, path: Path, name: str = "") -> None:
@@ -183,12 +183,12 @@ def test_an_upload_is_added_and_used(server: Server, tmp_path: Path, open_page: 
     page = open_page(server.url + VIEW, refusals=True)
     choose(page, save_tiny(tmp_path, "tiny"), "mine")
     upload(page)
-    dialog = page.get_by_role("dialog", name="Changing the weights needs the admin token")
+    dialog = page.get_by_role("dialog", name="Changing the weights requires the admin token")
     expect(dialog).to_be_visible()
     give_token(page, "not-the-token")
     expect(dialog.get_by_role("alert")).to_have_text("The service does not know this token.")
     give_token(page)
-    expect(page.get_by_text("mine is added, and can be used at once.")).to_be_visible()
+    expect(page.get_by_text("mine is added. It can be used at once.")).to_be_visible()
     expect(row(page, "mine")).to_be_visible()
     page.get_by_role("link", name="Generate").click()
     page.locator("#generate-weights").select_option("mine")
@@ -214,7 +214,7 @@ def test_a_name_that_is_taken(server: Server, tmp_path: Path, open_page: OpenPag
     expect(page.get_by_role("alert")).to_contain_text("There are weights of this name already.")
     page.get_by_label("Replace weights of the same name").check()
     upload(page)
-    expect(page.get_by_text("demo is replaced, and can be used at once.")).to_be_visible()
+    expect(page.get_by_text("demo is replaced. It can be used at once.")).to_be_visible()
     expect(row(page, "demo")).to_contain_text("40 words")
 
 
@@ -260,7 +260,7 @@ def test_progress_is_shown_and_an_upload_can_be_cancelled(
     expect(page.locator("#upload-state")).to_contain_text("of 30 MB sent")
     until(lambda: page.locator("#upload-bar").evaluate("bar => bar.position") > 0)
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text("The upload was cancelled; nothing of it is kept.")).to_be_visible()
+    expect(page.get_by_text("The upload was cancelled, and nothing of it is kept.")).to_be_visible()
     until(lambda: {path.name for path in weights.iterdir()} == {"demo.safetensors"})
 
 

@@ -1,4 +1,4 @@
-"""Pages of other sites (CORS), sub-paths behind a proxy, compressed replies, and /docs in a browser that has no token."""
+"""Pages of other sites (CORS), sub-paths behind a proxy, compressed replies, and /docs in a browser without a token."""
 
 from __future__ import annotations
 

@@ -65,6 +65,12 @@ def test_several_prompts_and_choices(client: TestClient) -> None:
     assert (alone["text"], alone["tokens"]) == (fifth["text"], fifth["tokens"])
 
 
+def test_drawn_seeds_differ_from_prompt_to_prompt(client: TestClient) -> None:
+    body = {"prompt": ["waa"] * 3, "n": 2, "max_tokens": 9, "ignore_eos": True}
+    choices = client.post("/generate/c", json=body).json()["choices"]
+    assert len({choice["seed"] for choice in choices}) == len({choice["text"] for choice in choices}) == 6
+
+
 def test_a_seed_is_made_up_and_told(client: TestClient) -> None:
     first = client.post("/generate/c", json={"prompt": "waa", "max_tokens": 9}).json()["choices"][0]
     again = client.post("/generate/c", json={"prompt": "waa", "max_tokens": 9, "seed": first["seed"]}).json()

@@ -52,9 +52,9 @@ class _Body(BaseModel):
     model: Model
     temperature: fields.Temperature = None
     top_k: fields.TopK | None = 0
-    top_p: _only(1, 1.0) = None
-    presence_penalty: _only(0, 0.0) = None
-    frequency_penalty: _only(0, 0.0) = None
+    top_p: _only(1) = None
+    presence_penalty: _only(0) = None
+    frequency_penalty: _only(0) = None
     logit_bias: _only({}) = None
     n: int | None
     seed: Seed = None
@@ -62,8 +62,8 @@ class _Body(BaseModel):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     ignore_eos: fields.IgnoreEos | None = False
-    repetition_penalty: _only(1, 1.0) = None
-    min_p: _only(0, 0.0) = None
+    repetition_penalty: _only(1) = None
+    min_p: _only(0) = None
     min_tokens: _only(0) = None
 
 

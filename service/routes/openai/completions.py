@@ -33,7 +33,7 @@ EXAMPLES = {
 def add(routes: APIRouter, service: Service, bodies: Bodies) -> None:
     @routes.post(
         "/completions",
-        summary="Continue prompts",
+        summary="Continue prompts in OpenAI's way",
         responses={
             200: {"content": {"text/event-stream": {"example": "data: [DONE]\n\n"}}},
             **openai_errors(401, *BODY, *MODEL),

@@ -1,34 +1,35 @@
-/* Tokens: asked for when the service wants one, and kept in this module's memory alone. So they are gone when the tab
-   is closed or loaded anew, and are in no storage, address, log or copied command. */
+/* Tokens: asked for when the service requires one, and kept only in this module's memory. They are gone when the tab is
+   closed or reloaded, and they are in no storage, address, log or copied command. */
 
 import { byId } from "./dom.js";
 
-const TITLES = { user: "This service asks for its token", admin: "Changing the weights needs the admin token" };
+const TITLES = { user: "This service requires its token", admin: "Changing the weights requires the admin token" };
 const TEXTS = {
     user: "It is the value of RNN_API_TOKEN that the service was started with.",
-    admin: "It is the value of RNN_ADMIN_TOKEN; where that was not set, the service's log shows one at its start.",
+    admin: "It is the value of RNN_ADMIN_TOKEN. If that was not set, the service wrote a token to its log when it started.",
 };
-const IS_TOKEN = /^[\x21-\x7e]+$/; // what the service takes, and a header can hold
+const IS_TOKEN = /^[\x21-\x7e]+$/; // what the service accepts and a header can hold
 const UNAUTHORISED = [401, 403];
 
 const tokens = { user: "", admin: "" };
-const asking = { user: null, admin: null }; // one question at a time, however many requests wait for its answer
+const asking = { user: null, admin: null }; // one question at a time, however many requests wait for the answer
 const watchers = [];
-let lastQuestion = Promise.resolve(); // the user's and the admin's share a dialog: one after the other
+let lastQuestion = Promise.resolve(); // both kinds share a dialog, so they take turns
 
 export const holdsAdmin = () => tokens.admin !== "";
+export const holdsUser = () => tokens.user !== "";
 export const usesToken = () => tokens.user !== "" || tokens.admin !== "";
 
-/** Call `watcher` whenever a token comes or goes. */
+/** Call `watcher` whenever a token is kept or forgotten. */
 export const onTokens = (watcher) => watchers.push(watcher);
 
 export function forgetAdmin() {
     keep("admin", "");
 }
 
-/** Run `attempt(headers)` with the token that `kind`, "user" or "admin", needs; ask for it where it lacks or is wrong.
+/** Run `attempt(headers)` with the token that `kind`, "user" or "admin", needs; ask for it if it is missing or wrong.
  *
- * Who declines to give one gets the service's refusal, or an AbortError where nothing was sent yet. */
+ * Throws the service's refusal if the person gives none, or an AbortError if nothing was sent yet. */
 export async function authorised(kind, attempt) {
     if (kind === "admin" && !tokens.admin) await ask(kind, "", new DOMException("no token was given", "AbortError"));
     for (;;) {
@@ -61,7 +62,7 @@ function inTurn(next) {
     return lastQuestion;
 }
 
-/** Resolves to what was typed in; to "" when the dialog was left. */
+/** Resolves to what was typed, or to "" if the dialog was closed. */
 function question(kind, complaint) {
     const dialog = byId("ask-token");
     const field = byId("token");
@@ -74,7 +75,7 @@ function question(kind, complaint) {
     byId("token-form").onsubmit = (event) => {
         event.preventDefault();
         const typed = field.value.trim();
-        wrong.textContent = IS_TOKEN.test(typed) ? "" : "A token has printable ASCII characters, and no space.";
+        wrong.textContent = IS_TOKEN.test(typed) ? "" : "A token has printable ASCII characters and no spaces.";
         if (wrong.textContent) return;
         answer = typed;
         dialog.close();

@@ -7,13 +7,13 @@ const forms = {}; // by view
 const defaults = {};
 const followers = [];
 
-/** The view that the address names; "generate" where it names none that there is. */
+/** Return the view that the address names; "generate" if it names none. */
 export function view() {
     const name = parameters().get("view");
     return Object.hasOwn(forms, name ?? "") ? name : "generate";
 }
 
-/** Let the address follow a view's form, and the form the address. */
+/** Keep the address and a view's form in step. */
 export function bind(name, form) {
     forms[name] = form;
     defaults[name] = fields(form);
@@ -21,15 +21,15 @@ export function bind(name, form) {
     form.addEventListener("change", () => write());
 }
 
-/** Call `follower` when the person goes to another address: a link, or back. */
+/** Call `follower` when the person follows a link or goes back. */
 export const onChange = (follower) => followers.push(follower);
 
-/** Put the state of the view's form into the address; without an entry of its own in the browser's history. */
+/** Write the state of the view's form to the address, without a new entry in the browser's history. */
 export function write() {
     history.replaceState(null, "", link(view()));
 }
 
-/** The address of a view as its form stands. */
+/** Return the address of a view with its form as it is. */
 export function link(name) {
     const state = new URLSearchParams({ view: name });
     for (const [key, value] of Object.entries(fields(forms[name]))) {
@@ -53,7 +53,7 @@ addEventListener("popstate", () => {
 
 const parameters = () => new URLSearchParams(location.hash.slice(1));
 
-/** What stands in a form's fields, by name; "" for a box that is not ticked. */
+/** Return the values of a form's fields by name; "" for a box that is not ticked. */
 function fields(form) {
     const values = {};
     for (const field of form.elements) {
@@ -69,7 +69,7 @@ function set(field, value) {
         field.checked = field.value === value;
         return;
     }
-    // A choice that is not there (weights that are gone, or not listed yet) is kept, for the service to judge.
+    // A choice that is not listed (weights that are gone, or not loaded yet) is kept, for the service to judge.
     if (field instanceof HTMLSelectElement && ![...field.options].some((option) => option.value === value)) {
         field.add(new Option(value));
     }

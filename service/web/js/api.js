@@ -1,15 +1,15 @@
-/* The service, as functions. They fail with the errors of errors.js. */
+/* The service as functions. They throw the errors of errors.js. */
 
 import { authorised } from "./access.js";
 import { BROKEN, LOST, Refused, Unreachable } from "./errors.js";
 import { events } from "./sse.js";
 
-const BUSY_MS = 8; // of work on a stream after which the page gets a turn: to draw, and to hear a click on Stop
+const BUSY_MS = 8; // of work on a stream, after which the page may draw, and react to a click on Stop
 
 /** {default, weights: [...]} */
 export const listWeights = () => json("weights", { access: "user" });
 
-/** The names of the back ends that this service offers; all, where it has no weights to offer them with. */
+/** Return the names of the back ends that this service offers; all of them if it has no weights. */
 export async function listBackends() {
     const models = await json("v1/models", { access: "user" });
     const names = new Set(models.data.map((model) => model.id.split("/")[0]));
@@ -33,7 +33,7 @@ function about(name, what, query, signal) {
 export const deleteWeights = (name) =>
     json(`weights/${encodeURIComponent(name)}`, { method: "DELETE", access: "admin" });
 
-/** Continue a prompt: `onToken` gets each token as it comes; what comes back is the stream's last event. */
+/** Continue a prompt: call `onToken` with each token as it arrives, and return the stream's last event. */
 export async function generate(backend, body, { signal, onToken }) {
     const response = await request(`generate/${backend}`, {
         method: "POST",
@@ -45,7 +45,7 @@ export async function generate(backend, body, { signal, onToken }) {
     let since = performance.now();
     for await (const event of events(response.body)) {
         if (performance.now() - since > BUSY_MS) {
-            if (!document.hidden) await new Promise((resolve) => setTimeout(resolve)); // slow where nobody looks
+            if (!document.hidden) await new Promise((resolve) => setTimeout(resolve)); // a hidden page waits long for a turn
             since = performance.now();
         }
         if (event.data === "[DONE]") return end;
@@ -61,7 +61,7 @@ export async function generate(backend, body, { signal, onToken }) {
 export const uploadWeights = (form, options) =>
     authorised("admin", (authorization) => send(form, authorization, options));
 
-/** fetch() does not tell how much is sent; XMLHttpRequest does. */
+/** fetch() does not report how much has been sent; XMLHttpRequest does. */
 function send(form, authorization, { signal, onProgress }) {
     return new Promise((resolve, reject) => {
         const exchange = new XMLHttpRequest();
@@ -95,7 +95,7 @@ function request(path, { method = "GET", body, signal, access }) {
     });
 }
 
-/** A promise of fetch()'s: its TypeError says that there was no answer. */
+/** Await a promise of fetch(), whose TypeError means that there was no answer. */
 async function reach(promise) {
     try {
         return await promise;

@@ -1,5 +1,6 @@
-/* The page's start: its views, which of them is shown, and what the service has. */
+/* The start of the page: its views, which of them is shown, and what the service has. */
 
+import { holdsUser, onTokens } from "./access.js";
 import * as address from "./address.js";
 import { byId } from "./dom.js";
 import * as generate from "./generate.js";
@@ -30,7 +31,7 @@ function show() {
     document.title = `${byId(`${current}-title`).textContent} · ${TITLE}`;
 }
 
-/** A view's link leads to it as it was left, so its address is made when it is followed. */
+/** Make the address of a view's link when it is followed, so that it leads to the view as it was left. */
 function follow(event) {
     const link = event.target.closest("a[data-view]");
     if (link) link.href = address.link(link.dataset.view);
@@ -46,17 +47,23 @@ async function load() {
     }
 }
 
-/** For a service that has just been started; the weights view has its own word on it. */
+/** Show what to do with a service that has no weights; the weights view says so itself. */
 function showWelcome() {
     byId("welcome").hidden = address.view() === "weights" || store.weights?.length !== 0;
 }
 
-/** A jump within the page: the address is for the state alone. */
+/** Jump within the page without changing the address, which holds only the state. */
 function skip(event) {
     event.preventDefault();
     byId("main").focus();
 }
 
+/** Say what the link to the metrics needs: a browser sends no token when it opens a link. */
+function noteMetrics() {
+    byId("metrics-note").textContent = holdsUser() ? " (needs the token in a header)" : "";
+}
+
+onTokens(noteMetrics);
 theme.start(byId("theme"));
 byId("skip").addEventListener("click", skip);
 for (const view of [...Object.values(VIEWS), upload]) view.start();

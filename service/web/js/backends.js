@@ -5,7 +5,7 @@ import { store } from "./store.js";
 
 export const NAMES = { c: "C", torch: "PyTorch" };
 
-/** Let `form` choose among what the service has; if what is chosen has gone, the first of the rest is.
+/** Let `form` choose among the service's back ends; if the chosen one is gone, choose the first of the rest.
  *
  * note: the element that says what is missing. */
 export function offer(form, note) {

@@ -8,10 +8,10 @@ import { points } from "./history.js";
 
 const HEIGHT = 340;
 const MARGIN = { top: 26, right: 62, bottom: 42, left: 46 };
-const MARKER_LIMIT = 40; // points of a curve past which markers hide it
+const MARKER_LIMIT = 40; // more points than this, and markers would hide the curve
 const MARKERS = ["circle", "square", "diamond", "triangle"];
 const COLOURS = 6;
-const SAME_PX = 1; // two curves that are nowhere further apart look like one
+const SAME_PX = 1; // curves that are nowhere further apart look like one
 const AXIS = { epoch: "epochs", tokens: "tokens seen", seconds: "seconds of training" };
 const PLACE = {
     epoch: (x) => `epoch ${count(x)}`,
@@ -19,12 +19,12 @@ const PLACE = {
     seconds: (x) => `${rounded(x)} s`,
 };
 
-/** The colour of the file of this index, for `data-series`. */
+/** Return the colour of the file of this index, for `data-series`. */
 export const series = (index) => index % COLOURS;
 
 /** A chart for [{weights, index}], where index chooses the colour and marker.
  *
- * unit: what the curves go over, as in history.js.   width: in pixels.   isUnfolded: whether the table is shown. */
+ * unit: of the x axis, as in history.js.   width: in pixels.   isUnfolded: whether the table is shown. */
 export function chart(files, unit, { width, isUnfolded }) {
     const curves = files
         .map(({ weights, index }) => ({ name: weights.name, index, points: points(weights, unit) }))
@@ -49,7 +49,7 @@ export function chart(files, unit, { width, isUnfolded }) {
     );
 }
 
-/** Training can be repeated to the last digits, so one curve may hide another, and a reader must be told. */
+/** Whether two curves lie on each other: training is reproducible, so one may hide another, and the key says so. */
 function isSame(curve, other, { x, y }) {
     const isClose = (scale, a, b) => (a === null || b === null ? a === b : Math.abs(scale(a) - scale(b)) < SAME_PX);
     return (
@@ -105,7 +105,7 @@ const least = (values) => values.reduce((a, b) => Math.min(a, b));
 const most = (values) => values.reduce((a, b) => Math.max(a, b));
 const linear = (from, to, low, high) => (value) => low + ((value - from) / (to - from)) * (high - low);
 
-/** Round values that span [low, high], about `wanted` of them. */
+/** Return round values that span [low, high], about `wanted` of them. */
 function ticks(low, high, wanted) {
     const span = high - low || Math.abs(high) || 1;
     const power = 10 ** Math.floor(Math.log10(span / wanted));
@@ -168,7 +168,7 @@ function marker(index, cx, cy) {
     }
 }
 
-/** Tell in its key of the curve's point whose x is nearest to the pointer, and mark it. */
+/** Show the curve's point nearest to the pointer in its key, and mark it. */
 function read({ points, near, value }, pointer, { x, y }, unit) {
     const distance = (point) => Math.abs(x(point.x) - pointer);
     const point = points.reduce((best, other) => (distance(other) < distance(best) ? other : best));
@@ -201,7 +201,7 @@ function key(curve) {
     );
 }
 
-/** What the two kinds of line are. */
+/** Return the key of the two kinds of line. */
 function styles() {
     const sample = svg(
         "svg",
@@ -234,7 +234,7 @@ function table(curves, unit, isUnfolded) {
         html("th", { scope: "col" }, head),
     );
     const body = html("tbody");
-    for (const line of lines) body.append(line); // so many arguments as a history may have points fit on no stack
+    for (const line of lines) body.append(line); // one by one: a long history would be too many arguments
     return html(
         "details",
         { open: isUnfolded },

@@ -5,7 +5,7 @@ import { announce, html } from "./dom.js";
 
 const SHOWN_MS = 1600;
 
-/** Copy `text`, and say on the button how it went. */
+/** Copy `text`, and show on the button whether it worked. */
 export async function copy(text, button) {
     const label = button.dataset.label ?? button.textContent;
     button.dataset.label = label;

@@ -2,7 +2,7 @@
 
 import { byId } from "./dom.js";
 
-/** Resolves to whether the person said yes. The careful answer has the focus; leaving the dialog is a no. */
+/** Resolves to whether the person agreed. The careful answer has the focus, and closing the dialog means no. */
 export function confirm({ title, text, yes, no }) {
     const dialog = byId("confirm");
     byId("confirm-title").textContent = title;

@@ -1,8 +1,8 @@
-/* The command that asks the service the same thing. */
+/* The same request as a command. */
 
 import { usesToken } from "./access.js";
 
-/** A command for a POSIX shell. The token is not in it: the shell is to have it in a variable. */
+/** Return a command for a POSIX shell. It does not contain the token, which the shell should have in a variable. */
 export function curl(path, body) {
     const lines = [`curl -N ${quoted(new URL(path, document.baseURI).href)}`, "-H 'content-type: application/json'"];
     if (usesToken()) lines.push('-H "authorization: Bearer $RNN_API_TOKEN"');

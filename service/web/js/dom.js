@@ -5,12 +5,12 @@ const SVG = "http://www.w3.org/2000/svg";
 
 export const byId = (id) => document.getElementById(id);
 
-/** An HTML element. attributes: an `on...` function listens, true gives an empty attribute; null and false, none. */
+/** Make an HTML element. attributes: an `on...` function listens; true gives an empty attribute, null and false none. */
 export function html(tag, attributes = {}, ...children) {
     return furnish(document.createElement(tag), attributes, children);
 }
 
-/** The same for SVG. */
+/** Make an SVG element. */
 export function svg(tag, attributes = {}, ...children) {
     return furnish(document.createElementNS(SVG, tag), attributes, children);
 }
@@ -25,7 +25,7 @@ function furnish(node, attributes, children) {
     return node;
 }
 
-/** Tell people who listen to the page instead of looking at it. */
+/** Announce `text` to screen readers. */
 export function announce(text) {
     byId("announcer").textContent = text;
 }

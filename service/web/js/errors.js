@@ -1,8 +1,8 @@
-/* What can go wrong with a request. An AbortError besides is a stop that was asked for. */
+/* What can go wrong with a request. An AbortError is a stop that was asked for. */
 
 import { plural } from "./format.js";
 
-/** The service answered with an error: an RFC 9457 problem, or what a proxy in between made up (problem: null). */
+/** The service answered with an error: an RFC 9457 problem, or whatever a proxy in between sends (problem: null). */
 export class Refused extends Error {
     constructor(status, problem, retryAfter = null) {
         super(problem?.detail ?? `The service answered with the error ${status} and no reason.`);
@@ -13,7 +13,7 @@ export class Refused extends Error {
     }
 }
 
-/** No answer came, or it broke off. */
+/** There was no answer, or it broke off. */
 export class Unreachable extends Error {}
 
 export const LOST = "The connection to the service is lost: it may have stopped, or the network may be down.";
@@ -25,17 +25,17 @@ export const isBackendMissing = (error) => error.status === 501;
 const PASSING = [408, 429, 500, 502, 503, 504];
 export const isRetryable = (error) => error instanceof Unreachable || PASSING.includes(error.status);
 
-/** What a person can act on. */
+/** Return what happened, and what to do, in a sentence. */
 export function explain(error) {
     if (error.status === 429 && error.retryAfter) {
         return `The service is busy. Try again in ${plural(error.retryAfter, "second")}.`;
     }
-    if (error.code === "unauthorized") return "The service asks for its token, and none was given.";
+    if (error.code === "unauthorized") return "The service requires its token, and none was given.";
     if (error instanceof Refused || error instanceof Unreachable) return sentence(error.message);
-    throw error; // a mistake in this program: let the console tell it
+    throw error; // a bug of this page: show it in the console
 }
 
-/** With a capital and a full stop. */
+/** Add a capital and a full stop. */
 export function sentence(text) {
     const begun = text.charAt(0).toUpperCase() + text.slice(1);
     return /[.!?]$/.test(begun) ? begun : `${begun}.`;

@@ -1,9 +1,9 @@
-/* The fields of a form: their values as the service wants them, and its complaints beside them. */
+/* The fields of a form: their values in the service's terms, and its complaints beside them. */
 
 import { byId, html } from "./dom.js";
 import { sentence } from "./errors.js";
 
-/** Something typed in that is no number at all, or one that JavaScript cannot carry. */
+/** The text in a number field is not a number, or one too large for JavaScript. */
 export class FieldError extends Error {
     constructor(field, message) {
         super(message);
@@ -11,7 +11,7 @@ export class FieldError extends Error {
     }
 }
 
-/** A number field's value; null where it is empty. Raises FieldError. Its limits are the service's matter. */
+/** Return a number field's value; null if it is empty. Throws FieldError. The service checks its limits. */
 export function numberOf(field) {
     if (field.validity.badInput) throw new FieldError(field, "must be a number");
     if (field.value === "") return null;
@@ -22,7 +22,7 @@ export function numberOf(field) {
     return value;
 }
 
-/** Enter makes a line in a text field; with Ctrl or Command it sends the form, as elsewhere. */
+/** Let Ctrl+Enter or Command+Enter submit the form, as elsewhere; Enter begins a new line. */
 export function sendByKeyboard(field) {
     field.addEventListener("keydown", (event) => {
         if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
@@ -31,19 +31,20 @@ export function sendByKeyboard(field) {
     });
 }
 
-/** Show what is wrong with fields of `form`: [{field: its name, message}]. Returns whether all of them were found. */
+/** Show what is wrong with fields of `form`: [{field: its name, message}]. Returns whether it has all of them. */
 export function complain(form, complaints) {
     let first = null;
     let isComplete = complaints.length > 0;
-    for (const [name, message] of gathered(complaints)) {
+    for (const { field: path, message } of complaints) {
+        const [name] = path.split(".");
         const field = form.elements[name];
         if (!(field instanceof HTMLElement)) {
             isComplete = false;
             continue;
         }
-        byId(`${field.id}-error`)?.remove(); // two back ends may complain of the same
+        byId(`${field.id}-error`)?.remove(); // both back ends may complain about the same
         const label = field.labels[0].textContent.trim();
-        const note = html("p", { class: "field-error", id: `${field.id}-error`, role: "alert" }, told(label, message));
+        const note = html("p", { class: "field-error", id: `${field.id}-error`, role: "alert" }, sentence(`${label} ${message}`));
         field.after(note);
         field.setAttribute("aria-invalid", "true");
         field.setAttribute("aria-errormessage", note.id);
@@ -61,21 +62,4 @@ export function clearComplaints(form) {
         field.removeAttribute("aria-invalid");
         field.removeAttribute("aria-errormessage");
     }
-}
-
-/** One message for a field. Of a field that takes a text or a list ("stop.list.0"), the service complains of both. */
-function gathered(complaints) {
-    const messages = new Map();
-    for (const { field, message } of complaints) {
-        const name = field.split(".")[0];
-        const isOfType = message.startsWith("Input should be a valid");
-        if (!messages.has(name) || (messages.get(name).isOfType && !isOfType))
-            messages.set(name, { message, isOfType });
-    }
-    return [...messages].map(([name, { message }]) => [name, message]);
-}
-
-function told(label, message) {
-    const plain = message.replace(/^(Input|String|List) should /, "must ").replace(/ after validation, not \d+$/, "");
-    return sentence(`${label} ${plain}`);
 }

@@ -1,4 +1,4 @@
-/* Numbers as people read them. */
+/* Numbers for people. */
 
 const NUMBER = new Intl.NumberFormat("en");
 const DATE = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium" });
@@ -8,7 +8,7 @@ export const isNumber = (value) => typeof value === "number" && Number.isFinite(
 export const count = (value) => (isNumber(value) ? NUMBER.format(value) : "–");
 export const plural = (value, noun) => `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
 
-/** `digits` significant ones at least; whole numbers keep all of theirs. */
+/** Round to `digits` significant digits; whole numbers keep all of theirs. */
 export function rounded(value, digits = 3) {
     if (!isNumber(value)) return "–";
     if (Math.abs(value) >= 1e9) return value.toExponential(digits - 1);

@@ -1,4 +1,4 @@
-/* The generate view: a prompt, how to continue it, and the back ends side by side or one alone. */
+/* The generate view: a prompt, how to continue it, and the back ends side by side or one of them. */
 
 import * as address from "./address.js";
 import { NAMES, offer } from "./backends.js";
@@ -13,7 +13,7 @@ import { marked } from "./words.js";
 
 const TOP = 5; // words that the card beside a word shows
 const WIDE = matchMedia("(min-width: 48rem)");
-const SEEN_PX = 160; // of the cards below the form: with less in sight, the page moves to them
+const SEEN_PX = 160; // of the cards below the form; if less of them is in sight, the page scrolls to them
 
 const form = byId("generate-form");
 const field = form.elements;
@@ -61,7 +61,7 @@ function useExample(event) {
     form.requestSubmit();
 }
 
-/** Run the back ends; seed: null for that of the form, or a fresh one where it has none. All get the same. */
+/** Run the back ends, all with the same seed. seed: null takes the form's, or draws one if it has none. */
 function generate(backends, seed) {
     clearComplaints(form);
     clear(notice);
@@ -74,7 +74,7 @@ function generate(backends, seed) {
     if (byId("outputs").getBoundingClientRect().top > innerHeight - SEEN_PX) byId("generate-legend").scrollIntoView();
 }
 
-/** Whether `error` says that the service lacks the back end: then the other is offered alone. */
+/** Return whether `error` means that the service lacks the back end; if so, offer only the other one. */
 function isMissing(backend, error) {
     const isAlone = shown().length === 1;
     if (!isBackendMissing(error) || !withdraw(backend)) return false;
@@ -84,7 +84,7 @@ function isMissing(backend, error) {
     return true;
 }
 
-/** The body of the request; null, with a word beside the field, where one cannot be read. */
+/** Return the body of the request; null, with a note beside the field, if a field cannot be read. */
 function readBody(seed) {
     try {
         if (!field.prompt.value.trim()) throw new FieldError(field.prompt, "must have a word to go on from");
@@ -129,7 +129,7 @@ function stop() {
     byId("generate-go").focus({ preventScroll: true });
 }
 
-/** The back ends that are asked for and that the service has. */
+/** Return the chosen back ends that the service has. */
 function shown() {
     const asked = field.backend.value;
     return store.backends.filter((backend) => asked === "both" || asked === backend);
@@ -144,14 +144,14 @@ function showOutputs() {
     }
 }
 
-/** One button, Generate or Stop: the keyboard's focus stays on it. */
+/** Show one button, Generate or Stop, and keep the keyboard's focus on it. */
 function showRunning() {
     const isRunning = outputs.some((output) => output.isRunning);
     const [go, end] = [byId("generate-go"), byId("generate-stop")];
     const hadFocus = document.activeElement === (isRunning ? go : end);
     go.hidden = isRunning;
     end.hidden = !isRunning;
-    if (hadFocus) (isRunning ? end : go).focus({ preventScroll: true }); // the reader may be at the words
+    if (hadFocus) (isRunning ? end : go).focus({ preventScroll: true }); // the person may be reading further down
 }
 
 function showUnknown(words) {

@@ -13,7 +13,7 @@ export function points(weights, unit) {
         .sort((a, b) => a.x - b.x);
 }
 
-/** The best validation perplexity; null where the file keeps none. */
+/** Return the best validation perplexity; null if the file has none. */
 export function bestPerplexity(weights) {
     const found = rows(weights)
         .map((row) => row.validation_perplexity)

@@ -3,12 +3,12 @@
 import { byId, html } from "./dom.js";
 import { bits, percent } from "./scale.js";
 
-const LEAVE_MS = 150; // to move the pointer from the word into its card (WCAG 1.4.13)
+const LEAVE_MS = 150; // time to move the pointer from the word into its card (WCAG 1.4.13)
 const GAP = 8;
 const EOS = "<EOS>";
-const UNK = "<UNK>"; // back ends neither draw nor choose it
+const UNK = "<UNK>"; // never generated
 
-/** How a token is called. */
+/** Return the name of a token. */
 export const wordOf = (token) => (token.word === EOS ? "¶ end of sentence" : token.word);
 
 const card = byId("inspector");
@@ -22,7 +22,7 @@ document.addEventListener("pointerdown", (event) => event.target.closest(".inspe
 addEventListener("scroll", follow, { passive: true });
 addEventListener("resize", follow);
 
-/** Show what the model thought at `token`, whose word is `element`. */
+/** Show the probabilities at `token`, whose word is `element`. */
 export function show(element, token) {
     clearTimeout(timer);
     if (shown === element) return;
@@ -34,7 +34,7 @@ export function show(element, token) {
     place(element.getBoundingClientRect());
 }
 
-/** When the pointer leaves. At a word that has the keyboard's focus, or was tapped, the card stays. */
+/** Hide the card when the pointer leaves, unless the word has the keyboard's focus or was tapped. */
 export function hideSoon() {
     clearTimeout(timer);
     if (shown !== document.activeElement) timer = setTimeout(hide, LEAVE_MS);
@@ -74,7 +74,7 @@ function row(word, widest, isChosen, kind = null) {
     );
 }
 
-/** Stay beside a word that the page moves; the step to a word out of sight scrolls, too. */
+/** Keep the card beside its word when the page scrolls. */
 function follow() {
     if (!shown) return;
     const word = shown.getBoundingClientRect();
@@ -82,7 +82,7 @@ function follow() {
     else place(word);
 }
 
-/** Below the word where there is room, else above; never beyond the window's edges. */
+/** Place the card below the word if there is room, else above, and inside the window. */
 function place(word) {
     const { width, height } = card.getBoundingClientRect();
     const left = Math.max(GAP, Math.min(word.left, document.documentElement.clientWidth - width - GAP));

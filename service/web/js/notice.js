@@ -3,7 +3,7 @@
 import { html } from "./dom.js";
 import { explain, isRetryable, isStop } from "./errors.js";
 
-/** Put a notice into `place`, which it replaces the contents of. action: {label, run}. */
+/** Show a notice in `place`, instead of what is there. action: {label, run}. */
 export function notify(place, text, { kind = "error", action = null } = {}) {
     const button = action && html("button", { type: "button", onclick: action.run }, action.label);
     place.replaceChildren(
@@ -20,7 +20,7 @@ export function clear(place) {
     place.replaceChildren();
 }
 
-/** Tell of a failure in `place`; where it may pass, `retry` is offered. A stop that was asked for needs no words. */
+/** Show a failure in `place`; offer `retry` if it may pass. A stop that was asked for is not shown. */
 export function tell(place, error, retry) {
     if (isStop(error)) return;
     notify(place, explain(error), { action: isRetryable(error) ? { label: "Try again", run: retry } : null });

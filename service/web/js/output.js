@@ -1,4 +1,4 @@
-/* One back end's card in the generate view: its text as it comes, its figures, its buttons. */
+/* One back end's card in the generate view: its text as it arrives, its figures, its buttons. */
 
 import * as api from "./api.js";
 import { NAMES } from "./backends.js";
@@ -12,7 +12,7 @@ import { Words } from "./words.js";
 
 const OWN_TEMPERATURE = { c: 1, torch: 0 };
 const NOTABLE_MS = 250;
-const FIGURES_MS = 250; // between two looks at a run that goes on
+const FIGURES_MS = 250; // between two updates of the figures while a text is generated
 const ENDINGS = {
     eos: "ended its sentence",
     length: "reached its length",
@@ -34,8 +34,8 @@ export class Output {
     #again = html("button", { type: "button", onclick: () => (this.isRunning ? this.stop() : this.#on.regenerate()) });
     #tools;
 
-    /** on: change() as a run starts or ends; end(end) with the last event of one; refused(error) returns whether a
-     * refusal is told elsewhere; regenerate(); keepSeed(seed). */
+    /** on: change(), when generating starts or ends; end(end), with the last event; refused(error), which returns whether
+     * it shows the refusal elsewhere; regenerate(); keepSeed(seed). */
     constructor(backend, on) {
         this.backend = backend;
         this.#on = on;
@@ -72,7 +72,7 @@ export class Output {
                 signal: run.abort.signal,
                 onToken: (token) => this.#add(token, run),
             });
-            if (this.#run !== run) return; // it was stopped while its last event was on the way
+            if (this.#run !== run) return; // it was stopped while its last event was on its way
             const [choice] = end.choices;
             this.#words.begin(body.prompt, choice.unknown_words);
             this.#finish(choice.finish_reason);
@@ -86,14 +86,14 @@ export class Output {
         }
     }
 
-    /** End what runs, at once; its words stay. */
+    /** Stop generating at once; the words stay. */
     stop() {
         if (!this.isRunning) return;
         this.#run.abort.abort();
         this.#finish("stopped");
     }
 
-    /** As before the first run. */
+    /** Empty the card. */
     #reset() {
         this.#text.replaceChildren(html("p", { class: "empty" }, "Its words will appear here."));
         this.#figures.replaceChildren();
@@ -139,14 +139,14 @@ export class Output {
         this.#on.change();
     }
 
-    /** Of a run that has not come to the service's own figures: as it looks from here. */
+    /** Show figures measured here, until the service sends its own. */
     #showMeasured({ started, times }) {
         if (times.length === 0) return;
         const seconds = (times.at(-1) - times[0]) / 1000;
         this.#showFigures(times[0] - started, seconds > 0 ? (times.length - 1) / seconds : null);
     }
 
-    /** waitedMs: of the time to the first token, what went by before the work began: a queue, or weights to load. */
+    /** waitedMs: the part of the time to the first token before work began: in a queue, or loading weights. */
     #showFigures(firstTokenMs, tokensPerSecond, waitedMs = 0) {
         const { seed } = this.#body;
         const keep = html(
@@ -177,7 +177,7 @@ function way(temperature, topK) {
     return `drawn at temperature ${temperature}${topK ? ` from the ${topK} most probable` : ""}`;
 }
 
-/** A figure and what it is, for a <dl class="figures">. */
+/** Return a figure and its name, for a <dl class="figures">. */
 export function figure(name, ...value) {
     return html("div", {}, html("dt", {}, name), html("dd", {}, ...value));
 }

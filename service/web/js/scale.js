@@ -18,7 +18,7 @@ const CAPTIONS = {
         "or walk to it with the arrow keys, for the five that it expected most.",
 };
 
-/** Surprise in bits of a natural logarithm of a probability. */
+/** Convert the natural logarithm of a probability to bits of surprise. */
 export const bits = (logprob) => Math.max(0, -logprob / Math.LN2);
 
 export const step = (logprob) => Math.min(STEPS - 1, Math.floor(bits(logprob) / BITS_PER_STEP));

@@ -16,13 +16,13 @@ import { fillSelect, onStore, withdraw } from "./store.js";
 import { Words, listed, marked } from "./words.js";
 
 const TOP = 5;
-const SURPRISES = 6; // of a text that are listed
+const SURPRISES = 6; // words of a text that are listed
 
 const form = byId("score-form");
 const field = form.elements;
 const notice = byId("score-notice");
 const result = byId("score-result");
-let running = null; // the AbortController of the request that goes on
+let running = null; // the AbortController of the request in progress
 
 export function start() {
     address.bind("score", form);
@@ -35,7 +35,7 @@ export function start() {
     });
 }
 
-/** Offer the back ends that the service has. */
+/** Offer the service's back ends. */
 export function show() {
     offer(form, byId("score-backends"));
 }
@@ -71,7 +71,12 @@ async function score(body) {
 
 function display(scored, body) {
     const words = new Words("The text, word by word");
-    for (const token of scored.tokens) words.add(token);
+    const characters = [...body.text]; // the service counts code points
+    for (const token of scored.tokens) {
+        if (token.id === null) words.skip(characters.slice(token.start, token.end).join(""), token.kind);
+        else words.add(token);
+    }
+    const read = scored.tokens.filter((token) => token.id !== null);
     const command = html("button", { type: "button", onclick: () => copy(curl("score", body), command) }, "Copy curl");
     result.replaceChildren(
         html(
@@ -83,12 +88,12 @@ function display(scored, body) {
                 figure("perplexity", rounded(scored.perplexity)),
                 figure("nats per token", rounded(scored.loss)),
                 figure("bits per token", rounded(scored.loss / Math.LN2)),
-                figure("tokens", count(scored.tokens.length)),
+                figure("tokens", count(read.length)),
                 figure("weights", scored.weights.name),
             ),
             scored.unknown_words.length > 0 && unknownNote(scored.unknown_words),
             words.element,
-            surprises(scored.tokens),
+            surprises(read),
             html("div", { class: "tools" }, command),
         ),
     );

@@ -3,7 +3,7 @@
 
 import { BROKEN, Unreachable } from "./errors.js";
 
-/** Yields {name, data} for each event. Comments, which keep proxies awake, are dropped. */
+/** Yield {name, data} for each event. Comments, which keep proxies from closing the connection, are dropped. */
 export async function* events(body) {
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     let pending = "";

@@ -1,4 +1,4 @@
-/* Light or dark: as the system says, or as the button says. The choice is all that this page ever stores. */
+/* Light or dark: the system's choice, or the button's. That choice is all that this page ever stores. */
 
 const NEXT = { auto: "light", light: "dark", dark: "auto" };
 const KEY = "theme";
@@ -11,7 +11,7 @@ export function start(button) {
         try {
             localStorage.setItem(KEY, theme);
         } catch {
-            // Storage may be forbidden; the choice then holds until the page is left.
+            // If storage is forbidden, the choice lasts until the page is closed.
         }
     });
 }

@@ -1,4 +1,4 @@
-/* The upload: a file by choosing or dropping it, its progress, and the service's reasons when it refuses. */
+/* The upload: choosing or dropping a file, its progress, and the service's reasons if it refuses. */
 
 import * as api from "./api.js";
 import { byId } from "./dom.js";
@@ -12,7 +12,7 @@ const form = byId("upload-form");
 const field = form.elements;
 const notice = byId("upload-notice");
 const drop = byId("drop");
-let running = null; // the AbortController of the upload that goes on
+let running = null; // the AbortController of the upload in progress
 
 export function start() {
     form.addEventListener("submit", submit);
@@ -49,9 +49,9 @@ async function upload(file) {
         const added = await api.uploadWeights(data, { signal: running.signal, onProgress: progress });
         form.reset();
         await refresh();
-        notify(notice, `${added.name} is ${added.replaced ? "replaced" : "added"}, and can be used at once.`, {
-            kind: "done",
-        });
+        const renamed = added.renamed_from === null ? "" : `, named ${added.name} here`;
+        const what = `${added.renamed_from ?? added.name} is ${added.replaced ? "replaced" : "added"}${renamed}`;
+        notify(notice, `${what}. It can be used at once.`, { kind: "done" });
     } catch (error) {
         refuse(error, file);
     } finally {
@@ -61,7 +61,7 @@ async function upload(file) {
 }
 
 function refuse(error, file) {
-    if (isStop(error)) notify(notice, "The upload was cancelled; nothing of it is kept.", { kind: "done" });
+    if (isStop(error)) notify(notice, "The upload was cancelled, and nothing of it is kept.", { kind: "done" });
     else if (error.code === "weights_exist") {
         notify(notice, "There are weights of this name already. Choose another name, or tick the box to replace them.");
     } else if (error.code === "invalid_weights") {
@@ -77,8 +77,8 @@ function progress(sent, total) {
         bar.value = sent;
         byId("upload-state").textContent = `${bytes(sent)} of ${bytes(total)} sent`;
     } else {
-        bar.removeAttribute("value"); // how long the checks take is not known
-        byId("upload-state").textContent = "All sent. The service checks every number, and tries each back end.";
+        bar.removeAttribute("value"); // nobody knows how long the checks take
+        byId("upload-state").textContent = "All sent. The service checks every number and tries each back end.";
     }
 }
 

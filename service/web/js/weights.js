@@ -25,7 +25,7 @@ const COLUMNS = [
 
 const notice = byId("weights-notice");
 const form = byId("chart-form");
-const left = new Set(); // out of the chart, by name
+const left = new Set(); // names left out of the chart
 let drawnWidth = 0; // of the chart, in pixels
 
 export function start() {
@@ -55,7 +55,7 @@ function nothing() {
     );
 }
 
-// Narrow pages lay the table out in blocks, which takes its meaning from it in some browsers: hence the roles.
+// Narrow pages lay the table out in blocks, and some browsers then forget that it is a table: hence the roles.
 function list(files) {
     const heads = COLUMNS.map(([name, kind]) => html("th", { role: "columnheader", scope: "col", class: kind }, name));
     return html(

@@ -1,13 +1,14 @@
-/* A text as tinted words. The text is one stop of the Tab key; in it, the arrow keys go from word to word.
+/* A text as tinted words. The text is one stop of the Tab key; inside it, the arrow keys move from word to word.
 
-   Each sentence is a block of its own: a word that comes then makes the browser lay out one sentence anew, and not all
-   of the text. At 10,000 words that is the difference between a smooth page and one that stands still. */
+   Each sentence is a block of its own, so that the browser lays out only one sentence again when a word arrives, not the
+   whole text. At 10,000 words that is the difference between a smooth page and a frozen one. */
 
 import { html } from "./dom.js";
 import * as inspector from "./inspector.js";
 import { percent, step } from "./scale.js";
 
 const EOS = "<EOS>";
+const UNREAD = { dropped: "not read by the model", unknown: "not in the vocabulary, and not read" };
 const MOVES = {
     ArrowRight: (index) => index + 1,
     ArrowLeft: (index) => index - 1,
@@ -18,10 +19,10 @@ const MOVES = {
 export class Words {
     #given = html("span", { class: "given" });
     #tokens = new Map(); // by element
-    #sentence = sentence(this.#given); // that goes on; null after its end
-    #stop = null; // the word that Tab comes to
+    #sentence = sentence(this.#given); // the open one; null after its end
+    #stop = null; // the word that Tab moves to
 
-    /** label: what the text is, for those who do not see it. */
+    /** label: what the text is, for screen readers. */
     constructor(label) {
         this.element = html("p", {
             class: "words",
@@ -30,7 +31,7 @@ export class Words {
             onkeydown: (event) => this.#move(event),
             onfocusin: (event) => this.#enter(event.target),
             onfocusout: inspector.hide,
-            onclick: (event) => event.target.focus(), // Safari gives a button no focus when it is clicked or tapped
+            onclick: (event) => event.target.focus(), // Safari does not focus a button that is clicked or tapped
             onpointerover: (event) => this.#show(event.target),
             onpointerout: inspector.hideSoon,
         });
@@ -46,7 +47,7 @@ export class Words {
         this.element.classList.toggle("busy", value);
     }
 
-    /** What stood before the first word; those of its words that the vocabulary lacks are marked. */
+    /** Show the prompt before the first word, and mark those of its words that the vocabulary lacks. */
     begin(text, unknown) {
         this.#given.replaceChildren(...marked(text, unknown));
     }
@@ -54,6 +55,7 @@ export class Words {
     add(token) {
         const isEnd = token.word === EOS;
         const isSpecial = isEnd || token.word.startsWith("<");
+        const title = token.kind === "unknown" ? "not in the vocabulary: read as <UNK>" : null;
         const word = html(
             "button",
             {
@@ -61,15 +63,20 @@ export class Words {
                 class: isSpecial ? "word special" : "word",
                 "data-step": step(token.logprob),
                 "aria-label": isEnd ? "end of sentence" : null,
+                title,
                 tabindex: -1,
             },
             isEnd ? "¶" : token.word,
         );
         if (!this.#stop) this.#stopAt(word);
-        if (!this.#sentence) this.element.append((this.#sentence = sentence()));
-        this.#sentence.append(" ", word);
+        this.#append(word);
         if (isEnd) this.#sentence = null;
         this.#tokens.set(word, token);
+    }
+
+    /** Show a piece of the text that the model does not read. kind: why, "dropped" or "unknown". */
+    skip(text, kind) {
+        this.#append(html("span", { class: "unread", title: UNREAD[kind] }, text));
     }
 
     /** The text, as it would be copied. */
@@ -80,6 +87,11 @@ export class Words {
             pieces.push(word === EOS ? "\n" : `${isFirst ? "" : " "}${word}`);
         }
         return pieces.join("").trimEnd();
+    }
+
+    #append(element) {
+        if (!this.#sentence) this.element.append((this.#sentence = sentence()));
+        this.#sentence.append(" ", element);
     }
 
     #show(target) {
@@ -110,7 +122,7 @@ export class Words {
 
 const sentence = (...children) => html("span", { class: "sentence" }, ...children);
 
-/** `text` in pieces, with a mark around each unknown word. Words are runs of letters, as the model's are. */
+/** Return `text` in pieces, with a mark around each unknown word. */
 export function marked(text, unknown) {
     const lacking = new Set(unknown);
     return text
@@ -118,7 +130,7 @@ export function marked(text, unknown) {
         .map((piece) => (lacking.has(piece) ? html("mark", { title: "not in the vocabulary" }, piece) : piece));
 }
 
-/** One line on a word, for a list. */
+/** Return a line about a word, for a list. */
 export function listed(token) {
     return html(
         "li",
