@@ -27,6 +27,7 @@ Under /v1 they have OpenAI's shape."""
 TAGS = [
     {"name": "generation", "description": "Continue prompts, and score texts."},
     {"name": "OpenAI's protocol", "description": "The same for OpenAI's clients; a model is named BACKEND/WEIGHTS."},
+    {"name": "inspection", "description": "Why a word is predicted, what is remembered, what the weights hold."},
     {"name": "weights", "description": "The files that the models are loaded from."},
     {"name": "operations", "description": "Is the service up, is it ready, what does it do."},
 ]

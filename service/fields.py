@@ -11,7 +11,9 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from rnnlm.language_model import MAX_SEED
+from rnnlm.sampling import MAX_BIAS, MAX_PENALTY
 
+MAX_BIASES = 300
 MAX_STOPS = 8
 MAX_STOP_CHARS = 200
 
@@ -24,6 +26,18 @@ Temperature = Annotated[
     ),
 ]
 TopK = Annotated[int, Field(ge=0, le=1 << 24, description="draw from the k most probable words only; 0: from all")]
+TopP = Annotated[
+    float,
+    Field(gt=0, le=1, description="draw from the most probable words only that together hold this much probability"),
+]
+Penalty = Annotated[
+    float,
+    Field(ge=-MAX_PENALTY, le=MAX_PENALTY, description="what a word's logit loses, in nats, once the text has it"),
+]
+PenaltyEachTime = Annotated[
+    float,
+    Field(ge=-MAX_PENALTY, le=MAX_PENALTY, description="what a word's logit loses each time that the text has it"),
+]
 Seed = Annotated[int | None, Field(ge=0, le=MAX_SEED, description="the same seed gives the same text; null draws one")]
 IgnoreEos = Annotated[bool, Field(description="continue after the end of the sentence")]
 Stream = Annotated[bool, Field(description="reply with server-sent events, one for each token")]
@@ -80,6 +94,47 @@ def prompts(*, chars: int, count: int, ids: bool = False, description: str, exam
 
 def _are_ids(items: list[Any]) -> bool:
     return all(type(item) is int for item in items)  # True is an int to isinstance
+
+
+def _check_biases(value: Any) -> dict[int, float]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(_is_id(key) and _is_number(item) for key, item in value.items()):
+        raise refuse('must be an object of token ids and numbers, such as {"5": -100}')
+    if len(value) > MAX_BIASES:
+        raise refuse(f"must have at most {MAX_BIASES} tokens, got {len(value):,}")
+    for key, item in value.items():
+        if not abs(item) <= MAX_BIAS:
+            raise refuse(f"must have numbers from {-MAX_BIAS:g} to {MAX_BIAS:g}, got {item:g} for token {key}")
+    return {int(key): float(item) for key, item in value.items()}
+
+
+def _is_id(key: str) -> bool:
+    return key.isascii() and key.isdecimal() and len(key) <= 9
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+LogitBias = Annotated[
+    Any,
+    PlainValidator(_check_biases),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "type": "object",
+                    "maxProperties": MAX_BIASES,
+                    "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+                    "additionalProperties": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS},
+                },
+                {"type": "null"},
+            ],
+            "description": "by token id, what is added to its logit, in nats: -100 all but bans it",
+        }
+    ),
+]
 
 
 def _check_stop(value: Any) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from rnnlm.data.text import tokens_of
-from rnnlm.language_model import MAX_SEED, PromptError, Sampling, check_seed
+from rnnlm.language_model import MAX_SEED, PromptError, check_seed
 from service.engines import Engine
 from service.errors import InvalidRequest, TimeLimit
 from service.exchange import within
@@ -68,7 +68,7 @@ class Generator:
     def _prepare(self, request: Request, entry: Entry, engine: Engine) -> None:
         """Do everything that takes time before a request can be submitted."""
         request.entry = entry
-        request.prompts = read_prompts(engine, request.inputs, request.field)
+        request.prompts = read_prompts(engine, request.inputs, request.input_field)
         self._check_size(request)
         request.begin(_sequences(request, engine), self._settings.request_seconds)
 
@@ -91,12 +91,13 @@ class Generator:
 
 
 def _sequences(request: Request, engine: Engine) -> list[TokenSequence]:
-    temperature = engine.model.default_temperature if request.temperature is None else request.temperature
-    sampling = Sampling(temperature, request.top_k)
+    sampling = request.sampling(engine.model.default_temperature)
     first = check_seed(request.seed)
     # A drawn seed differs from sequence to sequence; a given one, for the caller's sake, only from choice to choice.
     count = request.n if request.seed is not None else request.n * len(request.prompts)
     vocabulary = request.entry.vocabulary
+    if outside := [token for token in sampling.logit_bias if token >= len(vocabulary)]:
+        raise InvalidRequest.of("logit_bias", f"must have token ids from 0 to {len(vocabulary) - 1}, got {outside[0]}")
     make_stop = _stop_maker(request)
     return [
         TokenSequence(

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from rnnlm import inspection
-from service.schemas import Backend, WeightsName, WeightsUsed
+from rnnlm.data.text import Span
+from service.schemas import Backend, ReadToken, WeightsName, WeightsUsed
 
 Eigenvalue = Annotated[tuple[float, float], Field(description="real and imaginary part")]
 
@@ -69,6 +70,7 @@ class Memory(BaseModel):
 class InspectResponse(BaseModel):
     backend: Backend
     weights: WeightsUsed
+    tokens: list[ReadToken] = Field(description="everything in the text, in order")
     words: list[str] = Field(description="what the model read; the first is the <EOS> that begins every text")
     unknown_words: list[str]
     target: int
@@ -121,10 +123,13 @@ def _eigenvalues(values: npt.NDArray[np.complex128]) -> list[Eigenvalue]:
     return [(value.real, value.imag) for value in values.tolist()]
 
 
-def of_text(made: inspection.Inspection, backend: Backend, weights: WeightsUsed, hidden: int) -> InspectResponse:
+def of_text(
+    made: inspection.Inspection, spans: Sequence[Span], backend: Backend, weights: WeightsUsed, hidden: int
+) -> InspectResponse:
     return InspectResponse(
         backend=backend,
         weights=weights,
+        tokens=[ReadToken(**span._asdict()) for span in spans],
         words=list(made.words),
         unknown_words=list(made.unknown),
         target=made.target,

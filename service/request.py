@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from rnnlm.data.text import Span, tokens_of
+from rnnlm.sampling import Sampling
 from service import schemas
 from service.engines import Step
 from service.errors import ClientGone, ServiceError
@@ -43,7 +44,7 @@ class Prompt(NamedTuple):
 class Request:
     """A route makes it from a body, `Generator.start` gives it sequences: number i is choice i % n of prompt i // n.
 
-    inputs: each a text, or token ids without <EOS> in front.   field: the body's name for them.
+    inputs: each a text, or token ids without <EOS> in front.   input_field: the body's name for them.
     scored: report the log-probabilities of the prompt's own tokens, too.   stream: wake the reader for new tokens, not
     only at the end.   spaced: a text begins with what separates it from its prompt.   stop_in_text: look for a stop
     phrase that the model cannot generate in the text as written, instead of refusing it.
@@ -53,11 +54,15 @@ class Request:
     backend: str
     weights: str | None = None
     inputs: tuple[str | tuple[int, ...], ...]
-    field: str = "prompt"
+    input_field: str = "prompt"
     n: int = 1
     max_tokens: int
     temperature: float | None = None
     top_k: int = 0
+    top_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: tuple[str, ...] = ()
     top: int = 0
@@ -79,6 +84,17 @@ class Request:
         self._shown: list[int] = []  # steps of each sequence that `new_steps` has returned
         self._notified = False
         self._waiter: asyncio.Future[None] | None = None
+
+    def sampling(self, default_temperature: float) -> Sampling:
+        """Return how tokens are drawn.   default_temperature: if the request has none."""
+        return Sampling(
+            default_temperature if self.temperature is None else self.temperature,
+            self.top_k,
+            self.top_p,
+            self.presence_penalty,
+            self.frequency_penalty,
+            self.logit_bias,
+        )
 
     def begin(self, sequences: Sequence[TokenSequence], seconds: float) -> None:
         """Set the sequences, before the scheduler gets them."""

@@ -29,6 +29,10 @@ class GenerateRequest(_Body):
     max_tokens: int
     temperature: fields.Temperature = None
     top_k: fields.TopK = 0
+    top_p: fields.TopP = 1.0
+    presence_penalty: fields.Penalty = 0.0
+    frequency_penalty: fields.PenaltyEachTime = 0.0
+    logit_bias: fields.LogitBias = {}
     seed: fields.Seed = None
     n: int
     stop: Stop = ()

@@ -77,7 +77,7 @@ def router(service: Service) -> APIRouter:
 
         def work(model: LanguageModel, weights: WeightsUsed) -> BaseModel:
             made = model.inspect(body.text, target=body.target, other=body.other, states=body.state)
-            return inspections.of_text(made, body.backend, weights, len(model.matrices().bh))
+            return inspections.of_text(made, model.read(body.text), body.backend, weights, len(model.matrices().bh))
 
         return await ask(body.backend, body.weights, work)
 

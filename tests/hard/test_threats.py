@@ -256,6 +256,10 @@ ROUTES = [  # method, path, body; the statuses with no token, the API token, the
     ("GET", "/nowhere", None, (401, 404, 404)),
     ("POST", "/generate/c", SHORT, (401, 200, 200)),
     ("POST", "/score", {"text": "waa wab"}, (401, 200, 200)),
+    ("POST", "/inspect", {"text": "waa wab"}, (401, 200, 200)),
+    ("GET", "/weights/demo/spectrum", None, (401, 200, 200)),
+    ("GET", "/weights/demo/units/1", None, (401, 200, 200)),
+    ("GET", "/weights/demo/neighbours?word=waa", None, (401, 200, 200)),
     ("POST", "/v1/completions", {"model": "c/demo", "prompt": "waa"}, (401, 200, 200)),
     ("POST", "/v1/chat/completions", {"model": "c/demo", "messages": MESSAGES}, (401, 200, 200)),
     ("POST", "/v1/embeddings", {"model": "c/demo", "input": "waa"}, (401, 200, 200)),
@@ -274,6 +278,7 @@ def test_what_each_token_opens(folder: Path, method: str, path: str, body: Any, 
 
 def test_every_route_is_in_the_table_of_tokens(client: TestClient) -> None:
     known = {path for _, path, _, _ in ROUTES} | {"/generate/{backend}", "/weights/{name}", "/v1/models/{model}"}
+    known |= {f"/weights/{{name}}/{what}" for what in ("spectrum", "units/{unit}", "neighbours")}
     assert set(client.get("/openapi.json").json()["paths"]) <= known
 
 

@@ -146,6 +146,38 @@ def test_a_score_is_the_models(client: TestClient, folder: Path) -> None:
 TEXT = " (waa), «wab» 1999: zebra's\tnaïve-text!\nwac wad?\n\nwae "
 
 
+SAMPLING = {
+    "temperature": 0.8,
+    "top_k": 30,
+    "top_p": 0.7,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.6,
+    "logit_bias": {"3": 4.5, "5": -100},
+}
+
+
+@pytest.mark.parametrize("backend", ["c", "torch"])
+@pytest.mark.parametrize("name", [*SAMPLING, None])
+def test_every_option_of_sampling_is_the_models(
+    client: TestClient, folder: Path, backend: str, name: str | None
+) -> None:
+    options: dict[str, Any] = {"temperature": 1.0} | (SAMPLING if name is None else {name: SAMPLING[name]})
+    biases = {int(token): bias for token, bias in options.get("logit_bias", {}).items()}
+    model = rnn.RNN.load(folder / "demo.safetensors")
+    expected = model.generate("waa", max_tokens=30, seed=3, ignore_eos=True, **{**options, "logit_bias": biases})
+    body = {"prompt": "waa", "max_tokens": 30, "seed": 3, "ignore_eos": True}
+    reply = client.post(f"/generate/{backend}", json={**body, **options})
+    assert reply.json()["choices"][0]["text"] == expected.text
+    if name not in ("temperature", "top_k"):
+        plain = client.post(f"/generate/{backend}", json={**body, "temperature": 1.0})
+        assert plain.json()["choices"][0]["text"] != expected.text
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        prompt = {"prompt": "waa"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "waa"}]}
+        reply = client.post(path, json={**body, **prompt, **options, "model": f"{backend}/demo"})
+        choice = reply.json()["choices"][0]
+        assert (choice.get("text") or choice["message"]["content"]).removeprefix(" ") == expected.text
+
+
 def test_everything_in_a_text_is_reported_with_its_place(client: TestClient) -> None:
     score = client.post("/score", json={"text": TEXT}).json()["tokens"]
     found = [(TEXT[token["start"] : token["end"]], token["kind"]) for token in score]

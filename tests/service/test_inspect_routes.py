@@ -44,6 +44,13 @@ def test_an_inspection(client: TestClient, model: rnn.RNN, backend: str, target:
     assert reply.status_code == 200 and told["weights"]["name"] == "demo"
     assert told["words"] == list(made.words) == ["<EOS>", "wab", "wac", "<EOS>", "wad"]
     assert told["unknown_words"] == ["nonsense"]
+    assert [(TEXT[token["start"] : token["end"]], token["kind"]) for token in told["tokens"]] == [
+        ("wab", "known"),
+        ("wac", "known"),
+        ("nonsense", "unknown"),
+        (".", "sentence_end"),
+        ("wad", "known"),
+    ]
     assert (told["target"], told["word"], told["hidden_size"]) == (made.target, made.word, 12)
     assert told["logprob"] == pytest.approx(made.logprob, abs=1e-5)
     assert [entry["word"] for entry in told["distribution"]] == [entry.word for entry in made.distribution]

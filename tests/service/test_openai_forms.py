@@ -74,6 +74,8 @@ def test_unknown_fields_are_ignored(client: TestClient) -> None:
         {"n": 1, "best_of": 1},
         {"suffix": ""},
         {"suffix": None, "best_of": None, "n": None, "stop": None, "stream": None, "echo": None, "logprobs": None},
+        {"top_p": 1, "presence_penalty": 0.0, "frequency_penalty": 0, "logit_bias": {}},
+        {"top_p": None, "presence_penalty": None, "frequency_penalty": None, "logit_bias": None},
         {"repetition_penalty": 1.0, "min_p": 0, "min_tokens": 0, "top_k": None},
     ],
 )
@@ -88,6 +90,11 @@ def test_neutral_values(client: TestClient, neutral: dict[str, Any]) -> None:
         ({"suffix": "x"}, "suffix"),
         ({"repetition_penalty": 1.2}, "repetition_penalty"),
         ({"min_p": 0.1}, "min_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"logit_bias": {"4000": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": "high"}}, "logit_bias"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
@@ -105,6 +112,10 @@ def test_param_and_message_name_the_field_only(client: TestClient, change: dict[
     assert found["param"] == param and found["message"].startswith(param)
     for internal in ("str", "list[", "function", "constrained", "tuple", "Input should", "type="):
         assert internal not in found["message"].replace("stream", ""), found
+
+
+def test_a_top_p_of_zero_takes_the_most_probable(client: TestClient) -> None:
+    assert complete(client, top_p=0)["choices"] == complete(client, temperature=0)["choices"]
 
 
 def test_stop_phrases_in_the_text_as_written(client: TestClient) -> None:

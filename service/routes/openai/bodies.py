@@ -20,11 +20,15 @@ Seed = Annotated[
     int | None,
     Field(ge=-1, le=MAX_SEED, description="the same seed gives the same text; null and -1 draw one"),
 ]
+TopP = Annotated[
+    float | None,
+    Field(ge=0, le=1, description="draw from the most probable words only that together hold this much probability"),
+]
 Stop = fields.stop(
     "words or phrases before which to stop: read as prompts are if the model can write them, else looked for in the "
     "text as written"
 )
-CHAT_TOKENS = 100  # of a reply, if the request does not say: a sentence ends it sooner
+SMALLEST_TOP_P = 1e-9  # for 0, which OpenAI allows: the most probable word only
 
 
 def _only(*neutral: Any) -> Any:
@@ -52,10 +56,10 @@ class _Body(BaseModel):
     model: Model
     temperature: fields.Temperature = None
     top_k: fields.TopK | None = 0
-    top_p: _only(1) = None
-    presence_penalty: _only(0) = None
-    frequency_penalty: _only(0) = None
-    logit_bias: _only({}) = None
+    top_p: TopP = None
+    presence_penalty: fields.Penalty | None = None
+    frequency_penalty: fields.PenaltyEachTime | None = None
+    logit_bias: fields.LogitBias = {}
     n: int | None
     seed: Seed = None
     stop: Stop = ()
@@ -65,6 +69,23 @@ class _Body(BaseModel):
     repetition_penalty: _only(1) = None
     min_p: _only(0) = None
     min_tokens: _only(0) = None
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of the Request that have one name, and one meaning, on all routes."""
+        return {
+            "n": self.n or 1,
+            "temperature": self.temperature,
+            "top_k": self.top_k or 0,
+            "top_p": 1.0 if self.top_p is None else max(self.top_p, SMALLEST_TOP_P),
+            "presence_penalty": self.presence_penalty or 0.0,
+            "frequency_penalty": self.frequency_penalty or 0.0,
+            "logit_bias": self.logit_bias,
+            "seed": None if self.seed == -1 else self.seed,
+            "stop": self.stop,
+            "stop_in_text": True,
+            "ignore_eos": bool(self.ignore_eos),
+            "stream": bool(self.stream),
+        }
 
 
 class CompletionRequest(_Body):

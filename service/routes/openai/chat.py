@@ -63,17 +63,10 @@ def _request(body: ChatRequest, service: Service) -> Request:
         backend=backend,
         weights=name,
         inputs=(_end_of(body.messages, settings.max_prompt_chars),),
-        field="messages",
-        n=body.n or 1,
+        input_field="messages",
         max_tokens=next((most for most in given if most), min(DEFAULT_TOKENS, settings.max_tokens)),
-        temperature=body.temperature,
-        top_k=body.top_k or 0,
-        seed=None if body.seed == -1 else body.seed,
-        stop=body.stop,
         top=body.top_logprobs or 0,
-        ignore_eos=bool(body.ignore_eos),
-        stream=bool(body.stream),
-        stop_in_text=True,
+        **body.options(),
     )
 
 

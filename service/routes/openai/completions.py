@@ -63,18 +63,11 @@ def _request(body: CompletionRequest, most: int) -> Request:
         backend=backend,
         weights=name,
         inputs=body.prompt,
-        n=n,
         max_tokens=max_tokens,
-        temperature=body.temperature,
-        top_k=body.top_k or 0,
-        seed=None if body.seed == -1 else body.seed,
-        stop=body.stop,
         top=body.logprobs or 0,
-        ignore_eos=bool(body.ignore_eos),
         scored=bool(body.echo) and (body.logprobs is not None or max_tokens == 0),
-        stream=bool(body.stream),
         spaced=True,
-        stop_in_text=True,
+        **body.options(),
     )
 
 
