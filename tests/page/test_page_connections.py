@@ -20,7 +20,7 @@ expect = playwright.expect
 def test_stop_works_at_once(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url)
     page.get_by_label("Length").fill("100000")
-    page.get_by_label("Go on after the sentence ends").check()
+    page.get_by_label("Continue after the sentence ends").check()
     go_button(page).click()
     stop = page.locator("#generate-stop")
     expect(stop).to_be_focused()  # where Generate was
@@ -57,14 +57,14 @@ COMPLAINTS = [
     ("Prompt", "  ", "Prompt must have a word to go on from."),
     ("Prompt", "12 34", "has no word"),
     ("Prompt", "Qwxyz", "no word of the prompt is in the vocabulary"),
-    ("Prompt", "long " * 3000, "Prompt must have at most 10000 characters."),
-    ("Length", "0", "Length must be greater than or equal to 1."),
-    ("Length", "1.5", "Length must be a valid integer"),
-    ("Length", "100001", "Length must be less than or equal to 100000."),
-    ("Temperature", "-1", "Temperature must be greater than or equal to 0."),
+    ("Prompt", "long " * 3000, "Prompt must have at most 10,000 characters, got 15,000."),
+    ("Length", "0", "Length must be 1 or more, got 0."),
+    ("Length", "1.5", "Length must be an integer, got 1.5."),
+    ("Length", "100001", "Length must be 100,000 or less, got 100,001."),
+    ("Temperature", "-1", "Temperature must be 0 or more, got -1."),
     ("Temperature", "1e", "Temperature must be a number."),
     ("Seed", "99999999999999999999", "Seed must be at most 9007199254740991 here."),
-    ("Stop before", "a,b,c,d,e,f,g,h,i", "Stop before must have at most 8 items"),
+    ("Stop before", "a,b,c,d,e,f,g,h,i", "Stop before must have at most 8 items, got 9."),
 ]
 
 
