@@ -129,7 +129,7 @@ $(BUILD)/kernels.avx2.o $(BUILD)/kernels.avx512.o: $(BUILD)/kernels.%.o: csrc/ke
 ## Tests and style
 
 PYTEST := $(PY) -m pytest -q
-# One process per processor, eight at most: each takes up to half a gigabyte. PARALLEL= runs the tests one by one.
+# One process per processor, eight at most: each may take a gigabyte. PARALLEL= runs the tests one by one.
 PARALLEL ?= -n logical --maxprocesses 8 --dist worksteal
 
 test: $(VENV)/.dev lib test-c ## run the fast tests (SAN=1: under the address and undefined-behaviour sanitizers)
