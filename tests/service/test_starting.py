@@ -25,7 +25,7 @@ pytestmark = needs_library
 
 SCHEMATHESIS = """
 [checks]
-negative_data_rejection.expected-statuses = [400, 401, 403, 404, 405, 413, 422, 429]
+negative_data_rejection.expected-statuses = [400, 401, 403, 404, 405, 413, 415, 422, 429]
 """
 
 
