@@ -14,14 +14,14 @@ INLINE __mmask16 lanes(size_t count) { return (__mmask16)(count >= 16 ? 0xffffu 
 /* 32 values in order: low, then high. */
 INLINE __m512i round_two(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
-/* The largest magnitude of words that hold bfloat16, as a float: infinity for NaN. */
-INLINE float largest_of(__m512i words) {
-    uint16_t word[32], most = 0;
-    memcpy(word, &words, sizeof word);
-    for (size_t i = 0; i < 32; i++) most = word[i] > most ? word[i] : most;
+/* The largest of 32 magnitudes of bfloat16, as a float: infinity for NaN. */
+INLINE float largest_of(__m512i packed) {
+    uint16_t magnitude[32], most = 0;
+    memcpy(magnitude, &packed, sizeof magnitude);
+    for (size_t i = 0; i < 32; i++) most = magnitude[i] > most ? magnitude[i] : most;
     return rnn_widen_bfloat16(most < 0x7f80 ? most : 0x7f80);
 }
-INLINE __m512i magnitudes(__m512i words) { return _mm512_and_si512(words, _mm512_set1_epi16(0x7fff)); }
+INLINE __m512i magnitudes(__m512i packed) { return _mm512_and_si512(packed, _mm512_set1_epi16(0x7fff)); }
 
 /* ---- Products ------------------------------------------------------------------------------------------------------ */
 
@@ -119,11 +119,11 @@ static float round_rows(size_t m, size_t cols, const float *x, size_t ldx, rnn_b
         for (size_t j = 0; j < cols; j += 32) {
             const float *from = x + i * ldx + j;
             size_t left = cols - j, second = left > 16 ? left - 16 : 0;
-            __m512i words =
+            __m512i packed =
                 round_two(_mm512_maskz_loadu_ps(lanes(left), from), _mm512_maskz_loadu_ps(lanes(second), from + 16));
-            largest = _mm512_max_epu16(largest, magnitudes(words));
+            largest = _mm512_max_epu16(largest, magnitudes(packed));
             __mmask32 mask = (__mmask32)lanes(left) | (__mmask32)lanes(second) << 16;
-            _mm512_mask_storeu_epi16(rows + i * ld + j, mask, words);
+            _mm512_mask_storeu_epi16(rows + i * ld + j, mask, packed);
         }
     }
     return largest_of(largest);
@@ -155,21 +155,21 @@ INLINE void transpose16(__m512i r[16]) {
     UNROLL for (size_t i = 0; i < 16; i++) r[i] = t[i];
 }
 
-/* The words of two rows in turns: those of columns 0 to 15, and 16 to 31. */
+/* The numbers of two rows in turns: those of columns 0 to 15, and 16 to 31. */
 INLINE __m512i in_turns(bool upper) {
-    uint16_t word[32];
-    for (uint16_t i = 0; i < 32; i++) word[i] = (uint16_t)((upper ? 16 : 0) + i / 2 + i % 2 * 32);
+    uint16_t place[32];
+    for (uint16_t i = 0; i < 32; i++) place[i] = (uint16_t)((upper ? 16 : 0) + i / 2 + i % 2 * 32);
     __m512i order;
-    memcpy(&order, word, sizeof order);
+    memcpy(&order, place, sizeof order);
     return order;
 }
 
 /* The same of shuffled columns. */
 INLINE __m512i shuffled_turns(bool upper) {
-    uint16_t word[32];
-    for (size_t i = 0; i < 32; i++) word[i] = (uint16_t)(rnn_shuffled_column((upper ? 16 : 0) + i / 2) + i % 2 * 32);
+    uint16_t place[32];
+    for (size_t i = 0; i < 32; i++) place[i] = (uint16_t)(rnn_shuffled_column((upper ? 16 : 0) + i / 2) + i % 2 * 32);
     __m512i order;
-    memcpy(&order, word, sizeof order);
+    memcpy(&order, place, sizeof order);
     return order;
 }
 
@@ -186,9 +186,9 @@ INLINE __m512i round_band(const float *w, size_t ldw, size_t k, size_t K, size_t
                 __builtin_prefetch(w + AHEAD * ldw + v);
                 __builtin_prefetch(w + AHEAD * ldw + v + 16);
             }
-            __m512i words = round_two(low, high);
-            largest = _mm512_max_epu16(largest, magnitudes(words));
-            _mm512_storeu_si512(rows + v, words);
+            __m512i packed = round_two(low, high);
+            largest = _mm512_max_epu16(largest, magnitudes(packed));
+            _mm512_storeu_si512(rows + v, packed);
         }
     }
     return largest;
@@ -306,10 +306,10 @@ INLINE void two_rows(bool keep, bool stream, size_t cols, const float *z, size_t
         sum0 = _mm512_add_ps(sum0, _mm512_add_ps(e[0], e[1]));
         sum1 = _mm512_add_ps(sum1, _mm512_add_ps(e[2], e[3]));
         if (!keep) continue;
-        __m512i words0 = round_two(e[0], e[1]), words1 = round_two(e[2], e[3]);
-        _mm512_storeu_si512(rows + v, words0);
-        _mm512_storeu_si512(rows + ld + v, words1);
-        __m512i low = _mm512_unpacklo_epi16(words0, words1), high = _mm512_unpackhi_epi16(words0, words1);
+        __m512i packed0 = round_two(e[0], e[1]), packed1 = round_two(e[2], e[3]);
+        _mm512_storeu_si512(rows + v, packed0);
+        _mm512_storeu_si512(rows + ld + v, packed1);
+        __m512i low = _mm512_unpacklo_epi16(packed0, packed1), high = _mm512_unpackhi_epi16(packed0, packed1);
         if (stream) {
             _mm512_stream_si512((void *)pairs, low);
             _mm512_stream_si512((void *)(pairs + pairs_panel), high);
