@@ -42,7 +42,7 @@ from rnnlm.checkpoint import Checkpoint
 from rnnlm.data.text import EOS, Vocabulary
 from rnnlm.errors import ArgumentParser, UserError, output_lost, show_path
 from rnnlm.inspection import Matrices
-from rnnlm.language_model import LanguageModel, StepStream, shown
+from rnnlm.language_model import LanguageModel, OpenSequence, shown
 from rnnlm.sampling import Biases, Sampling
 
 __all__ = ["RNN", "RNNError", "RNNInputError", "RNNLibraryError", "RNNMemoryError", "RNNNonFiniteError"]
@@ -74,7 +74,7 @@ class RNN(LanguageModel):
         """Load the model of a weights file. Raises CheckpointError (missing, damaged), RNNNonFiniteError."""
         return cls(checkpoint.load(path), precision=precision, threads=threads)
 
-    def open_stream(self, prefix: list[int], sampling: Sampling) -> StepStream:
+    def open_sequence(self, prefix: list[int], sampling: Sampling) -> OpenSequence:
         return _Sequence(Decoder(self.model, threads=self.threads), prefix, sampling, self.vocabulary.unk)
 
     def log_probabilities(self, ids: I32) -> F32:
@@ -91,7 +91,7 @@ class RNN(LanguageModel):
         return Matrices(weights.embeddings, **weights.parameters())
 
 
-class _Sequence(StepStream):
+class _Sequence(OpenSequence):
     """One sequence, with a decoder of its own."""
 
     def __init__(self, decoder: Decoder, prefix: list[int], sampling: Sampling, banned: int | None) -> None:

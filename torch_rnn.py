@@ -37,7 +37,7 @@ from rnnlm.arrays import F32, I32
 from rnnlm.checkpoint import Weights
 from rnnlm.data.text import Vocabulary
 from rnnlm.inspection import Matrices
-from rnnlm.language_model import LanguageModel, StepStream
+from rnnlm.language_model import LanguageModel, OpenSequence
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.sampling import Biases, Sampling
 
@@ -156,8 +156,8 @@ class RNN(nn.Module, LanguageModel):
         """Return the hidden state (1, B, H) before the first token."""
         return torch.zeros(1, batch, self.rnn.hidden_size, device=self.device)
 
-    def open_stream(self, prefix: list[int], sampling: Sampling) -> StepStream:
-        return _Stream(self, prefix, sampling)
+    def open_sequence(self, prefix: list[int], sampling: Sampling) -> OpenSequence:
+        return _Sequence(self, prefix, sampling)
 
     @torch.inference_mode()
     def log_probabilities(self, ids: I32) -> F32:
@@ -190,7 +190,7 @@ class RNN(nn.Module, LanguageModel):
         return self.output(torch.tensor(states, device=self.device)).cpu().numpy()
 
 
-class _Stream(StepStream):
+class _Sequence(OpenSequence):
     """One sequence being generated."""
 
     @torch.inference_mode()

@@ -26,7 +26,7 @@ from rnnlm.training import distributed
 from rnnlm.training.config import TrainConfig
 from rnnlm.training.initial import initial_weights
 
-VOCAB, EMBED, HIDDEN, STREAMS, STEPS = 31_266, 300, 100, 32, 35
+VOCAB, EMBED, HIDDEN, BATCH_ROWS, STEPS = 31_266, 300, 100, 32, 35
 CASES = [(1, 1), (1, 2), (2, 1)]  # processes, threads per process
 NODES, GIGABITS = (8, 64, 512), (10, 100)
 HOP_SECONDS = 30e-6  # assumed time from one machine to the next over TCP, software included
@@ -46,7 +46,7 @@ def work(backend: str, threads: int, rounds: int, sampled: int) -> None:
 
     rng = np.random.default_rng(0)
     weights = initial_weights(rng.standard_normal((VOCAB, EMBED), dtype=np.float32), HIDDEN, seed=0)
-    width = STREAMS // group.size
+    width = BATCH_ROWS // group.size
     config = TrainConfig(
         batch_size=width, reduction="mean", optimizer="adamw", clip=1.0, threads=threads, sampled_softmax=sampled
     )
@@ -56,7 +56,7 @@ def work(backend: str, threads: int, rounds: int, sampled: int) -> None:
     counts = np.maximum(1, 2_000_000 // np.arange(1, VOCAB + 1))
     sampler = CandidateSampler(counts, sampled) if sampled else None
     regularizer = Regularizer(seed=0, input_size=EMBED, hidden_size=HIDDEN, sampler=sampler)
-    ids = rng.integers(0, VOCAB, (STEPS + 1, STREAMS), dtype=np.int32)
+    ids = rng.integers(0, VOCAB, (STEPS + 1, BATCH_ROWS), dtype=np.int32)
     mine = slice(group.rank * width, (group.rank + 1) * width)
     x, y = np.ascontiguousarray(ids[:-1, mine]), np.ascontiguousarray(ids[1:, mine])
     steps, sums, cpu = [], [], []
@@ -104,7 +104,7 @@ def main() -> None:
     if options.worker:
         work(options.worker, options.threads, options.rounds, options.sampled_softmax)
         return
-    rows, tokens = [], STREAMS * STEPS
+    rows, tokens = [], BATCH_ROWS * STEPS
     print(f"{'':24}{'ms a step':>12}{'tokens/s':>12}{'of which ms all-reduce':>24}{'CPU ms, process 0':>20}")
     for backend, sampled in (("c", 0), ("torch", 0), ("c", 2000)):
         for processes, threads in CASES:

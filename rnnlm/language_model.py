@@ -1,6 +1,6 @@
 """Prompts, generation and scoring, for both back ends.
 
-A back end derives from `LanguageModel` and implements `open_stream`, which starts a sequence, `log_probabilities`,
+A back end derives from `LanguageModel` and implements `open_sequence`, which starts a sequence, `log_probabilities`,
 and for a look inside `hidden_states`, `logits` and `matrices`. Everything that a caller sees (how a prompt is read,
 what the seed does, when a generation ends) is here, once, so that the same weights, prompt and seed give the same
 tokens on both.
@@ -86,7 +86,7 @@ def shown(value: float) -> str:
     return f"{value:,.1f}" if value < 1e6 else f"{value:.1e}"
 
 
-class StepStream(ABC):
+class OpenSequence(ABC):
     """One sequence being generated. It owns its hidden state."""
 
     @abstractmethod
@@ -101,7 +101,7 @@ class LanguageModel(ABC):
     default_temperature: float
 
     @abstractmethod
-    def open_stream(self, prefix: list[int], sampling: Sampling) -> StepStream:
+    def open_sequence(self, prefix: list[int], sampling: Sampling) -> OpenSequence:
         """Start a sequence whose hidden state has seen `prefix` (which may be empty)."""
 
     @abstractmethod
@@ -186,10 +186,10 @@ class LanguageModel(ABC):
         self, ids: list[int], max_tokens: int, sampling: Sampling, seed: int, ignore_eos: bool
     ) -> Iterator[Token]:
         uniforms = np.random.default_rng(seed)
-        stream = self.open_stream(ids[:-1], sampling)
+        sequence = self.open_sequence(ids[:-1], sampling)
         token = ids[-1]
         for _ in range(max_tokens):
-            token, logprob = stream.step(token, uniforms.random())
+            token, logprob = sequence.step(token, uniforms.random())
             yield Token(token, self.vocabulary.words[token], logprob)
             if token == self.vocabulary.eos and not ignore_eos:
                 return

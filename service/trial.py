@@ -105,8 +105,8 @@ def _model(backend: str, source: checkpoint.Checkpoint, vocabulary: Vocabulary, 
 
 
 def _generate_one(model: LanguageModel) -> None:
-    stream = model.open_stream([], Sampling(temperature=1.0))
-    token, logprob = stream.step(model.vocabulary.eos, 0.5)
+    sequence = model.open_sequence([], Sampling(temperature=1.0))
+    token, logprob = sequence.step(model.vocabulary.eos, 0.5)
     if not (0 <= token < len(model.vocabulary) and np.isfinite(logprob)):
         raise Overflow("its numbers are so large that the results overflow: the model cannot write a word")
 
