@@ -13,11 +13,9 @@ from fastapi import FastAPI
 
 from service import logs
 from service.app import create_app
-from service.settings import Settings, SettingsError, unknown
+from service.settings import CANNOT_START, Settings, SettingsError, unknown
 
 log = logging.getLogger("api")
-
-CANNOT_START = 3  # uvicorn's own code: with several workers, it then stops instead of starting them over and over
 
 
 def _from_environment() -> FastAPI:

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 
 import uvicorn
 
-from service.settings import listing
-
-CANNOT_START = 3  # as api.py has it
+from service.settings import CANNOT_START, listing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

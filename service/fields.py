@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from rnnlm.arrays import MAX_VOCAB
 from rnnlm.language_model import MAX_SEED
 from rnnlm.sampling import MAX_BIAS, MAX_PENALTY
 
@@ -25,7 +26,7 @@ Temperature = Annotated[
         description="0 takes the most probable word; null is the back end's own: 1 for c, 0 for torch",
     ),
 ]
-TopK = Annotated[int, Field(ge=0, le=1 << 24, description="draw from the k most probable words only; 0: from all")]
+TopK = Annotated[int, Field(ge=0, le=MAX_VOCAB, description="draw from the k most probable words only; 0: from all")]
 TopP = Annotated[
     float,
     Field(gt=0, le=1, description="draw from the most probable words only that together hold this much probability"),

@@ -23,7 +23,7 @@ from rnnlm.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 OTHERS = {"RNN_ISA", "RNN_CACHE_DIR", "RNN_PLAIN_WEIGHTS"}  # of the library, the trainers and the load test
 WEIGHTS = Path("weights")  # in the folder where the service is started
-
+CANNOT_START = 3  # exit code, uvicorn's own: with several workers, it then stops instead of starting them over and over
 
 _WIDTH = 2 + len("RNN_MAX_REQUEST_TOKENS")  # of the names in a listing
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+")
