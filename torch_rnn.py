@@ -20,7 +20,7 @@ if __name__ == "__main__":  # Ctrl-C while the rest is imported ends it at once,
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,9 @@ from rnnlm.inspection import Matrices
 from rnnlm.language_model import LanguageModel, OpenSequence
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.sampling import Biases, Sampling
+
+if TYPE_CHECKING:
+    from rnnlm.training.trainer import Trainer
 
 EVALUATION_STEPS = 512  # tokens of one forward pass; the result does not depend on it
 
@@ -252,14 +255,17 @@ def _cut(weights: torch.Tensor, logits: torch.Tensor, sampling: Sampling) -> Non
     weights[order[kept:]] = 0.0
 
 
-if __name__ == "__main__":
-    # Imported here: serving imports this file, and nothing of training.
-    from rnnlm.training import cli
-    from rnnlm.training.torch_trainer import TorchTrainer
+def trainer_class() -> type[Trainer]:
+    """Return what trains `RNN` in rnnlm/training/loop.py."""
+    from rnnlm.training.torch_trainer import TorchTrainer  # here: serving imports this file, and nothing of training
 
-    class Trainer(TorchTrainer):
-        """Trains `RNN`."""
-
+    class RNNTrainer(TorchTrainer):
         model_class = RNN
 
-    sys.exit(cli.main(Trainer))
+    return RNNTrainer
+
+
+if __name__ == "__main__":
+    from rnnlm.training import cli
+
+    sys.exit(cli.main(trainer_class()))

@@ -38,11 +38,9 @@ def work(backend: str, threads: int, rounds: int, sampled: int) -> None:
     if backend == "c":
         from main import Trainer
     else:
-        from rnnlm.training.torch_trainer import TorchTrainer
-        from torch_rnn import RNN
+        from torch_rnn import trainer_class
 
-        class Trainer(TorchTrainer):
-            model_class = RNN
+        Trainer = trainer_class()
 
     rng = np.random.default_rng(0)
     weights = initial_weights(rng.standard_normal((VOCAB, EMBED), dtype=np.float32), HIDDEN, seed=0)

@@ -47,11 +47,9 @@ def train(spec: dict[str, Any]) -> Callable[[], int]:
     if spec["engine"] in ("c", "bfloat16"):
         from main import Trainer
     else:
-        from rnnlm.training.torch_trainer import TorchTrainer
-        from torch_rnn import RNN
+        from torch_rnn import trainer_class
 
-        class Trainer(TorchTrainer):
-            model_class = RNN
+        Trainer = trainer_class()
 
     trainer = Trainer(random_weights(spec["vocab"], spec["embed"], spec["hidden"]), config)
     if spec["engine"] in ("compile", "medium"):

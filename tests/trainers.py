@@ -11,17 +11,12 @@ import torch_rnn
 from main import Trainer as CTrainer
 from rnnlm.data.corpus import Corpus
 from rnnlm.data.text import Vocabulary
-from rnnlm.training import torch_trainer
 from rnnlm.training.config import TrainConfig
 from rnnlm.training.distributed import Group
 from rnnlm.training.run import Run
 from rnnlm.training.trainer import Trainer
 
-
-class TorchTrainer(torch_trainer.TorchTrainer):
-    model_class = torch_rnn.RNN
-
-
+TorchTrainer = torch_rnn.trainer_class()
 TRAINERS: dict[str, type[Trainer]] = {"c": CTrainer, "torch": TorchTrainer}
 
 
