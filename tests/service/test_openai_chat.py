@@ -73,10 +73,10 @@ def test_log_probabilities(client: openai.OpenAI) -> None:
 def test_a_conversation_is_read_line_by_line(client: openai.OpenAI) -> None:
     """So it is the same prompt as the messages' texts, one to a line."""
     messages: list[Any] = [
-        {"role": "system", "content": "You are a helpful zebra"},
+        {"role": "system", "content": "wag wah"},
         {"role": "user", "content": "waa wab"},
         {"role": "assistant", "content": "wac."},
-        {"role": "tool", "content": "42", "tool_call_id": "x"},
+        {"role": "tool", "content": "wai", "tool_call_id": "x"},
         {"role": "user", "content": [{"type": "text", "text": "wad"}, {"type": "text", "text": "wae"}]},
     ]
     said = chat(client, messages=messages, max_tokens=12)
