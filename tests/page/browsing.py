@@ -24,7 +24,7 @@ FLAGS = (
 )
 END = re.compile("^(ended its sentence|reached its length|came to a stop word)$")
 WAIT_MS = 1000 * GUARD_SECONDS  # no test waits longer for anything on a page
-REFUSAL = "Failed to load resource:"  # how Chromium's console tells of each answer from 400 on
+REFUSAL = "Failed to load resource:"  # Chromium's console logs this for each answer from 400 on
 
 playwright.expect.set_options(timeout=WAIT_MS)
 

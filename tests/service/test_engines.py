@@ -87,7 +87,7 @@ def test_the_engines_agree() -> None:
         )
 
     for ours, theirs in zip(both(c_engine), both(torch_engine), strict=True):
-        assert any(token == 4 for step in ours for token, _ in step.top)  # <UNK> is told of,
+        assert any(token == 4 for step in ours for token, _ in step.top)  # <UNK> is reported,
         assert not any(step.token == 4 for step in ours)  # and never drawn
         assert [step.token for step in ours] == [step.token for step in theirs]
         assert [step.logprob for step in ours] == pytest.approx([step.logprob for step in theirs], abs=1e-4)

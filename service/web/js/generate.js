@@ -69,7 +69,7 @@ function generate(backends, seed) {
     const body = readBody(seed);
     if (!body) return;
     for (const output of outputs) {
-        if (backends.includes(output.backend)) output.run(body);
+        if (backends.includes(output.backend)) output.generate(body);
     }
     if (byId("outputs").getBoundingClientRect().top > innerHeight - SEEN_PX) byId("generate-legend").scrollIntoView();
 }

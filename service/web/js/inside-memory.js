@@ -42,18 +42,18 @@ function bar(share, kind) {
     return html("td", {}, element, html("span", { class: "value" }, `${rounded(100 * share, 2)}%`));
 }
 
-function replaced({ memory: told }, compare) {
+function replaced({ memory: compared }, compare) {
     const field = html("input", {
         id: "inside-other",
         type: "text",
         spellcheck: "false",
         "data-keep": "other",
-        value: told.words.slice(1).map((word) => (word === "<EOS>" ? "." : word)).join(" ").replaceAll(" .", "."),
+        value: compared.words.slice(1).map((word) => (word === "<EOS>" ? "." : word)).join(" ").replaceAll(" .", "."),
         onchange: (event) => compare(event.target.value),
     });
-    const start = told.changed === null ? 0 : told.differences[told.changed];
-    const cells = told.differences.map((difference, position) => {
-        const word = html("span", { class: "inside-word felt" }, nameOf(told.words[position]));
+    const start = compared.changed === null ? 0 : compared.differences[compared.changed];
+    const cells = compared.differences.map((difference, position) => {
+        const word = html("span", { class: "inside-word felt" }, nameOf(compared.words[position]));
         const share = start > 0 ? difference / start : 0;
         word.style.setProperty("--share", `${Math.round(45 * Math.min(1, share))}%`);
         word.title = `the states differ by ${rounded(100 * share, 2)}% of what they did at the changed word`;
@@ -63,7 +63,7 @@ function replaced({ memory: told }, compare) {
         html("label", { for: "inside-other" }, "The same sentence, with a word changed"),
         field,
         html("p", { class: "inside-text", role: "group", "aria-label": "How much the states differ" }, ...cells),
-        html("p", { role: "status" }, verdict(told)),
+        html("p", { role: "status" }, verdict(compared)),
     ];
 }
 

@@ -49,8 +49,8 @@ export function state(seen, backend) {
         const text = html("p", { class: "inside-text", role: "group", "aria-label": `The text, by unit ${unit}` }, ...tinted);
         about.replaceChildren(text);
         try {
-            const told = await api.unit(seen.weights.name, unit, backend);
-            if (chosen === unit) about.replaceChildren(text, correlations(seen, unit), ...lists(told));
+            const effects = await api.unit(seen.weights.name, unit, backend);
+            if (chosen === unit) about.replaceChildren(text, correlations(seen, unit), ...lists(effects));
         } catch (error) {
             if (chosen === unit) about.replaceChildren(text, html("p", { class: "field-error" }, explain(error)));
         }
@@ -107,17 +107,17 @@ function pearson(a, b) {
     return scale > 1e-9 ? dot(x, y) / scale : null;
 }
 
-function lists(told) {
+function lists(effects) {
     const list = (title, words) =>
         html("div", {}, html("h4", {}, title), html("p", {}, words.map((entry) => nameOf(entry.word)).join(", ")));
     return [
         html(
             "div",
             { class: "lists" },
-            list("Words that drive it up", told.raised_by),
-            list("Words that drive it down", told.lowered_by),
-            list("Words it makes more probable", told.raises),
-            list("Words it makes less probable", told.lowers),
+            list("Words that drive it up", effects.raised_by),
+            list("Words that drive it down", effects.lowered_by),
+            list("Words it makes more probable", effects.raises),
+            list("Words it makes less probable", effects.lowers),
         ),
     ];
 }

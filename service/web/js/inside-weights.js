@@ -50,11 +50,11 @@ export function neighbours(weights, backend, word) {
         const wanted = field.value.trim();
         if (!wanted) return;
         try {
-            const told = await api.neighbours(weights, wanted, backend);
+            const nearest = await api.neighbours(weights, wanted, backend);
             const list = (title, words) =>
                 html("div", {}, html("h4", {}, title), html("ol", {}, ...words.map((entry) =>
                     html("li", {}, nameOf(entry.word), html("span", { class: "value" }, ` ${rounded(entry.value)}`)))));
-            place.replaceChildren(list("By input", told.by_input), list("By output", told.by_output));
+            place.replaceChildren(list("By input", nearest.by_input), list("By output", nearest.by_output));
         } catch (error) {
             place.replaceChildren(html("p", { class: "field-error" }, explain(error)));
         }

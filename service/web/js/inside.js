@@ -87,7 +87,7 @@ async function run() {
 }
 
 function display(seen, spectrum, wanted) {
-    const focused = document.activeElement?.dataset?.keep; // drawn anew, the same control has the focus again
+    const focused = document.activeElement?.dataset?.keep; // the same control has the focus when it is drawn again
     parts.replaceChildren(
         part("inside-why", "Why this word", why(seen, explain),
             "Each word is as dark as the prediction would change without it. Point at one, or walk to it with Tab, to see " +

@@ -24,8 +24,8 @@ const ENDINGS = {
 export class Output {
     #on;
     #words = null;
-    #body = null; // of the last run
-    #run = null; // what goes on: {abort, started, times, figured}, the times those of its tokens
+    #body = null; // of the last request
+    #request = null; // in progress: {abort, started, times, figured}, the times those of its tokens
     #notice = html("div");
     #way = html("p");
     #state = html("p", { class: "state" });
@@ -59,37 +59,37 @@ export class Output {
     }
 
     get isRunning() {
-        return this.#run !== null;
+        return this.#request !== null;
     }
 
     /** Continue a prompt. body: of POST /generate, with a seed. */
-    async run(body) {
+    async generate(body) {
         this.stop();
-        const run = { abort: new AbortController(), started: performance.now(), times: [], figured: 0 };
-        this.#begin(body, run);
+        const request = { abort: new AbortController(), started: performance.now(), times: [], figured: 0 };
+        this.#begin(body, request);
         try {
             const end = await api.generate(this.backend, body, {
-                signal: run.abort.signal,
-                onToken: (token) => this.#add(token, run),
+                signal: request.abort.signal,
+                onToken: (token) => this.#add(token, request),
             });
-            if (this.#run !== run) return; // it was stopped while its last event was on its way
+            if (this.#request !== request) return; // it was stopped while its last event was on its way
             const [choice] = end.choices;
             this.#words.begin(body.prompt, choice.unknown_words);
             this.#finish(choice.finish_reason);
             this.#showFigures(end.timings.first_token_ms, end.timings.tokens_per_second, end.timings.queue_ms);
             this.#on.end(end);
         } catch (error) {
-            if (this.#run !== run) return; // it was stopped, and stop() has said so
+            if (this.#request !== request) return; // it was stopped, and stop() has said so
             this.#finish(isStop(error) ? "stopped" : "failed");
             if (this.#on.refused(error)) this.#reset();
-            else tell(this.#notice, error, () => this.run(body));
+            else tell(this.#notice, error, () => this.generate(body));
         }
     }
 
     /** Stop generating at once; the words stay. */
     stop() {
         if (!this.isRunning) return;
-        this.#run.abort.abort();
+        this.#request.abort.abort();
         this.#finish("stopped");
     }
 
@@ -102,8 +102,8 @@ export class Output {
         this.#state.textContent = "";
     }
 
-    #begin(body, run) {
-        this.#run = run;
+    #begin(body, request) {
+        this.#request = request;
         this.#body = body;
         this.#words = new Words(`Text of the ${NAMES[this.backend]} model`);
         this.#words.begin(body.prompt, []);
@@ -118,23 +118,23 @@ export class Output {
         this.#on.change();
     }
 
-    #add(token, run) {
-        if (this.#run !== run) return;
+    #add(token, request) {
+        if (this.#request !== request) return;
         const now = performance.now();
-        if (run.times.push(now) === 1) this.#state.textContent = "writing";
+        if (request.times.push(now) === 1) this.#state.textContent = "writing";
         this.#words.add(token);
-        if (now - run.figured < FIGURES_MS) return;
-        run.figured = now;
-        this.#showMeasured(run);
+        if (now - request.figured < FIGURES_MS) return;
+        request.figured = now;
+        this.#showMeasured(request);
     }
 
     #finish(ending) {
-        const run = this.#run;
-        this.#run = null;
+        const request = this.#request;
+        this.#request = null;
         this.#words.busy = false;
         this.#again.textContent = "Regenerate";
         this.#state.textContent = ENDINGS[ending];
-        this.#showMeasured(run);
+        this.#showMeasured(request);
         announce(`${NAMES[this.backend]}: ${plural(this.#words.count, "word")}, ${ENDINGS[ending]}`);
         this.#on.change();
     }
