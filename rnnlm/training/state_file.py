@@ -1,4 +1,4 @@
-"""The resume file: a safetensors file (see container.py) with the state of a training run.
+"""The format of the resume file: a safetensors file (see container.py) with the state of a training run.
 
 Raises the errors of checkpoint.py.
 """
