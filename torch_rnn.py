@@ -37,14 +37,12 @@ from rnnlm.arrays import F32, I32
 from rnnlm.checkpoint import Weights
 from rnnlm.data.text import Vocabulary
 from rnnlm.inspection import Matrices
-from rnnlm.language_model import LanguageModel, OpenSequence
+from rnnlm.language_model import EVALUATION_STEPS, LanguageModel, OpenSequence
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.sampling import Biases, Sampling
 
 if TYPE_CHECKING:
     from rnnlm.training.trainer import Trainer
-
-EVALUATION_STEPS = 512  # tokens of one forward pass; the result does not depend on it
 
 _MATRICES = {  # our name of each parameter: (where torch keeps it, whether it is transposed)
     "embeddings": ("embedding.weight", False),

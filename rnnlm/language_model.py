@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from rnnlm import inspection
+from rnnlm.arrays import F32, I32
 from rnnlm.data.text import Span, Vocabulary, tokens_of
 from rnnlm.inspection import Inspection, Matrices, Neighbours, Spectrum, Unit
 from rnnlm.sampling import PromptError, Sampling
 
 MAX_SEED = 2**63 - 1
+EVALUATION_STEPS = 512  # tokens of one forward pass over a text; the result does not depend on it
 
 
 @dataclass(frozen=True)
@@ -105,17 +106,15 @@ class LanguageModel(ABC):
         """Start a sequence whose hidden state has seen `prefix` (which may be empty)."""
 
     @abstractmethod
-    def log_probabilities(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    def log_probabilities(self, ids: I32) -> F32:
         """Return log p(ids[i + 1] | ids[0..i]) for i in 0..N-2: (N - 1,) float32. N >= 2."""
 
     @abstractmethod
-    def hidden_states(
-        self, ids: Sequence[int], state: npt.NDArray[np.float32] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def hidden_states(self, ids: Sequence[int], state: F32 | None = None) -> F32:
         """The hidden state after each of ids (N,): (N, H) float32. state: (H,), before the first; None: zeros."""
 
     @abstractmethod
-    def logits(self, states: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def logits(self, states: F32) -> F32:
         """The logits of hidden states (n, H): (n, V) float32."""
 
     @abstractmethod

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-from rnnlm.arrays import F32, I32, I64
+from rnnlm.arrays import F32, F64, I32, I64
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +88,7 @@ class CandidateSampler:
         )
 
 
-def _inclusion(weight: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
+def _inclusion(weight: F64, size: int) -> F64:
     """Return chances in (0, 1] that add up to `size`, in proportion to `weight` except where that exceeds 1."""
     chance = np.zeros_like(weight)
     certain = np.zeros(weight.shape, dtype=bool)

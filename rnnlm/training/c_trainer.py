@@ -11,13 +11,11 @@ from rnnlm import binding
 from rnnlm.arrays import F32, I32
 from rnnlm.binding import AdamWOptions, RNNNonFiniteError, Workspace
 from rnnlm.checkpoint import Weights
-from rnnlm.language_model import LanguageModel
+from rnnlm.language_model import EVALUATION_STEPS, LanguageModel
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.training import schedule
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import Group
-
-EVALUATION_STEPS = 512  # tokens of one call; the result does not depend on it
 
 
 class CTrainer:

@@ -13,13 +13,12 @@ from torch import nn
 
 from rnnlm.arrays import I32
 from rnnlm.checkpoint import Weights
+from rnnlm.language_model import EVALUATION_STEPS
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.training import distributed, schedule
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import Group, TorchGroup
 from rnnlm.training.torch_rounded import RoundedLoss
-
-EVALUATION_STEPS = 512  # tokens of one forward pass; the result does not depend on it
 
 
 class TorchTrainer:
