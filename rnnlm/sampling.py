@@ -75,7 +75,7 @@ class Biases:
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
-        self._penalised = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
+        self._penalized = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
         self._times: dict[int, int] = {}  # that each token was drawn
         self._rows = np.array(sorted(sampling.logit_bias.items()), dtype=BIAS)  # with room at its end
         self._count = self._rows.size
@@ -87,7 +87,7 @@ class Biases:
 
     def drawn(self, token: int) -> None:
         """Count a token of the generation."""
-        if not self._penalised:
+        if not self._penalized:
             return
         sampling, times = self._sampling, self._times.get(token, 0) + 1
         self._times[token] = times

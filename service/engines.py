@@ -112,13 +112,13 @@ def _look_up(feed: Feed, step: Step, logits: F32) -> Step:
     """Add to `step` what only the logits (V,) show: the alternatives, and the log-probability of a given target."""
     if not feed.top and feed.target is None:
         return step
-    normaliser = float(logits[step.token]) - step.logprob
+    normalizer = float(logits[step.token]) - step.logprob
     token = step.token if feed.target is None else feed.target
     top = min(feed.top, logits.size)
     best = np.argpartition(-logits, top - 1)[:top] if top else np.empty(0, dtype=np.int64)
     best = best[np.lexsort((best, -logits[best]))]
-    alternatives = tuple((int(i), float(logits[i]) - normaliser) for i in best)
-    return Step(token, float(logits[token]) - normaliser, alternatives)
+    alternatives = tuple((int(i), float(logits[i]) - normalizer) for i in best)
+    return Step(token, float(logits[token]) - normalizer, alternatives)
 
 
 class TorchEngine(Engine):

@@ -75,11 +75,11 @@ class TokenStream(Generic[T]):
         self._outcomes = _Outcomes(tokenizer, dropped, convert)
         self._eos = convert(EOS)
         self._is_open = False  # whether anything has come since the last sentence or line ended
-        self._normalises = tokenizer.startswith("unicode")
+        self._normalizes = tokenizer.startswith("unicode")
 
     def feed(self, piece: str) -> list[T]:
         """Return the tokens of the next piece: words, and `<EOS>` after each sentence that ends in it."""
-        if self._normalises and not unicodedata.is_normalized("NFC", piece):
+        if self._normalizes and not unicodedata.is_normalized("NFC", piece):
             piece = unicodedata.normalize("NFC", piece)
         tokens: list[T] = []
         outcome = self._outcomes.__getitem__

@@ -25,7 +25,7 @@ from rnnlm.data.encoding import CorpusError, cache_folder
 from rnnlm.data.wrapping import Wrapping, unwrap, wrapping
 
 _CHUNK_BYTES = 1 << 20
-_HEAD_BYTES = 1 << 18  # enough to recognise the encoding and wrapped lines
+_HEAD_BYTES = 1 << 18  # enough to recognize the encoding and wrapped lines
 _MAX_TOKEN_CHARS = 1 << 22
 
 _MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's

@@ -1,6 +1,6 @@
 """Three ways to cut a token (a stretch of text between white space) into words, sentence ends and what is dropped.
 
-"wikitext"   Text that is tokenised already. A token of ASCII letters is a word; everything else is dropped. A token
+"wikitext"   Text that is tokenized already. A token of ASCII letters is a word; everything else is dropped. A token
              whose last character is `.`, `!` or `?` ends a sentence.
 "plain"      A word is made of ASCII letters. Punctuation around it is stripped first: `end.` and `(the` keep their
              words. As in WikiText, a dash (`--`, en or em) separates two words, and an apostrophe ends one: `king's`

@@ -1,6 +1,6 @@
 """Word vectors in files: read once from front to back, keeping only the rows that are asked for.
 
-The format is recognised by a file's first bytes; the first three may be gzipped, or the only file of a zip archive:
+The format is recognized by a file's first bytes; the first three may be gzipped, or the only file of a zip archive:
 
     word2vec binary   "COUNT SIZE\\n"; then for each word: the word, a space, SIZE little-endian float32, maybe "\\n"
     word2vec text     "COUNT SIZE\\n"; then for each word a line: the word and SIZE numbers, separated by spaces.

@@ -42,7 +42,7 @@ class TrainConfig:
     tokenizer: str | None = option(
         None,
         "what a word is: plain, letters A to Z; unicode, letters of any script; wikitext, tokens of such text that is "
-        "tokenised already; default: what suits WikiText and demo, unicode for other text",
+        "tokenized already; default: what suits WikiText and demo, unicode for other text",
         ("plain", "unicode", "wikitext"),
     )
     lowercase: bool = option(False, "turn all words into lower case")

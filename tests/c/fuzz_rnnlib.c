@@ -224,7 +224,7 @@ static void fuzz_training(void) {
     free(params), free(embeddings), free(state), free(state0), free(grads), free(x), free(y);
 }
 
-static void fuzz_optimisers(void) {
+static void fuzz_optimizers(void) {
     size_t count = (size_t)byte() * (byte() % 8u);
     int64_t told = odd() ? -1 - byte() : (int64_t)count;
     float *params = floats(count, 1.0f), *grads = floats(count, 1.0f), *m = floats(count, 1.0f);
@@ -409,7 +409,7 @@ static void fuzz_inference(void) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static void (*const groups[])(void) = {fuzz_sizes,     fuzz_models,    fuzz_training,  fuzz_optimisers,
+    static void (*const groups[])(void) = {fuzz_sizes,     fuzz_models,    fuzz_training,  fuzz_optimizers,
                                            fuzz_inference, fuzz_inference, fuzz_inference, fuzz_inference};
     input = data;
     left = size;

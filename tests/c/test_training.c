@@ -1,4 +1,4 @@
-/* test_training.c -- loss, gradients and optimisers, against the lesson (csrc/elman.c) and what rnnlib.h promises. */
+/* test_training.c -- loss, gradients and optimizers, against the lesson (csrc/elman.c) and what rnnlib.h promises. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -326,7 +326,7 @@ void test_training_refusals(void) {
 
 /* ---- Optimisers ------------------------------------------------------------------------------------------------------ */
 
-void test_optimisers(void) {
+void test_optimizers(void) {
     enum { COUNT = 1003, STEPS = 50 };
     for (int kind = 0; kind < 3; kind++) { /* SGD, with momentum, AdamW */
         float *p = random_floats(COUNT, 1.0), *m = floats(COUNT), *v = floats(COUNT);
@@ -365,7 +365,7 @@ void test_optimisers(void) {
     }
 }
 
-void test_optimiser_refusals(void) {
+void test_optimizer_refusals(void) {
     enum { COUNT = 100 };
     float *g = random_floats(COUNT, 1.0), *p = random_floats(COUNT, 1.0), *m = floats(COUNT), *v = floats(COUNT);
     float *p0 = copy_floats(p, COUNT), *m0 = copy_floats(m, COUNT);

@@ -27,8 +27,8 @@ void test_regularization_that_changes_nothing(void);
 void test_extreme_logits(void);
 void test_carried_state(void);
 void test_training_refusals(void);
-void test_optimisers(void);
-void test_optimiser_refusals(void);
+void test_optimizers(void);
+void test_optimizer_refusals(void);
 
 /* test_sampling.c */
 void test_cuts(void);

@@ -119,7 +119,7 @@ def test_scores_agree(both) -> None:
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_fifty_steps_from_equal_weights_give_the_same_losses(name: str, reduction: str, precision: str) -> None:
-    """A wrong optimiser hides for one step, not for fifty. The state is carried, and the gradient clipped."""
+    """A wrong optimizer hides for one step, not for fifty. The state is carried, and the gradient clipped."""
     weights = make_weights(61, 9, 14)
     options = dict(OPTIMIZERS[name])
     if reduction == "sum" and options["optimizer"] == "sgd":

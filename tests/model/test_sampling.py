@@ -131,7 +131,7 @@ def test_ties_and_edges_of_top_p(one) -> None:
 
 
 def test_chi_square_of_top_p() -> None:
-    """200,000 draws of a fixed seed follow the renormalised distribution of what is kept."""
+    """200,000 draws of a fixed seed follow the renormalized distribution of what is kept."""
     rng = np.random.default_rng(5)
     logits = (rng.standard_normal(VOCAB) * 2).astype(np.float32)
     sampling, none = Sampling(temperature=1.3, top_k=300, top_p=0.8), np.zeros(0, dtype=BIAS)

@@ -3,7 +3,7 @@
 
 import { html } from "./dom.js";
 
-export const STEPS = 7;
+const STEPS = 7;
 const BITS_PER_STEP = 2;
 const LABELS = {
     probability: ["25%+", "6%+", "1.6%+", "0.4%+", "0.1%+", "0.02%+", "less"],
