@@ -103,7 +103,7 @@ class Settings:
     comment_seconds: float = setting(
         15.0, "seconds of silence after which a stream sends a comment", least=0.01, most=3600
     )
-    shutdown_seconds: float = setting(6.0, "seconds that running requests get at SIGTERM", least=0.0, most=3600)
+    shutdown_seconds: float = setting(6.0, "seconds that requests in progress get at SIGTERM", least=0.0, most=3600)
 
     # Logs
     log_level: str = setting("info", "debug, info, warning or error")

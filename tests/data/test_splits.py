@@ -73,7 +73,7 @@ def test_without_a_validation_file_it_is_the_last_tenth(make: Make) -> None:
     assert found.test is not None
 
 
-def test_texts_that_name_no_split_are_left_out_and_told(make: Make) -> None:
+def test_texts_that_name_no_split_are_left_out_and_reported(make: Make) -> None:
     found = load_corpus(str(make("train.txt", "valid.txt", "README.txt", "notes.md", "train.py", "train.csv")))
     assert "not read, since they name no split: README.txt" in found.report()[-1]
     assert "csv" not in found.vocabulary.words and "py" not in found.vocabulary.words

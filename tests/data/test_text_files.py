@@ -263,7 +263,7 @@ def test_line_ends_inside_paragraphs_end_no_sentence(
     assert "hard-wrapped at 72 columns (100% of the lines" in found.report()[-1]
 
 
-def test_wrapped_text_is_told_whatever_the_tokenizer(write) -> None:
+def test_wrapped_text_is_reported_whatever_the_tokenizer(write) -> None:
     found = load_corpus(write(PROSE), tokenizer="plain")
     assert found.stats["train"].tokens + found.stats["validation"].tokens == len(PROSE.split()) + 4
 

@@ -77,7 +77,7 @@ def test_every_function_of_the_header_is_bound() -> None:
     assert declared == list(binding._SIGNATURES)
 
 
-def test_the_library_exports_its_functions_alone() -> None:
+def test_the_library_exports_only_its_functions() -> None:
     nm = subprocess.run(
         ["nm", "-D", "--defined-only", str(binding.library_path())], capture_output=True, text=True, check=True
     )

@@ -50,7 +50,7 @@ def test_one_word_has_all_probability() -> None:
     assert all(np.abs(gradient).max() < 1e-6 for gradient in grads.values())
 
 
-def test_scale_multiplies_the_gradient_alone() -> None:
+def test_scale_multiplies_only_the_gradient() -> None:
     weights = make_weights(13, 9, 6)
     x, y, state = chunk(13, 6, 7, 2, 0)
     loss, grads, _ = by_c(weights, x, y, state)

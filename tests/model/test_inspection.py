@@ -192,7 +192,7 @@ def test_memory_is_the_difference_of_states(model: LanguageModel, oracle: Oracle
         assert memory.differences == pytest.approx([float((a - b).norm()) for a, b in pairs], abs=1e-5)
 
 
-def test_memory_replaces_the_first_word_unless_told(model: LanguageModel) -> None:
+def test_memory_replaces_the_first_word_unless_a_text_is_given(model: LanguageModel) -> None:
     """By the most frequent other one: the lowest id that is neither <EOS> nor <UNK> nor the word itself."""
     assert model.inspect("wab wac").memory.words == ("<EOS>", "waa", "wac")
     assert model.inspect("waa wac").memory.words == ("<EOS>", "wab", "wac")

@@ -199,7 +199,7 @@ class TestRefusals:
             with pytest.raises(RNNNonFiniteError):
                 self.call(Regularization(**{name: mask}))
 
-    def test_a_loss_alone_needs_a_workspace_for_all_words(self) -> None:
+    def test_a_loss_without_gradient_needs_a_workspace_for_all_words(self) -> None:
         work = Workspace(self.V, self.E, self.H, max_steps=2, max_batch=2, threads=1, max_candidates=5)
         weights = make_weights(self.V, self.E, self.H, seed=1)
         x, y, state = chunk(self.V, self.H, 2, 2, seed=1)

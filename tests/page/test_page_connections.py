@@ -44,7 +44,7 @@ def test_stop_works_at_once(server: Server, open_page: OpenPage) -> None:
     expect(page.locator('[data-backend="c"] .figures')).to_contain_text("tokens/s")  # as measured here
 
 
-def test_a_card_can_be_stopped_alone(server: Server, open_page: OpenPage) -> None:
+def test_one_card_can_be_stopped(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url + "/#view=generate&backend=c&max_tokens=100000&ignore_eos=true")
     go_button(page).click()
     expect(words(page, "c").nth(2)).to_be_attached()
@@ -68,7 +68,7 @@ COMPLAINTS = [
 ]
 
 
-def test_what_cannot_be_is_told_beside_its_field(server: Server, open_page: OpenPage) -> None:
+def test_what_cannot_be_is_said_beside_its_field(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url, refusals=True)
     for label, value, complaint in COMPLAINTS:
         field = page.get_by_label(label)
@@ -133,7 +133,7 @@ def test_answers_that_no_working_service_gives(server: Server, open_page: OpenPa
         page.unroute("**/generate/c")
 
 
-def test_a_lost_connection_is_told_and_tried_again(weights: Path, open_page: OpenPage) -> None:
+def test_a_lost_connection_is_reported_and_tried_again(weights: Path, open_page: OpenPage) -> None:
     settings = {"RNN_MAX_TOKENS": "100000", "RNN_MAX_REQUEST_TOKENS": "100000"}
     with running(weights, **settings) as first:
         address = f"{first.url}/#view=generate&backend=c&max_tokens=100000&ignore_eos=true"

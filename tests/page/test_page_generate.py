@@ -88,7 +88,7 @@ def test_a_word_shows_the_five_most_probable_words(server: Server, open_page: Op
     expect(card).to_be_hidden()
 
 
-def test_one_back_end_alone(server: Server, open_page: OpenPage) -> None:
+def test_one_back_end_only(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url)
     page.get_by_role("radio", name="PyTorch").first.check()
     generate(page, "torch")
@@ -276,7 +276,7 @@ def test_the_page_runs_under_a_strict_policy(server: Server, browser: Any) -> No
     page.close()
 
 
-def test_a_service_without_torch_offers_c_alone(weights: Path, open_page: OpenPage) -> None:
+def test_a_service_without_torch_offers_only_c(weights: Path, open_page: OpenPage) -> None:
     with running(weights) as server:
         page = open_page(server.url)
         expect(page.locator('.output[data-backend="torch"]')).to_be_hidden()

@@ -1,4 +1,4 @@
-"""How the page looks and who can use it: accessibility, the keyboard alone, narrow windows, colours; and the README's
+"""How the page looks and who can use it: accessibility, the keyboard, narrow windows, colours; and the README's
 screenshots."""
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def test_axe_finds_no_violation_where_things_go_wrong(
     weights: Path, open_page: OpenPage, scan: Scan, theme: str
 ) -> None:
     (weights / "broken.safetensors").write_bytes(b"not weights")
-    with running(weights) as server:  # C alone
+    with running(weights) as server:  # only C
         page = open_page(server.url + "/#view=weights", color_scheme=theme, refusals=True)
         refused = {"name": "refused.safetensors", "mimeType": "", "buffer": b"not weights"}
         page.get_by_label("Weights file", exact=True).set_input_files(refused)
@@ -124,7 +124,7 @@ def test_axe_finds_no_violation_where_things_go_wrong(
     scan(page, "generate, without a service")
 
 
-def test_everything_works_by_the_keyboard_alone(server: Server, open_page: OpenPage) -> None:
+def test_everything_works_by_keyboard(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url + "/#view=generate&seed=7&ignore_eos=true&max_tokens=12")
     page.route("**/weights/*", lambda route: route.abort())  # nothing here is to be deleted
     keyboard = page.keyboard

@@ -26,7 +26,7 @@ VIEW = "/#view=weights"
 
 @pytest.fixture
 def server(weights: Path) -> Iterator[Server]:
-    """A server of the test's own, with the C model alone: each upload is tried on every back end."""
+    """A server of the test's own, with only the C model: each upload is tried on every back end."""
     with running(weights) as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""How large a model fits: what is told, what is refused, and what one processor with one gigabyte really does."""
+"""How large a model fits: what is reported, what is refused, and what one processor with one gigabyte really does."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_list_tells_what_fits(tmp_path: Path) -> None:
 def test_an_upload_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     sound = save_tiny(tmp_path).read_bytes()
     folder = tmp_path / "weights"
-    with serving(folder, memory_mb=50) as client:  # the program alone takes more
+    with serving(folder, memory_mb=50) as client:  # the program itself takes more
         response = client.post("/weights", files={"file": ("new", sound)}, headers=ADMIN)
         assert "0 words at most" in refused(response, 507, "no_space")["detail"]
         assert os.listdir(folder) == []

@@ -149,7 +149,7 @@ def test_the_health_check_can_fail(target: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_image_holds_what_serving_needs_alone(target: str) -> None:
+def test_the_image_holds_only_what_serving_needs(target: str) -> None:
     code = (
         "import importlib.util as u, shutil; "
         "print([m for m in ('gensim', 'datasets', 'matplotlib', 'pip', 'torch', 'rnnlm.training') if u.find_spec(m)]); "
