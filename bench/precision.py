@@ -17,6 +17,7 @@ from rnn import RNN
 from rnnlm.binding import PRECISIONS
 from rnnlm.data.corpus import load_corpus
 from rnnlm.errors import UserError
+from rnnlm.language_model import perplexity
 
 
 def main() -> int:
@@ -42,13 +43,13 @@ def compare(weights: str, name: str) -> None:
         raise UserError(f"{weights} was not trained on {name}, or it has no test split")
     print(f"{'precision':<10} {'test perplexity':>16} {'change':>9} {'tokens/s of one sequence':>24}")
     for precision, model in models.items():
-        perplexity = math.exp(-model.log_probabilities(corpus.test).mean(dtype=float))
-        exact = perplexity if precision == "float32" else exact
+        reached = perplexity(-model.log_probabilities(corpus.test).mean(dtype=float))
+        exact = reached if precision == "float32" else exact
         start, tokens = time.perf_counter(), 0
         for token in model.stream("The", max_tokens=2000, seed=1, ignore_eos=True):
             tokens += token.id >= 0
         rate = tokens / (time.perf_counter() - start)
-        print(f"{precision:<10} {perplexity:>16.3f} {perplexity / exact - 1:>9.3%} {rate:>24,.0f}")
+        print(f"{precision:<10} {reached:>16.3f} {reached / exact - 1:>9.3%} {rate:>24,.0f}")
 
 
 if __name__ == "__main__":

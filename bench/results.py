@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from ngram import KneserNey
 from rnn import RNN
 from rnnlm import checkpoint
 from rnnlm.data.corpus import Corpus, load_corpus
+from rnnlm.language_model import perplexity
 
 ORDER = 5  # words of the n-grams
 
@@ -130,13 +130,13 @@ def main() -> None:
     best = {name: min(metrics(path), key=lambda row: row["validation_loss"]) for name, path in paths.items()}
     chosen = min(best, key=lambda name: best[name]["validation_loss"])
     print(f"\n{'model':<22}{'hidden':>7}{'epochs':>8}{'minutes':>9}{'validation':>12}{'test':>8}   perplexity")
-    for name, perplexity in counted:
-        print(f"{name:<22}{'':>24}{perplexity:>12.1f}")
+    for name, reached in counted:
+        print(f"{name:<22}{'':>24}{reached:>12.1f}")
     for name, path in paths.items():
         config = checkpoint.load(path).config
         test = ""
         if name == chosen and corpus.test is not None:
-            test = f"{math.exp(-np.mean(RNN.load(path).log_probabilities(corpus.test))):.1f}"
+            test = f"{perplexity(-np.mean(RNN.load(path).log_probabilities(corpus.test))):.1f}"
         print(
             f"{MODELS[name].name:<22}{config['hidden_size']:>7}{best[name]['epoch']:>4.0f}/{config['epochs']:<3}"
             f"{metrics(path)[-1]['seconds'] / 60:>9.1f}{best[name]['validation_perplexity']:>12.1f}{test:>8}"
