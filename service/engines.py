@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rnnlm.binding import F32, Decoder, sampling_rows, set_biases
+from rnnlm.arrays import F32
+from rnnlm.binding import Decoder, sampling_rows, set_biases
 from rnnlm.language_model import LanguageModel
 from rnnlm.sampling import Biases, Sampling
 

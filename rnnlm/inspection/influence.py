@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rnnlm.arrays import F32, F64
 from rnnlm.data.text import Vocabulary
-from rnnlm.inspection.network import F32, F64, TOP, InspectionError, Matrices, Network, blocks, largest
+from rnnlm.inspection.network import TOP, InspectionError, Matrices, Network, blocks, largest
 
 WINDOW = 24  # how many tokens before the explained one are examined
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rnnlm.arrays import F32
 from rnnlm.data.text import Vocabulary
-from rnnlm.inspection.network import F32, Network
+from rnnlm.inspection.network import Network
 
 FORGOTTEN = 0.01  # of the difference that a replaced word makes at first
 

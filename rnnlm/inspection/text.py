@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rnnlm.arrays import F64
 from rnnlm.data.text import Vocabulary
 from rnnlm.inspection.influence import Influence, WordProbability, explain
 from rnnlm.inspection.memory import Memory, first_word_replaced, remember
-from rnnlm.inspection.network import F64, MAX_STATE_VALUES, InspectionError, Network, check_sizes, check_tokens
+from rnnlm.inspection.network import MAX_STATE_VALUES, InspectionError, Network, check_sizes, check_tokens
 
 STATE_DECIMALS = 6
 

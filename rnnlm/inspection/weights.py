@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rnnlm.arrays import F32, F64
 from rnnlm.data.text import Vocabulary
 from rnnlm.inspection.network import (
-    F32,
-    F64,
     TOP,
     InspectionError,
     Network,
