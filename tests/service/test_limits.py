@@ -91,7 +91,7 @@ def test_limits_on_every_route_that_generates(tmp_path: Path, path: str) -> None
     with serving(tmp_path, request_seconds=0.01) as client:
         generator = client.app.state.service.generator  # type: ignore[attr-defined]
         prepare = generator._prepare
-        generator._prepare = lambda *order: time.sleep(0.1) or prepare(*order)
+        generator._prepare = lambda *given: time.sleep(0.1) or prepare(*given)
         assert code(client.post(path, json=body)) == (504, "time_limit")
 
 
