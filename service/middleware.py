@@ -54,7 +54,7 @@ class Edge:
     """
 
     def __init__(self, app: ASGIApp, fastapi: FastAPI, service: Service) -> None:
-        self._app = GZipMiddleware(app, GZIP_BYTES, GZIP_LEVEL)  # leaves streams of events alone
+        self._app = GZipMiddleware(app, GZIP_BYTES, GZIP_LEVEL)  # event streams are not compressed
         self._fastapi = fastapi
         self._service = service
         origins = service.settings.allowed_origins
