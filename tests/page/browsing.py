@@ -136,6 +136,12 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
     assert complaints == []
 
 
+def texts(found: Any) -> list[str]:
+    """The texts of all that a locator finds, once there is something: all_text_contents() itself never waits."""
+    playwright.expect(found.first).to_be_attached()
+    return found.all_text_contents()
+
+
 def words(page: Any, backend: str) -> Any:
     """The words that a back end has written."""
     return page.locator(f'.output[data-backend="{backend}"] .word')

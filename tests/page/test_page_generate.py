@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import browsing
-from browsing import OpenPage, answering, ended, generate, go_button, playwright, running, state, words
+from browsing import OpenPage, answering, ended, generate, go_button, playwright, running, state, texts, words
 from serving import Server, until
 
 from rnnlm.checkpoint import Checkpoint, Weights, load, save
@@ -38,7 +38,7 @@ def test_both_back_ends_continue_a_typed_prompt(server: Server, open_page: OpenP
         expect(words(page, backend)).to_have_count(12)
         body = {"prompt": "The minister of Zanzibar", "max_tokens": 12, "seed": 7, "ignore_eos": True}
         tokens = server.post(f"/generate/{backend}", json=body).json()["choices"][0]["tokens"]
-        shown = [text.replace("¶", "<EOS>") for text in words(page, backend).all_text_contents()]
+        shown = [text.replace("¶", "<EOS>") for text in texts(words(page, backend))]
         assert shown == [token["word"] for token in tokens]
         card = page.locator(f'.output[data-backend="{backend}"]')
         expect(card.locator("mark")).to_have_text("Zanzibar")
@@ -77,7 +77,7 @@ def test_a_word_shows_the_five_most_probable_words(server: Server, open_page: Op
     card.hover()  # it stays while it is pointed at
     page.wait_for_timeout(300)
     expect(card).to_be_visible()
-    rows = card.get_by_role("listitem").all_text_contents()
+    rows = texts(card.get_by_role("listitem"))
     told = [row.replace("¶ end of sentence", "<EOS>").replace(" (is never drawn)", "") for row in rows]
     assert [re.sub(r"[\d.]+%$", "", row) for row in told[:5]] == [top["word"] for top in token["top"]]
     assert len(rows) == 5 + (token["id"] not in [top["id"] for top in token["top"]])
@@ -102,36 +102,36 @@ def test_same_settings_same_words_on_both(server: Server, open_page: OpenPage) -
     page.get_by_label("Top-k").fill("40")
     page.get_by_label("Length").fill("20")
     generate(page, "c", "torch")
-    assert words(page, "c").all_text_contents() == words(page, "torch").all_text_contents()
+    assert texts(words(page, "c")) == texts(words(page, "torch"))
     expect(page.locator('[data-backend="torch"]')).to_contain_text("drawn at temperature 0.9 from the 40 most probable")
 
 
 def test_stop_words_and_top_k(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url + "/" + SAID + "&backend=c&top_k=1&ignore_eos=true&max_tokens=10", refusals=True)
     generate(page, "c")
-    greedy = [text for text in words(page, "c").all_text_contents() if text != "¶"]
+    greedy = [text for text in texts(words(page, "c")) if text != "¶"]
     page.get_by_label("Stop before").fill(f"neverwritten, {greedy[1]}")
     go_button(page).click()
     expect(page.get_by_role("alert")).to_contain_text("Stop before can never match 'neverwritten'")
     page.get_by_label("Stop before").fill(f"7 {greedy[1]}., {greedy[1]}")
     generate(page, "c")
     expect(state(page, "c")).to_have_text("came to a stop word")
-    assert greedy[1] not in words(page, "c").all_text_contents()
+    expect(words(page, "c").get_by_text(greedy[1], exact=True)).to_have_count(0)
 
 
 def test_regenerate_writes_anew_and_a_seed_can_be_kept(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url + "/" + SAID + "&backend=c&ignore_eos=true&max_tokens=25")
     generate(page, "c")
-    first = words(page, "c").all_text_contents()
+    first = texts(words(page, "c"))
     page.get_by_role("button", name="Regenerate").first.click()
     ended(page, "c")
-    second = words(page, "c").all_text_contents()
+    second = texts(words(page, "c"))
     assert first != second
     page.get_by_role("button", name=re.compile("keep the seed")).first.click()
     assert re.search(r"seed=\d+", page.url)
     page.reload()
     generate(page, "c")
-    assert words(page, "c").all_text_contents() == second
+    assert texts(words(page, "c")) == second
 
 
 def test_an_example_is_tried_with_one_click(server: Server, open_page: OpenPage) -> None:
@@ -161,7 +161,7 @@ def test_text_and_command_can_be_copied(server: Server, open_page: OpenPage) -> 
     card.get_by_role("button", name="Copy text").click()
     expect(card.get_by_role("button", name="Copied")).to_be_visible()
     text = page.evaluate("navigator.clipboard.readText()")
-    shown = words(page, "c").all_text_contents()
+    shown = texts(words(page, "c"))
     assert text.split() == ["The", "minister's", "office", "said", *(word for word in shown if word != "¶")]
     card.get_by_role("button", name="Copy curl").click()
     expect(page.locator("#announcer")).to_have_text("Copied")
@@ -245,7 +245,7 @@ def test_markup_in_prompt_and_vocabulary_stays_text(demo: Path, tmp_path: Path, 
         page = open_page(server.url + "/#view=generate&backend=c&max_tokens=30&seed=1")
         page.get_by_label("Prompt").fill("The <script>alert(4)</script> <img src=x onerror=alert(5)> is")
         generate(page, "c")
-        written = words(page, "c").all_text_contents()
+        written = texts(words(page, "c"))
         assert set(written) & set(evil)
         expect(page.locator('[data-backend="c"] .given')).to_contain_text("<script>alert(4)</script>")
         words(page, "c").nth(0).hover()

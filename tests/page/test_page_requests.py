@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import browsing
-from browsing import OpenPage, generate, playwright, words
+from browsing import OpenPage, generate, playwright, texts, words
 from serving import Server
 
 pytestmark = browsing.needs_browser
@@ -35,7 +35,7 @@ def test_a_stream_may_arrive_in_pieces_of_any_size(server: Server, open_page: Op
     body = {"prompt": "The minister said", "seed": 5, "max_tokens": 12, "ignore_eos": True}
     tokens = server.post("/generate/c", json=body).json()["choices"][0]["tokens"]
     expect(words(page, "c")).to_have_count(12)
-    shown = [text.replace("¶", "<EOS>") for text in words(page, "c").all_text_contents()]
+    shown = [text.replace("¶", "<EOS>") for text in texts(words(page, "c"))]
     assert shown == [token["word"] for token in tokens]
 
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import browsing
-from browsing import OpenPage, playwright
+from browsing import OpenPage, playwright, texts
 from serving import Server
 
 pytestmark = browsing.needs_browser
@@ -31,8 +31,8 @@ def test_a_text_is_scored_word_by_word(server: Server, open_page: OpenPage) -> N
         told = server.post("/score", json={"text": TEXT, "backend": backend, "top_logprobs": 5}).json()
         tokens = [token for token in told["tokens"] if token["id"] is not None]
         unread = [TEXT[token["start"] : token["end"]] for token in told["tokens"] if token["id"] is None]
-        assert unread and result.locator(".unread").all_text_contents() == unread
-        shown = result.locator(".word").all_text_contents()
+        assert unread and texts(result.locator(".unread")) == unread
+        shown = texts(result.locator(".word"))
         assert [text.replace("¶", "<EOS>") for text in shown] == [token["word"] for token in tokens]
         expect(result.locator(".figures div").first).to_contain_text(re.compile(r"perplexity\s*[\d,.]+"))
         perplexity = float(result.locator(".figures dd").first.inner_text().replace(",", ""))

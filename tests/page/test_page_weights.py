@@ -11,7 +11,7 @@ from typing import Any
 import browsing
 import numpy as np
 import pytest
-from browsing import OpenPage, playwright, running
+from browsing import OpenPage, playwright, running, texts
 from serving import Server, save_tiny, until
 
 from rnnlm import checkpoint
@@ -65,14 +65,14 @@ def test_the_list_tells_of_each_file(server: Server, weights: Path, demo: Path, 
     page = open_page(server.url + VIEW)
     history = checkpoint.load(demo).history
     best = min(entry["validation_perplexity"] for entry in history)
-    texts = row(page, "demo").get_by_role("cell").all_text_contents()
-    assert texts[:4] == ["C", "demo", "1,000 words", "24"]
-    assert texts[4].endswith("kB") and texts[6] == f"{best:.0f}"
+    cells = texts(row(page, "demo").get_by_role("cell"))
+    assert cells[:4] == ["C", "demo", "1,000 words", "24"]
+    assert cells[4].endswith("kB") and cells[6] == f"{best:.0f}"
     expect(row(page, "demo").get_by_role("rowheader")).to_contain_text("default")
     expect(row(page, "tiny").get_by_role("cell").nth(2)).to_have_text("40 words")
     expect(row(page, "broken")).to_contain_text("It cannot be used:")
     page.get_by_role("link", name="Generate").click()
-    options = page.locator("#generate-weights option").all_text_contents()
+    options = texts(page.locator("#generate-weights option"))
     assert options == ["demo (the default)", "demo", "tiny"]
 
 
@@ -93,7 +93,7 @@ def test_curves_of_several_files_in_one_chart(server: Server, weights: Path, dem
     page = open_page(server.url + VIEW)
     chart = page.locator("#chart")
     expect(chart.locator("polyline")).to_have_count(4)  # training and validation of two
-    text = " ".join(chart.locator("svg[role=img] text").all_text_contents())
+    text = " ".join(texts(chart.locator("svg[role=img] text")))
     assert "loss, nats per token" in text and "perplexity" in text and "epochs" in text
     keys = chart.get_by_role("list", name="Curves")
     expect(keys).to_contain_text("demo")
