@@ -355,6 +355,9 @@ def test_a_service_that_asks_for_a_token(weights: Path, open_page: OpenPage) -> 
         expect(dialog).to_be_visible()
         page.keyboard.press("Escape")
         expect(page.get_by_role("alert")).to_contain_text("The service requires its token, and none was given.")
+        footer = page.locator("footer.colophon")
+        expect(footer).to_contain_text("API (trying it out needs the token)")
+        expect(footer).to_contain_text("Metrics (needs the token in a header)")
         go_button(page).click()
         dialog.get_by_label("Token", exact=True).fill("wrong-token")
         page.keyboard.press("Enter")
@@ -362,7 +365,6 @@ def test_a_service_that_asks_for_a_token(weights: Path, open_page: OpenPage) -> 
         dialog.get_by_label("Token", exact=True).fill("open-sesame")
         dialog.get_by_role("button", name="Continue").click()
         ended(page, "c")
-        expect(page.locator("footer.colophon")).to_contain_text("Metrics (needs the token in a header)")
         page.locator('[data-backend="c"]').get_by_role("button", name="Copy curl").click()
         command = copied(page, "curl")
         assert "$RNN_API_TOKEN" in command and "open-sesame" not in command

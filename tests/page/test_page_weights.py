@@ -187,8 +187,11 @@ def test_an_upload_is_added_and_used(server: Server, tmp_path: Path, open_page: 
     expect(dialog).to_be_visible()
     give_token(page, "not-the-token")
     expect(dialog.get_by_role("alert")).to_have_text("The service does not know this token.")
+    held = page.locator("#held")
+    expect(held).to_be_hidden()  # a wrong token is not kept
     give_token(page)
     expect(page.get_by_text("mine is added. It can be used at once.")).to_be_visible()
+    expect(held).to_contain_text("The admin token is kept until this tab is closed.")
     expect(row(page, "mine")).to_be_visible()
     page.get_by_role("link", name="Generate").click()
     page.locator("#generate-weights").select_option("mine")

@@ -10,17 +10,20 @@ const TEXTS = {
 };
 const IS_TOKEN = /^[\x21-\x7e]+$/; // what the service accepts and a header can hold
 const UNAUTHORISED = [401, 403];
+const ACCEPTING = [404, 409, 422]; // refusals of something else, after the token was accepted
 
 const tokens = { user: "", admin: "" };
+const accepted = { user: false, admin: false }; // whether the service has accepted the token
+let isRequired = false; // whether the service has refused a request without a token
 const asking = { user: null, admin: null }; // one question at a time, however many requests wait for the answer
+const declined = { user: 0, admin: 0 }; // questions that were closed without a token
 const watchers = [];
 let lastQuestion = Promise.resolve(); // both kinds share a dialog, so they take turns
 
-export const holdsAdmin = () => tokens.admin !== "";
-export const holdsUser = () => tokens.user !== "";
-export const usesToken = () => tokens.user !== "" || tokens.admin !== "";
+export const holdsAdmin = () => accepted.admin;
+export const requiresToken = () => isRequired;
 
-/** Call `watcher` whenever a token is kept or forgotten. */
+/** Call `watcher` whenever a token is accepted or forgotten, or turns out to be required. */
 export const onTokens = (watcher) => watchers.push(watcher);
 
 export function forgetAdmin() {
@@ -34,19 +37,47 @@ export async function authorised(kind, attempt) {
     if (kind === "admin" && !tokens.admin) await ask(kind, "", new DOMException("no token was given", "AbortError"));
     for (;;) {
         const used = tokenFor(kind);
+        const before = declined[kind];
         try {
-            return await attempt(used ? { authorization: `Bearer ${used}` } : {});
+            const answer = await attempt(used ? { authorization: `Bearer ${used}` } : {});
+            accept(used);
+            return answer;
         } catch (error) {
-            if (!UNAUTHORISED.includes(error.status)) throw error;
-            if (used === tokenFor(kind)) await ask(kind, used ? "The service does not know this token." : "", error);
+            if (!UNAUTHORISED.includes(error.status)) {
+                if (ACCEPTING.includes(error.status)) accept(used);
+                throw error;
+            }
+            if (kind === "user") noteRequired();
+            if (declined[kind] !== before) throw error; // another request has asked meanwhile, for nothing
+            if (used !== tokenFor(kind)) continue; // or with success
+            if (used) keep(holder(kind), "");
+            await ask(kind, used ? "The service does not know this token." : "", error);
         }
     }
 }
 
-const tokenFor = (kind) => (kind === "admin" ? tokens.admin : tokens.user || tokens.admin);
+const holder = (kind) => (kind === "user" && tokens.user ? "user" : "admin");
+const tokenFor = (kind) => tokens[holder(kind)];
 
 function keep(kind, token) {
     tokens[kind] = token;
+    accepted[kind] = false;
+    notify();
+}
+
+function accept(token) {
+    const kinds = Object.keys(tokens).filter((kind) => token && tokens[kind] === token && !accepted[kind]);
+    for (const kind of kinds) accepted[kind] = true;
+    if (kinds.length > 0) notify();
+}
+
+function noteRequired() {
+    if (isRequired) return;
+    isRequired = true;
+    notify();
+}
+
+function notify() {
     for (const watcher of watchers) watcher();
 }
 
@@ -86,6 +117,7 @@ function question(kind, complaint) {
     return new Promise((resolve) => {
         dialog.onclose = () => {
             field.value = "";
+            if (!answer) declined[kind] += 1;
             resolve(answer);
         };
     });

@@ -1,6 +1,6 @@
 /* The start of the page: its views, which of them is shown, and what the service has. */
 
-import { holdsUser, onTokens } from "./access.js";
+import { onTokens, requiresToken } from "./access.js";
 import * as address from "./address.js";
 import { byId } from "./dom.js";
 import * as generate from "./generate.js";
@@ -58,12 +58,13 @@ function skip(event) {
     byId("main").focus();
 }
 
-/** Say what the link to the metrics needs: a browser sends no token when it opens a link. */
-function noteMetrics() {
-    byId("metrics-note").textContent = holdsUser() ? " (needs the token in a header)" : "";
+/** Say which links need the token: a browser sends none when it opens a link. */
+function noteLinks() {
+    byId("docs-note").textContent = requiresToken() ? " (trying it out needs the token)" : "";
+    byId("metrics-note").textContent = requiresToken() ? " (needs the token in a header)" : "";
 }
 
-onTokens(noteMetrics);
+onTokens(noteLinks);
 theme.start(byId("theme"));
 byId("skip").addEventListener("click", skip);
 for (const view of [...Object.values(VIEWS), upload]) view.start();

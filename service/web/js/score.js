@@ -61,7 +61,6 @@ async function score(body) {
         if (running === abort) display(scored, body);
     } catch (error) {
         if (running !== abort) return;
-        result.replaceChildren();
         if (isBackendMissing(error)) withdraw(body.backend);
         if (!complain(form, error.fields ?? [])) tell(notice, error, () => score(body));
     } finally {
