@@ -6,7 +6,7 @@
     python rnn.py weights/demo.safetensors "The prime minister"            generates
     python rnn.py weights/demo.safetensors "The prime minister" --score    scores
 
-The C library does the work, through rnnlm/binding.py. main.py trains.
+The C library does the work, through rnnlm/binding.py, and rnnlm/command_line.py reads the options. main.py trains.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Self
 
 import numpy as np
 
-from rnnlm import checkpoint
+from rnnlm import checkpoint, command_line
 from rnnlm.arrays import F32, I32
 from rnnlm.binding import (
     PRECISIONS,
@@ -39,10 +39,9 @@ from rnnlm.binding import (
     set_biases,
 )
 from rnnlm.checkpoint import Checkpoint
-from rnnlm.data.text import EOS, Vocabulary
-from rnnlm.errors import ArgumentParser, UserError, output_lost, show_path
+from rnnlm.data.text import Vocabulary
 from rnnlm.inspection import Matrices
-from rnnlm.language_model import LanguageModel, OpenSequence, shown
+from rnnlm.language_model import LanguageModel, OpenSequence
 from rnnlm.sampling import Biases, Sampling
 
 __all__ = ["RNN", "RNNError", "RNNInputError", "RNNLibraryError", "RNNMemoryError", "RNNNonFiniteError"]
@@ -116,61 +115,14 @@ class _Sequence(OpenSequence):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Generate from a prompt or score a text, as the command line asks. Returns the exit code."""
-    parser = ArgumentParser(prog="rnn.py", description="Generate from, or score with, the C model.")
-    parser.add_argument("weights", help="a weights file, such as weights/demo.safetensors")
-    parser.add_argument("prompt", help="the words to continue, or with --score the text to score")
-    parser.add_argument("--score", action="store_true", help="print the log-probability of each word, and perplexity")
-    parser.add_argument("--max-tokens", type=int, default=50, help="generate at most this many tokens (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (%(default)s)")
-    parser.add_argument("--top-k", type=int, default=0, help="draw from the k most probable tokens; 0: all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the most probable that hold p; 1: all")
-    parser.add_argument("--seed", type=int, help="the same seed gives the same text; default: a fresh one")
-    parser.add_argument("--ignore-eos", action="store_true", help="continue after the end of the sentence")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="how Why is stored (%(default)s)")
-    options = parser.parse_args(arguments)
-    try:
-        model = RNN.load(options.weights, precision=options.precision)
-        unknown = _score(model, options) if options.score else _generate(model, options)
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"rnn.py: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        return output_lost("rnn.py", error)
-    if unknown:
-        print(f"not in the vocabulary: {', '.join(unknown)}", file=sys.stderr)
-    return 0
+    """Generate, or score, as the command line asks. Returns the exit code."""
 
+    def load(options: argparse.Namespace) -> RNN:
+        return RNN.load(options.weights, precision=options.precision, threads=options.threads)
 
-def _generate(model: RNN, options: argparse.Namespace) -> tuple[str, ...]:
-    generation = model.generate(
-        options.prompt,
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed,
-        ignore_eos=options.ignore_eos,
+    return command_line.main(
+        "rnn.py", load, arguments, temperature=RNN.default_temperature, precisions=tuple(PRECISIONS)
     )
-    print(options.prompt, generation.text)
-    print(f"{len(generation.tokens)} tokens, {generation.finish_reason}, seed {generation.seed}", file=sys.stderr)
-    return generation.unknown
-
-
-def _score(model: RNN, options: argparse.Namespace) -> tuple[str, ...]:
-    score = model.score(options.prompt)
-    tokens = iter(score.tokens)
-    written = [EOS if span.word == EOS else show_path(options.prompt[span.start : span.end]) for span in score.spans]
-    width = max(map(len, written))
-    for text, span in zip(written, score.spans, strict=True):
-        if span.id is None:
-            print(f"{text:<{width}}  {'dropped' if span.kind == 'dropped' else 'not in the vocabulary'}")
-        else:
-            print(f"{text:<{width}}  {next(tokens).logprob:9.4f}{'  as <UNK>' if span.kind == 'unknown' else ''}")
-    perplexity = f"{score.perplexity:.2f}" if score.perplexity < 1e6 else shown(score.perplexity)
-    print(f"perplexity {perplexity} over {len(score.tokens)} tokens")
-    return score.unknown
 
 
 if __name__ == "__main__":

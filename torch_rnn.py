@@ -3,8 +3,8 @@
     model = torch_rnn.RNN.load("weights/demo-torch.safetensors")
     print(model.generate("The prime minister").text)
 
-    python torch_rnn.py --preset demo           trains
-    python torch_rnn.py --help                  lists the options
+    python torch_rnn.py --preset demo                            trains; --help lists the options
+    python torch_rnn.py --generate WEIGHTS "The prime minister"  generates; its options are those of rnn.py
 
 It reads and writes the same weights file as the C model, and never loads the C library. What trains it is
 rnnlm/training/torch_trainer.py.
@@ -17,6 +17,7 @@ import signal
 if __name__ == "__main__":  # Ctrl-C while the rest is imported ends it at once, without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ openmp.wait_briefly()
 import torch
 from torch import nn
 
-from rnnlm import checkpoint
+from rnnlm import checkpoint, command_line
 from rnnlm.arrays import F32, I32
 from rnnlm.checkpoint import Weights
 from rnnlm.data.text import Vocabulary
@@ -263,7 +264,21 @@ def trainer_class() -> type[Trainer]:
     return RNNTrainer
 
 
-if __name__ == "__main__":
-    from rnnlm.training import cli
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, or with --generate do what rnn.py does, as the command line asks. Returns the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if "--generate" not in given:
+        from rnnlm.training import cli
 
-    sys.exit(cli.main(trainer_class()))
+        return cli.main(trainer_class(), given)
+    given.remove("--generate")
+
+    def load(options: argparse.Namespace) -> RNN:
+        torch.set_num_threads(options.threads)
+        return RNN.load(options.weights)
+
+    return command_line.main("torch_rnn.py --generate", load, given, temperature=RNN.default_temperature)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -70,6 +70,7 @@ def parser(backend: str) -> argparse.ArgumentParser:
         prog=name,
         description=f"Train the {'C' if backend == 'c' else 'torch'} model.",
         argument_default=argparse.SUPPRESS,
+        epilog=None if backend == "c" else "--generate WEIGHTS PROMPT generates instead, with the options of rnn.py.",
     )
     options.add_argument("--preset", choices=PRESETS, help="a named set of the options below (default: reference)")
     options.add_argument("--resume", action="store_true", help="continue the run that was stopped")

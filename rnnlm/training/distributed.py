@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnlm.errors import Failure
+from rnnlm.openmp import processors
 from rnnlm.training.config import ConfigError
 
 log = logging.getLogger(__name__)
@@ -220,11 +221,6 @@ class TorchGroup(Group):
 def _first_line(error: BaseException) -> str:
     """Cut `[/where/in/gloo.cc:553] Connection closed by peer. This is ...` down to what happened."""
     return re.sub(r"^\[[^]]*\] ", "", str(error).strip()).split("\n")[0].partition(". ")[0][:200]
-
-
-def processors() -> int:
-    """Return the number of processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def torchrun() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -13,12 +14,24 @@ import pytest
 from conftest import ROOT, make_checkpoint
 from running import refused
 
-from rnnlm import checkpoint
+from rnnlm import checkpoint, openmp
 from rnnlm.data.text import EOS, UNK
 
+PROGRAMS = {"c": ("rnn.py",), "torch": ("torch_rnn.py", "--generate")}
 
-def rnn_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(ROOT / "rnn.py"), *arguments], capture_output=True, text=True, cwd=ROOT)
+
+def rnn_command(
+    *arguments: str, program: tuple[str, ...] = PROGRAMS["c"], standard_input: bytes | None = b"", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [sys.executable, *program, *arguments],
+        input=standard_input,
+        capture_output=True,
+        cwd=ROOT,
+        env=os.environ | environment,
+    )
+    result.stdout, result.stderr = result.stdout.decode(), result.stderr.decode()
+    return result
 
 
 def test_generate_and_score_from_the_command_line(weights_file: Path) -> None:
@@ -55,6 +68,38 @@ def test_a_score_shows_the_words_as_they_were_written(tmp_path: Path) -> None:
     assert len(lines) == len(want) + 1 and lines[-1][0].endswith("over 6 tokens")
 
 
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_the_prompt_may_come_from_standard_input(program: tuple[str, ...], weights_file: Path) -> None:
+    options = ("-n", "7", "--temperature", "1", "--top-p", "0.9", "--seed", "3", "--ignore-eos", "--threads", "2")
+    given = rnn_command(str(weights_file), "waa wab", *options, program=program)
+    assert given.returncode == 0 and "7 tokens, length, seed 3" in given.stderr, given.stderr
+    for prompt in ((), ("-",)):
+        piped = rnn_command(str(weights_file), *prompt, *options, program=program, standard_input=b"waa wab\r\n")
+        assert piped.stdout == given.stdout and piped.returncode == 0
+
+
+def test_torch_is_greedy_and_c_samples_unless_told_otherwise(weights_file: Path) -> None:
+    outputs = {
+        name: {rnn_command(str(weights_file), "waa", "-n", "20", program=of).stdout for _ in range(3)}
+        for name, of in PROGRAMS.items()
+    }
+    greedy = rnn_command(str(weights_file), "waa", "-n", "20", "--temperature", "0")
+    assert outputs["torch"] == {greedy.stdout} and len(outputs["c"]) > 1
+
+
+def test_standard_input_that_cannot_be_used(weights_file: Path) -> None:
+    refused(rnn_command(str(weights_file), standard_input=b"waa \xff"), 2, "the prompt is not text", "character 4")
+    refused(rnn_command(str(weights_file), standard_input=b""), 2, "the prompt has no word")
+    closed = f'exec "{sys.executable}" "{ROOT / "rnn.py"}" "{weights_file}" <&-'
+    refused(subprocess.run(["bash", "-c", closed], capture_output=True, text=True), 2, "give a prompt")
+
+
+def test_the_threads_are_those_of_the_environment_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wish, threads in (("3", 3), ("5,2", 5), ("", openmp.processors()), ("0", openmp.processors()), ("many", None)):
+        monkeypatch.setenv("OMP_NUM_THREADS", wish)
+        assert openmp.default_threads() == (threads or openmp.processors())
+
+
 @pytest.mark.parametrize("prompt", ["", "  ", "1 2 3", "nonsense entirely"])
 def test_prompts_that_cannot_be_used(prompt: str, weights_file: Path) -> None:
     refused(rnn_command(str(weights_file), prompt), 2, "prompt")
@@ -69,6 +114,8 @@ def test_prompts_that_cannot_be_used(prompt: str, weights_file: Path) -> None:
         (["--top-k", "-1"], "top_k"),
         (["--top-k", "2147483648"], "top_k"),
         (["--seed", "-1"], "seed"),
+        (["--threads", "0"], "--threads must be from 1 to 1024, got 0"),
+        (["--threads", "1025"], "1025"),
     ],
 )
 def test_generation_options_out_of_range(extra: list[str], word: str, weights_file: Path) -> None:
