@@ -1,34 +1,56 @@
-/* The start of the page: its views, which of them is shown, and what the service has. */
+/* The start of the page: which of its views is shown, and what the service has. A view's modules are loaded when it is
+   shown for the first time. */
 
 import { onTokens, requiresToken } from "./access.js";
 import * as address from "./address.js";
 import { byId } from "./dom.js";
-import * as generate from "./generate.js";
-import * as inside from "./inside.js";
 import * as inspector from "./inspector.js";
-import { clear, tell } from "./notice.js";
-import * as score from "./score.js";
+import { clear, notify, tell } from "./notice.js";
 import { onStore, refresh, store } from "./store.js";
 import * as theme from "./theme.js";
-import * as upload from "./upload.js";
-import * as weights from "./weights.js";
 
-const VIEWS = { generate, score, inside, weights };
+const VIEWS = {
+    generate: { form: "generate-form", load: () => import("./generate.js") },
+    score: { form: "score-form", load: () => import("./score.js") },
+    inside: { form: "inside-form", load: () => import("./inside.js") },
+    weights: { form: "chart-form", load: () => import("./weights.js") },
+};
 const TITLE = document.title;
+const started = new Map(); // by view, the promise of its module
 
-function show() {
+/** Show the view that the address names. */
+async function show() {
     const current = address.view();
     inspector.hide();
+    document.documentElement.dataset.view = current;
     for (const link of document.querySelectorAll("nav a[data-view]")) {
-        const { view } = link.dataset;
-        byId(view).hidden = view !== current;
-        if (view === current) link.setAttribute("aria-current", "page");
+        if (link.dataset.view === current) link.setAttribute("aria-current", "page");
         else link.removeAttribute("aria-current");
     }
     address.read();
-    VIEWS[current].show();
     showWelcome();
     document.title = `${byId(`${current}-title`).textContent} · ${TITLE}`;
+    const view = await start(current);
+    if (view && address.view() === current) view.show();
+}
+
+/** Return the module of a view, loaded and started; null if the service does not answer. */
+function start(name) {
+    if (!started.has(name)) started.set(name, load(name));
+    return started.get(name);
+}
+
+async function load(name) {
+    let view;
+    try {
+        view = await VIEWS[name].load();
+    } catch {
+        const text = "This part of the page could not be loaded: the connection to the service is lost.";
+        notify(byId("service-notice"), text, { action: { label: "Reload the page", run: () => location.reload() } });
+        return null; // a browser keeps the failure, so only reloading tries again
+    }
+    view.start();
+    return view;
 }
 
 /** Make the address of a view's link when it is followed, so that it leads to the view as it was left. */
@@ -37,13 +59,13 @@ function follow(event) {
     if (link) link.href = address.link(link.dataset.view);
 }
 
-async function load() {
+async function ask() {
     const notice = byId("service-notice");
     try {
         await refresh();
         clear(notice);
     } catch (error) {
-        tell(notice, error, load);
+        tell(notice, error, ask);
     }
 }
 
@@ -67,12 +89,12 @@ function noteLinks() {
 onTokens(noteLinks);
 theme.start(byId("theme"));
 byId("skip").addEventListener("click", skip);
-for (const view of [...Object.values(VIEWS), upload]) view.start();
+for (const [name, { form }] of Object.entries(VIEWS)) address.bind(name, byId(form));
 for (const kind of ["pointerdown", "focusin", "click"]) document.querySelector("nav").addEventListener(kind, follow);
 onStore(showWelcome);
 address.onChange(() => {
     show();
-    if (address.view() === "weights") load(); // a trainer may have written a file meanwhile
+    if (address.view() === "weights") ask(); // a trainer may have written a file meanwhile
 });
 show();
-load();
+ask();

@@ -30,7 +30,6 @@ const outputs = ["c", "torch"].map(
 );
 
 export function start() {
-    address.bind("generate", form);
     byId("settings").open = WIDE.matches;
     byId("generate-legend").append(legend("probability"));
     byId("outputs").append(...outputs.map((output) => output.element));

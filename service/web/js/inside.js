@@ -24,7 +24,6 @@ let running = null; // the AbortController of the request that goes on
 let asked = ""; // the body of the last one
 
 export function start() {
-    address.bind("inside", form);
     form.addEventListener("submit", (event) => {
         event.preventDefault();
         field.target.value = field.other.value = "";
@@ -44,7 +43,7 @@ export function start() {
 /** A first visit shows the prepared example at once. */
 export function show() {
     offer(form, byId("inside-backends"));
-    if (!byId("inside").hidden && store.weights?.length > 0 && asked !== JSON.stringify(body())) run();
+    if (address.view() === "inside" && store.weights?.length > 0 && asked !== JSON.stringify(body())) run();
 }
 
 function body() {

@@ -1,6 +1,5 @@
 /* The score view: how much each word of a text surprises the model, and the text's perplexity. */
 
-import * as address from "./address.js";
 import * as api from "./api.js";
 import { offer } from "./backends.js";
 import { copy } from "./clipboard.js";
@@ -25,7 +24,6 @@ const result = byId("score-result");
 let running = null; // the AbortController of the request in progress
 
 export function start() {
-    address.bind("score", form);
     byId("score-legend").append(legend("surprise"));
     form.addEventListener("submit", submit);
     sendByKeyboard(field.text);

@@ -9,7 +9,11 @@ export const store = { weights: null, initial: null, backends: ["c", "torch"] };
 
 const withdrawn = new Set(); // back ends that could not answer
 
-export const onStore = (follower) => followers.push(follower);
+/** Call `follower` now if the service has answered, and whenever something changes. */
+export function onStore(follower) {
+    followers.push(follower);
+    if (store.weights !== null) follower();
+}
 
 /** Ask the service again. Throws the errors of the api. */
 export async function refresh() {

@@ -1,7 +1,6 @@
 /* The weights view: the list of the files, and the learning curves of those that are ticked. */
 
 import * as access from "./access.js";
-import * as address from "./address.js";
 import * as api from "./api.js";
 import { NAMES } from "./backends.js";
 import { chart, series } from "./chart.js";
@@ -11,6 +10,7 @@ import { bytes, count, date, dateAndTime, rounded } from "./format.js";
 import { bestPerplexity, points } from "./history.js";
 import { clear, notify, tell } from "./notice.js";
 import { onStore, refresh, store } from "./store.js";
+import * as upload from "./upload.js";
 
 const COLUMNS = [
     ["File"],
@@ -29,7 +29,7 @@ const left = new Set(); // names left out of the chart
 let drawnWidth = 0; // of the chart, in pixels
 
 export function start() {
-    address.bind("weights", form);
+    upload.start();
     form.addEventListener("change", drawChart);
     byId("forget").addEventListener("click", access.forgetAdmin);
     access.onTokens(() => (byId("held").hidden = !access.holdsAdmin()));
