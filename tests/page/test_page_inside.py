@@ -7,7 +7,7 @@ from typing import Any
 
 import browsing
 import numpy as np
-from browsing import OpenPage, playwright
+from browsing import OpenPage, playwright, texts
 from serving import Server
 
 pytestmark = browsing.needs_browser
@@ -92,7 +92,9 @@ def test_a_second_sentence_converges(server: Server, open_page: OpenPage) -> Non
     field.press("Enter")
     told = server.post("/inspect", json={"text": EXAMPLE, "other": other}).json()["memory"]
     after = told["forgotten_after"]
-    left = "less than 1% of the difference is left" if after else "of the difference that “was” made is left"
+    left = (
+        "after “was”, less than 1% of the difference is left" if after else "of the difference that “was” made is left"
+    )
     expect(page.locator("#inside-memory [role=status]")).to_contain_text(left)
     field.fill(EXAMPLE)
     field.press("Enter")
@@ -120,6 +122,84 @@ def test_a_unit_and_the_spectrum_and_neighbours(server: Server, open_page: OpenP
     page.get_by_label("Word", exact=True).press("Enter")
     near = server.get("/weights/demo/neighbours", params={"word": "government"}).json()
     expect(page.locator("#inside-neighbours li").first).to_contain_text(near["by_input"][0]["word"])
+
+
+def companions(page: Any) -> list[str]:
+    """The units that are listed as alike, and as opposite, with their r."""
+    return [text.replace("\N{MINUS SIGN}", "-") for text in texts(page.locator("#inside-state .companion"))]
+
+
+def test_units_that_behave_alike_over_a_brushed_range(server: Server, open_page: OpenPage) -> None:
+    """By mouse, by keyboard and by touch; the correlations are those of the service's states."""
+    page = open_page(server.url + "/#view=inside", has_touch=True)
+    told = server.post("/inspect", json={"text": EXAMPLE, "state": True}).json()
+    state = np.array(told["state"])
+
+    def expected(unit: int, first: int, last: int) -> list[str]:
+        r = np.corrcoef(state[first : last + 1].T)[unit]
+        others = sorted((i for i in range(24) if i != unit), key=lambda i: -r[i])
+        with_it, against = [i for i in others if r[i] > 0][:6], [i for i in others if r[i] < 0][-6:][::-1]
+        return [f"unit {i} {r[i]:.2f}" for i in (*with_it, *against)]
+
+    part = page.locator("#inside-state")
+    expect(part.get_by_role("heading", name="Units like 0, over 8 words")).to_be_visible()
+    assert companions(page) == expected(0, 0, 7)
+
+    canvas = part.locator("canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+
+    def place(column: float, row: float) -> tuple[float, float]:
+        return box["x"] + box["width"] * (column + 0.5) / 8, box["y"] + box["height"] * (row + 0.5) / 24
+
+    page.mouse.click(*place(4, 5))  # chooses the unit of that row
+    page.mouse.move(*place(6, 3))
+    page.mouse.down()
+    page.mouse.move(*place(2, 9), steps=3)
+    page.mouse.up()
+    expect(part.get_by_role("heading", name="Units like 5, over 5 words")).to_be_visible()
+    assert companions(page) == expected(5, 2, 6)
+    expect(part.locator(".brushed")).to_have_attribute("width", "5")
+    expect(part.locator(".marks .alike")).to_have_count(len(expected(5, 2, 6)))
+
+    page.get_by_label("To word").focus()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    expect(part.get_by_role("heading", name="Units like 5, over 3 words")).to_be_visible()
+    assert companions(page) == expected(5, 2, 4)
+    expect(part).to_contain_text("Over so few words, many units go together by chance.")
+    page.keyboard.press("ArrowUp")
+    expect(part).to_contain_text("Take three words or more")
+
+    touch = page.context.new_cdp_session(page)
+    for kind, column in (("touchStart", 1), ("touchMove", 3), ("touchMove", 7), ("touchEnd", None)):
+        points = [] if column is None else [dict(zip("xy", place(column, 12), strict=True))]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    expect(part.get_by_role("heading", name="Units like 5, over 7 words")).to_be_visible()
+    assert companions(page) == expected(5, 1, 7)
+
+    part.locator(".companion").first.press("Enter")  # a unit that is alike can be chosen in its turn
+    first = int(expected(5, 1, 7)[0].split()[1])
+    expect(page.get_by_label("Unit, 0 to 23")).to_have_value(str(first))
+    assert companions(page) == expected(first, 1, 7)
+
+
+def test_each_part_explains_itself_and_the_equations_lead_to_it(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url + "/#view=inside")
+    parts = page.locator(".inside-part")
+    expect(parts).to_have_count(5)
+    for part in parts.all():
+        expect(part.locator("> .hint").nth(1)).to_have_text(re.compile(r"^Try: "))
+        explanation = part.locator("> .hint").first.inner_text()
+        assert len(re.findall(r"[.](?: |$)", explanation)) == 2, explanation
+    for symbol in page.locator("#inside-map button").all():
+        part = page.locator(f"#{symbol.get_attribute('data-part')}")
+        symbol.focus()
+        expect(part).to_have_class(re.compile("pointed"))
+        page.keyboard.press("Enter")
+        expect(part.locator("h3")).to_be_focused()
+        expect(part.locator("h3")).to_be_in_viewport()
+        expect(part).not_to_have_class(re.compile("pointed"))
 
 
 def test_what_cannot_be_inspected(server: Server, open_page: OpenPage) -> None:

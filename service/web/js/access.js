@@ -40,11 +40,11 @@ export async function authorised(kind, attempt) {
         const before = declined[kind];
         try {
             const answer = await attempt(used ? { authorization: `Bearer ${used}` } : {});
-            accept(used);
+            accept(holder(kind), used);
             return answer;
         } catch (error) {
             if (!UNAUTHORISED.includes(error.status)) {
-                if (ACCEPTING.includes(error.status)) accept(used);
+                if (ACCEPTING.includes(error.status)) accept(holder(kind), used);
                 throw error;
             }
             if (kind === "user") noteRequired();
@@ -56,7 +56,8 @@ export async function authorised(kind, attempt) {
     }
 }
 
-const holder = (kind) => (kind === "user" && tokens.user ? "user" : "admin");
+/** Whose token a request sends: the admin token also serves a user, once it is known to be right. */
+const holder = (kind) => (kind === "user" && (tokens.user || !accepted.admin) ? "user" : "admin");
 const tokenFor = (kind) => tokens[holder(kind)];
 
 function keep(kind, token) {
@@ -65,10 +66,10 @@ function keep(kind, token) {
     notify();
 }
 
-function accept(token) {
-    const kinds = Object.keys(tokens).filter((kind) => token && tokens[kind] === token && !accepted[kind]);
-    for (const kind of kinds) accepted[kind] = true;
-    if (kinds.length > 0) notify();
+function accept(kind, token) {
+    if (!token || token !== tokens[kind] || accepted[kind]) return;
+    accepted[kind] = true;
+    notify();
 }
 
 function noteRequired() {

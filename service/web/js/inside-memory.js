@@ -43,13 +43,19 @@ function bar(share, kind) {
 }
 
 function replaced({ memory: compared }, compare) {
+    const shown = compared.words.slice(1).map((word) => (word === "<EOS>" ? "." : word)).join(" ").replaceAll(" .", ".");
+    let asked = shown;
+    const ask = () => {
+        if (field.value !== asked) compare((asked = field.value));
+    };
     const field = html("input", {
         id: "inside-other",
         type: "text",
         spellcheck: "false",
         "data-keep": "other",
-        value: compared.words.slice(1).map((word) => (word === "<EOS>" ? "." : word)).join(" ").replaceAll(" .", "."),
-        onchange: (event) => compare(event.target.value),
+        value: shown,
+        onchange: ask,
+        onkeydown: (event) => event.key === "Enter" && ask(),
     });
     const start = compared.changed === null ? 0 : compared.differences[compared.changed];
     const cells = compared.differences.map((difference, position) => {

@@ -1,12 +1,16 @@
-/* The hidden state as a heat map of units by words, and what is around one unit. */
+/* The hidden state: its heat map, what is around one unit, and which units behave like it. */
 
 import * as api from "./api.js";
+import { alike, pearson } from "./correlation.js";
 import { html } from "./dom.js";
 import { explain } from "./errors.js";
 import { rounded } from "./format.js";
+import { Heat } from "./inside-heat.js";
 import { nameOf } from "./inside-words.js";
 
-const MAX_UNITS = 256; // rows that are drawn; more are thinned out
+const LISTED = 6; // units that behave most alike
+const FEWEST = 3; // words over which units are compared: over two, all go together
+const FEW = 10; // words over which many units go together by chance
 const FEATURES = [
     ["the place in the text", (words, position) => position],
     ["a capital letter", (words, position) => Number(/^[A-Z]/.test(words[position]))],
@@ -14,71 +18,104 @@ const FEATURES = [
     ["the length of the word", (words, position) => (words[position] === "<EOS>" ? 0 : words[position].length)],
 ];
 
+let chosen = 0; // the unit: it stays when another text is looked into
+
 /** The part's content. */
 export function state(seen, backend) {
     if (!seen.state) return [html("p", {}, "The state is drawn for texts of up to 120 words: shorten the text to see it.")];
-    const step = Math.ceil(seen.hidden_size / MAX_UNITS);
-    const units = Array.from({ length: Math.ceil(seen.hidden_size / step) }, (_, row) => row * step);
-    const canvas = html("canvas", {
-        class: "heat",
-        width: seen.words.length,
-        height: units.length,
-        role: "img",
-        "aria-label": `The hidden state: ${seen.hidden_size} units by ${seen.words.length} words`,
-        onclick: (event) => {
-            const { top, height } = canvas.getBoundingClientRect();
-            choose(units[Math.min(units.length - 1, Math.floor(((event.clientY - top) / height) * units.length))]);
-        },
-    });
+    const range = { first: 0, last: seen.words.length - 1 };
+    const about = html("div", { class: "unit", role: "status" });
+    const similar = html("div", { class: "alike", role: "status" });
     const field = html("input", {
         id: "inside-unit",
         type: "number",
         min: 0,
         max: seen.hidden_size - 1,
         step: 1,
-        value: 0,
         "data-keep": "unit",
-        onchange: () => choose(Math.max(0, Math.min(seen.hidden_size - 1, Math.trunc(Number(field.value)) || 0))),
+        onchange: () => choose(Math.trunc(Number(field.value)) || 0),
     });
-    const about = html("div", { class: "unit", role: "status" });
-    let chosen = 0;
+    const heat = new Heat(seen, { choose, brush });
+    const [from, to] = ["first", "last"].map((end) =>
+        html(
+            "select",
+            {
+                id: `inside-${end}`,
+                "data-keep": end,
+                onchange: () => brush(...[from, to].map((select) => Number(select.value)).sort((a, b) => a - b)),
+            },
+            ...seen.words.map((word, position) => new Option(`${position} ${nameOf(word)}`, position)),
+        ),
+    );
     async function choose(unit) {
-        chosen = unit;
-        field.value = unit;
-        const tinted = seen.words.map((word, position) => cell(word, seen.state[position][unit]));
-        const text = html("p", { class: "inside-text", role: "group", "aria-label": `The text, by unit ${unit}` }, ...tinted);
+        chosen = Math.max(0, Math.min(seen.hidden_size - 1, unit));
+        const asked = (field.value = chosen);
+        const tinted = seen.words.map((word, position) => cell(word, seen.state[position][asked]));
+        const text = html("p", { class: "inside-text", role: "group", "aria-label": `The text, by unit ${asked}` }, ...tinted);
         about.replaceChildren(text);
+        compare();
         try {
-            const effects = await api.unit(seen.weights.name, unit, backend);
-            if (chosen === unit) about.replaceChildren(text, correlations(seen, unit), ...lists(effects));
+            const effects = await api.unit(seen.weights.name, asked, backend);
+            if (chosen === asked) about.replaceChildren(text, correlations(seen, asked), ...lists(effects));
         } catch (error) {
-            if (chosen === unit) about.replaceChildren(text, html("p", { class: "field-error" }, explain(error)));
+            if (chosen === asked) about.replaceChildren(text, html("p", { class: "field-error" }, explain(error)));
         }
     }
-    paint(canvas, seen.state, units);
-    choose(0);
+    function brush(first, last) {
+        Object.assign(range, { first, last });
+        compare();
+    }
+    function compare() {
+        [from.value, to.value] = [range.first, range.last];
+        const found = companions(seen.state, range);
+        heat.mark(range.first, range.last, chosen, found.units);
+        similar.replaceChildren(...found.content((unit) => choose(unit)));
+    }
+    choose(chosen);
+    const labelled = (label, control) => html("div", { class: "field" }, html("label", { for: control.id }, label), control);
     return [
-        step > 1 && html("p", { class: "hint" }, `One unit in ${step} is drawn.`),
-        canvas,
-        html("div", { class: "field narrow" }, html("label", { for: "inside-unit" }, `Unit, 0 to ${seen.hidden_size - 1}`), field),
+        heat.element,
+        html(
+            "div",
+            { class: "state-choices" },
+            labelled(`Unit, 0 to ${seen.hidden_size - 1}`, field),
+            labelled("From word", from),
+            labelled("To word", to),
+        ),
+        similar,
         about,
-    ].filter(Boolean);
+    ];
 }
 
-/** A pixel for each unit and word; the style sheet makes them large. Colours are those of the curves. */
-function paint(canvas, values, units) {
-    const context = canvas.getContext("2d");
-    const image = context.createImageData(canvas.width, canvas.height);
-    for (const [row, unit] of units.entries()) {
-        for (let column = 0; column < canvas.width; column++) {
-            const value = values[column][unit];
-            const at = 4 * (row * canvas.width + column);
-            image.data.set(value > 0 ? [30, 120, 200] : [215, 110, 30], at);
-            image.data[at + 3] = Math.round(255 * Math.abs(value));
-        }
-    }
-    context.putImageData(image, 0, 0);
+/** The units that go with the chosen one, and against it, over a range of words: {units, content(choose)}. */
+function companions(state, { first, last }) {
+    const count = last - first + 1;
+    const say = (text) => ({ units: [], content: () => [html("p", {}, text)] });
+    if (count < FEWEST) return say("Take three words or more: over fewer, all units go together.");
+    const found = alike(state, chosen, first, last);
+    if (found === null) return say(`Unit ${chosen} has the same value at all of these words.`);
+    const together = found.filter(({ r }) => r > 0).slice(0, LISTED);
+    const against = found.filter(({ r }) => r < 0).slice(-LISTED).reverse();
+    const content = (choose) => [
+        html("h4", {}, `Units like ${chosen}, over ${count} words`),
+        ...[["Rise and fall with it (r):", together], ["Do the opposite (r):", against]].map(([label, units]) =>
+            html("p", { class: "companions" }, label, " ", ...(units.length > 0 ? units.map((one) => companion(one, choose)) : ["none"])),
+        ),
+        count < FEW && html("p", { class: "hint" }, "Over so few words, many units go together by chance."),
+    ].filter(Boolean);
+    return { units: [...together, ...against].map(({ unit }) => unit), content };
 }
+
+function companion({ unit, r }, choose) {
+    return html(
+        "button",
+        { type: "button", class: "companion", "data-keep": `unit-${unit}`, onclick: () => choose(unit) },
+        `unit ${unit} `,
+        html("span", { class: "value" }, signed(r)),
+    );
+}
+
+const signed = (r) => `${r < 0 ? "−" : ""}${Math.abs(r).toFixed(2)}`;
 
 function cell(word, value) {
     const element = html("span", { class: `inside-word ${value > 0 ? "above" : "below"}` }, nameOf(word));
@@ -87,24 +124,14 @@ function cell(word, value) {
     return element;
 }
 
-/** How the unit goes with simple features of the text: Pearson's r, and no meaning promised. */
+/** How the unit goes with simple features of the text: r, and no meaning promised. */
 function correlations({ words, state }, unit) {
     const values = state.map((row) => row[unit]);
     const shown = FEATURES.map(([name, of]) => [name, pearson(values, words.map((_, position) => of(words, position)))])
         .filter(([, r]) => r !== null)
-        .map(([name, r]) => `${name} ${r < 0 ? "−" : ""}${Math.abs(r).toFixed(2)}`);
+        .map(([name, r]) => `${name} ${signed(r)}`);
     return html("p", { class: "hint" }, `Over these ${words.length} words it correlates (r) with `, shown.join(", "),
         ". So few words prove nothing: try another text.");
-}
-
-/** Pearson's correlation; null where one of the two does not vary. */
-function pearson(a, b) {
-    const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-    const centred = (values) => values.map((value) => value - mean(values));
-    const dot = (x, y) => x.reduce((sum, value, index) => sum + value * y[index], 0);
-    const [x, y] = [centred(a), centred(b)];
-    const scale = Math.sqrt(dot(x, x) * dot(y, y));
-    return scale > 1e-9 ? dot(x, y) / scale : null;
 }
 
 function lists(effects) {

@@ -3,11 +3,12 @@
 import * as api from "./api.js";
 import { html, svg } from "./dom.js";
 import { explain } from "./errors.js";
-import { plural, rounded } from "./format.js";
+import { count, plural, rounded } from "./format.js";
 import { nameOf } from "./inside-words.js";
 
 const SIZE = 240; // of the drawing, which the style sheet scales
 const MARGIN = 12;
+const MAX_DOTS = 300; // the largest are drawn
 
 export function recurrence({ recurrent, effective }) {
     const place = html("div", {});
@@ -24,7 +25,7 @@ function circle(values) {
     const radius = Math.max(...values.map(([x, y]) => Math.hypot(x, y)));
     const scale = (SIZE / 2 - MARGIN) / Math.max(1, radius);
     const at = (value) => SIZE / 2 + scale * value;
-    const dots = values.map(([x, y]) => svg("circle", { cx: at(x), cy: at(-y), r: 2.5, class: "dot" }));
+    const dots = values.slice(0, MAX_DOTS).map(([x, y]) => svg("circle", { cx: at(x), cy: at(-y), r: 2.5, class: "dot" }));
     return [
         svg(
             "svg",
@@ -32,8 +33,9 @@ function circle(values) {
             svg("circle", { cx: SIZE / 2, cy: SIZE / 2, r: scale, class: "unit-circle" }),
             ...dots,
         ),
+        values.length > MAX_DOTS && html("p", { class: "hint" }, `The ${MAX_DOTS} largest of ${count(values.length)} are drawn.`),
         html("p", {}, `The largest has the magnitude ${rounded(radius)}: `, fate(radius)),
-    ];
+    ].filter(Boolean);
 }
 
 /** What becomes of something that lies along an eigenvalue of this magnitude. */

@@ -49,12 +49,14 @@ export function why(seen, explain) {
         ...words,
     );
     arch(text, words, seen, strongest);
+    const tried = seen.influences.length;
     return [
         text,
+        tried < seen.target && html("p", { class: "hint" }, `Of the ${seen.target} words before it, the last ${tried} are tried.`),
         html("p", {}, "Explained: ", html("b", {}, nameOf(seen.word)), `, which has ${percentOf(Math.exp(seen.logprob))}. `,
             `It leans most on ${most}: without it, the prediction changes by ${rounded(top.bits)} bits.`),
         chart,
-    ];
+    ].filter(Boolean);
 }
 
 /** Arcs over the text, from each word to the one that is explained: as strong as its influence. */

@@ -32,12 +32,25 @@ export function start() {
     });
     sendByKeyboard(field.text);
     for (const link of byId("inside-map").querySelectorAll("button")) {
-        link.addEventListener("click", () => byId(link.dataset.part)?.scrollIntoView({ block: "start" }));
+        link.addEventListener("click", () => open(link.dataset.part));
+        for (const kind of ["pointerenter", "focus"]) link.addEventListener(kind, () => point(link.dataset.part));
+        for (const kind of ["pointerleave", "blur"]) link.addEventListener(kind, () => point(null));
     }
     onStore(() => {
         fillSelect(field.weights);
         show();
     });
+}
+
+/** Bring the part that a symbol of the equations stands for into view. */
+function open(id) {
+    byId(id)?.scrollIntoView({ block: "start" });
+    byId(`${id}-title`)?.focus({ preventScroll: true });
+}
+
+/** Frame the part that is pointed at in the equations; null: none. */
+function point(id) {
+    for (const one of parts.children) one.classList.toggle("pointed", one.id === id);
 }
 
 /** A first visit shows the prepared example at once. */
@@ -86,35 +99,50 @@ async function run() {
 }
 
 function display(seen, spectrum, wanted) {
-    const focused = document.activeElement?.dataset?.keep; // the same control has the focus when it is drawn again
+    const focused = document.activeElement; // the same control has the focus when it is drawn again
     parts.replaceChildren(
         part("inside-why", "Why this word", why(seen, explain),
-            "Each word is as dark as the prediction would change without it. Point at one, or walk to it with Tab, to see " +
-            "what the model would expect instead. Try a word in the middle: click it, and the words before it explain it."),
+            "Each earlier word is as dark, and its arc as strong, as the prediction would change without it. Point at a " +
+            "word, or walk to it with Tab, to see below what the model would expect instead.",
+            "click a word in the middle, and the words before it explain that one."),
         part("inside-memory", "How far it remembers", memory(seen, compare),
-            "A word acts on the prediction through the hidden state, which every later word overwrites in part. Change a " +
-            "word of the second sentence, and see after how many words its state is that of the first again."),
-        part("inside-state", "The state", state(seen, wanted.backend),
-            "Each row is a hidden unit, each column a word: blue is above 0, orange below. Choose a unit, and the text " +
-            "takes its colours; beside it stand words that drive it, and words that it makes more probable."),
+            "A word reaches the prediction only through the hidden state, which every later word overwrites in part: the " +
+            "further back, the shorter its bars. Below them the sentence stands again with a word changed, as dark as the " +
+            "two states differ.",
+            "change an early word, then a late one, and compare after how many words it is forgotten."),
         part("inside-recurrence", "The recurrence", recurrence(spectrum),
             "Each dot is an eigenvalue of Whh: what lies along it is multiplied by it at every word. Inside the circle it " +
-            "fades. Tick the box to see what tanh leaves of it on this text, and compare it with the memory above."),
+            "fades, the faster the nearer to the centre, and so the bars of the memory shrink.",
+            "tick the box to see what tanh leaves of it on this text."),
+        part("inside-state", "The state", state(seen, wanted.backend),
+            "Each row is a hidden unit and each column a word: blue is above 0, orange below. Below, the text takes the " +
+            "colours of one unit, and beside it stand the words that drive it and those that it makes more probable.",
+            "drag over a few words of the map, and see which units do there what yours does."),
         part("inside-neighbours", "Neighbours", neighbours(seen.weights.name, wanted.backend, seen.words.at(-1)),
-            "Words are near by input if the model hears them alike, and near by output if it says them in the same places. " +
-            "Try a name, then a verb: the two lists often differ."),
+            "Words are near by input if the model hears them alike: they push the state in the same direction. They are " +
+            "near by output if it says them in the same places.",
+            "a name, then a verb: the two lists often differ."),
     );
-    if (focused) parts.querySelector(`[data-keep="${focused}"]`)?.focus();
+    if (focused?.dataset.keep) restore(focused, wanted);
     announce(`The word explained is ${seen.word}`);
 }
 
-function part(id, title, content, text) {
-    const heading = html("h3", { id: `${id}-title` }, title);
+/** Give the control that takes the place of `old` its focus, and what was typed since the request. */
+function restore(old, wanted) {
+    const control = parts.querySelector(`[data-keep="${old.dataset.keep}"]`);
+    control?.focus();
+    if (control && old.dataset.keep === "other" && old.value !== (wanted.other ?? old.defaultValue)) control.value = old.value;
+}
+
+/** text: two sentences on what one sees.   suggestion: something to try. */
+function part(id, title, content, text, suggestion) {
+    const heading = html("h3", { id: `${id}-title`, tabindex: -1 }, title);
     return html(
         "section",
         { class: "panel inside-part", id, "aria-labelledby": heading.id },
         heading,
         html("p", { class: "hint" }, text),
+        html("p", { class: "hint try" }, html("span", { class: "lead" }, "Try: "), suggestion),
         ...content,
     );
 }
