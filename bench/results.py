@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -29,6 +27,7 @@ from rnn import RNN
 from rnnlm import checkpoint
 from rnnlm.data.corpus import Corpus, load_corpus
 from rnnlm.language_model import perplexity
+from rnnlm.training.curve import new_figure
 
 ORDER = 5  # words of the n-grams
 
@@ -83,8 +82,7 @@ def yardsticks(corpus: Corpus) -> list[tuple[str, float]]:
 
 
 def draw(path: Path, runs: list[tuple[str, list[dict[str, float]]]], yardstick: tuple[str, float]) -> None:
-    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
-    axes = FigureCanvasAgg(figure).figure.subplots()
+    figure, axes = new_figure()
     for name, rows in runs:
         axes.plot(
             [row["seconds"] / 60 for row in rows[1:]],

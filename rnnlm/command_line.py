@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from rnnlm import openmp
+from rnnlm import openmp, terminal
 from rnnlm.arrays import MAX_THREADS
 from rnnlm.data.text import EOS
 from rnnlm.errors import ArgumentParser, UserError, output_lost, show_path
@@ -29,6 +29,7 @@ def main(
     program: as a user starts it.   load: makes the model from the options weights, threads and precision.
     temperature: the default.   precisions: the choices of --precision.
     """
+    terminal.prepare()
     options = _parse(program, arguments, temperature, precisions)
     name = program.split()[0]
     try:
@@ -40,7 +41,7 @@ def main(
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         return output_lost(name, error)
     if unknown:
         print(f"not in the vocabulary: {', '.join(unknown)}", file=sys.stderr)

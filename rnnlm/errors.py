@@ -33,16 +33,24 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(UserError.exit_code, f"{self.prog}: {message}: --help lists the options\n")
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help, also if its reader stops."""
+        try:
+            print(self.format_help(), end="", file=file, flush=True)
+        except (OSError, UnicodeError) as error:
+            self.exit(output_lost(self.prog, error))
 
-def output_lost(program: str, error: OSError) -> int:
+
+def output_lost(program: str, error: OSError | UnicodeError) -> int:
     """Handle a standard output that cannot be written, and return the exit code.
 
-    A reader that stopped (`... | head -1`) is no failure; a full disk is, and gets a line on stderr.
+    A reader that stopped (`... | head -1`) is no failure; a full disk is, and gets a line on stderr. So does an
+    encoding that takes no text at all.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest of the output has nowhere to go either
     if isinstance(error, BrokenPipeError):
         return 0
-    print(f"{program}: the output cannot be written: {error.strerror}", file=sys.stderr)
+    print(f"{program}: the output cannot be written: {reason(error)}", file=sys.stderr)
     return Failure.exit_code
 
 

@@ -15,9 +15,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rnnlm import files
+from rnnlm import files, terminal
 from rnnlm.errors import ArgumentParser, Failure, UserError, output_lost
-from rnnlm.language_model import PromptError, shown
+from rnnlm.language_model import shown
 from rnnlm.training import distributed
 from rnnlm.training.config import DOCUMENTED, PRESETS, TrainConfig
 from rnnlm.training.distributed import Group, PeerFailed
@@ -35,6 +35,7 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
     """Train, and print the results. Returns the exit code; an error is one line on stderr."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as main.py and torch_rnn.py leave it while they import
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    terminal.prepare()
     rank = distributed.rank()
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s", stream=sys.stderr)
     group: Group | None = None
@@ -118,7 +119,7 @@ def print_summary(run: Run) -> int:
             print(line)
         sys.stdout.flush()
         return 0
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         return output_lost(Path(sys.argv[0]).name, error)
 
 
@@ -133,11 +134,11 @@ def summary(run: Run) -> Iterator[str]:
     )
     if at.epoch < config.epochs:
         yield f"stopped {config.epochs - at.epoch} epochs early (--patience {config.patience})"
-    model = run.trainer.model_class.load(run.files.weights)
     try:
+        model = run.trainer.model_class.load(run.files.weights)
         sample = model.generate(config.prompt, max_tokens=SAMPLE_TOKENS, seed=config.seed, ignore_eos=True)
         yield f"sample: {config.prompt} {sample.text}"
-    except PromptError as error:
+    except (UserError, MemoryError) as error:  # a prompt of unknown words; weights that are gone
         log.warning("no sample: %s", error)
     for path, what in run.files.listing():
         yield f"{path}  {what}"

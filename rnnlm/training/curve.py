@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
+from typing import Any
 
 from rnnlm.language_model import perplexity
 from rnnlm.training.progress import Row
@@ -11,11 +13,7 @@ from rnnlm.training.progress import Row
 
 def plot(history: Sequence[Row], title: str) -> bytes:
     """Draw training and validation perplexity over epochs, on a logarithmic axis. Returns a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display, and none of pyplot's global state
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
-    axes = FigureCanvasAgg(figure).figure.subplots()
+    figure, axes = new_figure()
     for name, label in (("train_loss", "training"), ("validation_loss", "validation")):
         points = [(row["epoch"], perplexity(row[name])) for row in history if row[name] is not None]
         if points:
@@ -26,3 +24,17 @@ def plot(history: Sequence[Row], title: str) -> bytes:
     image = io.BytesIO()
     figure.savefig(image, format="png")
     return image.getvalue()
+
+
+def new_figure() -> tuple[Any, Any]:
+    """Return a figure of matplotlib's and its axes. They need no display, and none of pyplot's global state."""
+    # A notebook exports the name of its own backend, which matplotlib refuses to be imported with anywhere else.
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    return figure, FigureCanvasAgg(figure).figure.subplots()

@@ -52,8 +52,7 @@ def train(run: Run) -> None:
                 report.evaluation(row)
     if run.group.rank == 0:
         run.files.draw(at.history)
-    for error in run.files.unsaved.values():
-        raise error
+    run.files.check()
 
 
 def finish_epoch(run: Run) -> Row | None:

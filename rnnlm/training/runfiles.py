@@ -7,7 +7,7 @@
     NAME.tensorboard/   event files, with --tensorboard
 
 A file that cannot be written (a full disk) does not end the run: a warning is logged, the old file stays, and the next
-save tries again.
+save tries again. The curve and the event files are optional: without them a run is still complete.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from rnnlm.training.tensorboard import Events
 log = logging.getLogger(__name__)
 
 DRAW_SECONDS = 10.0  # during the run, the curve is drawn this often
+OPTIONAL = ("curve", "events")
 
 
 class RunFiles:
@@ -47,6 +48,7 @@ class RunFiles:
         self.unsaved: dict[str, SaveError] = {}
         self._damaged = False  # whether the last state is: it must not replace the one before it
         self._drawn = time.monotonic()
+        self._can_draw = True
 
     def attempt(self, name: str, save: Callable[[], None]) -> None:
         """Call `save`. A SaveError is kept in `unsaved` and logged."""
@@ -79,9 +81,23 @@ class RunFiles:
             self.draw(history)
 
     def draw(self, history: Sequence[Row]) -> None:
-        """Draw the curve."""
-        self.attempt("curve", lambda: atomic_write(self.curve, curve.plot(history, self.weights.stem)))
+        """Draw the curve, unless that has failed before: matplotlib is missing, or broken."""
         self._drawn = time.monotonic()
+        if not self._can_draw:
+            return
+        try:
+            image = curve.plot(history, self.weights.stem)
+        except Exception as error:  # whatever matplotlib raises: the curve is optional
+            self._can_draw = False
+            log.warning("%s: no curve, since matplotlib fails (%s: %s)", self.curve, type(error).__name__, error)
+        else:
+            self.attempt("curve", lambda: atomic_write(self.curve, image))
+
+    def check(self) -> None:
+        """Raise the error of a last save that failed, unless the file is optional."""
+        for name, error in self.unsaved.items():
+            if name not in OPTIONAL:
+                raise error
 
     def step(self, step: int, loss: float, norm: float, rate: float) -> None:
         """Write one training step to TensorBoard."""
@@ -127,13 +143,14 @@ class RunFiles:
 
     def listing(self) -> list[tuple[Path, str]]:
         """Return each file with what it is, for people."""
-        files = [
+        files: list[tuple[Path, str]] = [
             (self.weights, "the best weights"),
             (self.metrics, "a line for each evaluation"),
             (self.curve, "the loss curve"),
             (self.resume, "for --resume, with more --epochs"),
         ]
-        return files + ([(self.events.folder, "for tensorboard --logdir")] if self.events else [])
+        files += [(self.events.folder, "for tensorboard --logdir")] if self.events else []
+        return [(path, what) for path, what in files if path.exists()]
 
 
 def lines(history: Sequence[Row]) -> bytes:

@@ -17,16 +17,17 @@ class Diverged(Failure):
 
 
 class Interrupted(Failure):
-    """Ctrl-C or SIGTERM. The state was saved."""
+    """Ctrl-C, SIGTERM or SIGHUP. The state was saved."""
 
     exit_code = 130  # as shells report SIGINT
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a flag that the loop checks between steps, so that what is saved is complete.
+    """Turn Ctrl-C, SIGTERM and SIGHUP into a flag that the loop checks between steps, so that all is saved.
 
     A second Ctrl-C ends the program at once, except under torchrun, which sends its own copy of the terminal's signal.
+    Under nohup SIGHUP stays ignored.
     """
     requested = False
 
@@ -36,7 +37,10 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         requested = True
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)  # the terminal was closed
+    before = {number: signal.signal(number, request) for number in numbers}
     try:
         yield lambda: requested
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -25,7 +26,7 @@ class Events:
         try:
             from tensorboard.compat.proto import event_pb2, summary_pb2
             from tensorboard.summary.writer.record_writer import RecordWriter
-        except ImportError as error:
+        except Exception as error:  # ImportError; or what protobuf raises if its version does not fit
             raise ConfigError(
                 f"--tensorboard needs the package tensorboard ({error}): pip install tensorboard"
             ) from error
@@ -47,9 +48,10 @@ class Events:
 
     def close(self) -> None:
         """Close the file, if there is one."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(OSError):  # a full disk may show only now
+                writer.close()
 
     def _open(self, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
