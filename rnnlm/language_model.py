@@ -19,7 +19,7 @@ import numpy as np
 from rnnlm import inspection
 from rnnlm.arrays import F32, I32
 from rnnlm.data.text import Span, Vocabulary, tokens_of
-from rnnlm.inspection import Inspection, Matrices, Neighbours, Spectrum, Unit
+from rnnlm.inspection import Candidates, Inspection, Matrices, Neighbours, Spectrum, Unit
 from rnnlm.sampling import PromptError, Sampling
 
 MAX_SEED = 2**63 - 1
@@ -248,6 +248,23 @@ class LanguageModel(ABC):
         return inspection.inspect(
             self, self.vocabulary, ids, unknown=unknown, target=target, other=others, states=states
         )
+
+    def candidates(
+        self,
+        text: str,
+        *,
+        temperature: float | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        k: int = inspection.TOP,
+    ) -> Candidates:
+        """The k most probable words after `text`, and the probability with which each is drawn. The options are
+        those of `stream`.
+
+        Raises PromptError, InspectionError (too large, k out of range).
+        """
+        sampling = self._sampling(1, temperature, top_k, top_p)
+        return inspection.candidates(self, self.vocabulary, self.encode(text)[0], sampling, k)
 
     def spectrum(self, text: str | None = None) -> Spectrum:
         """The eigenvalues of Whh, and with a text those of diag(1 - h^2) Whh averaged over its tokens.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rnnlm.arrays import F32, F64
 from rnnlm.errors import UserError
 
 MAX_TOP_K = 2**31 - 1  # as rnn_sampling in csrc/rnnlib.h has it
@@ -68,6 +69,28 @@ class Sampling:
         for token in self.logit_bias:
             if not 0 <= token < vocab_size:
                 raise PromptError(f"logit_bias must name token ids from 0 to {vocab_size - 1}, got {token}")
+
+
+def distribution(logits: F32, sampling: Sampling, banned: int | None = None) -> F64:
+    """Return the probability with which each token is drawn from logits (V,): (V,) float64, which sums to 1.
+
+    banned: a token that is never drawn, such as <UNK>.   The penalties and logit_bias are not applied.
+    """
+    kept = logits.astype(np.float64)
+    if banned is not None:
+        kept[banned] = -np.inf
+    if sampling.temperature == 0.0:
+        return (np.arange(len(kept)) == kept.argmax()).astype(np.float64)
+    with np.errstate(over="ignore"):  # divided by the smallest temperatures, all but the largest become -inf
+        weights = np.exp((kept - kept.max()) / sampling.temperature)
+    order = np.argsort(-kept, kind="stable")  # of equal ones, the lowest ids first
+    count = min(sampling.top_k, len(kept)) or len(kept)
+    top_p = float(np.float32(sampling.top_p))
+    if top_p < 1.0:
+        cumulative = np.cumsum(weights[order[:count]])
+        count = int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1
+    weights[order[count:]] = 0.0
+    return weights / weights.sum()
 
 
 class Biases:

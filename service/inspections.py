@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rnnlm import inspection
 from rnnlm.data.text import Span
+from service import fields
 from service.schemas import Backend, ReadToken, WeightsName, WeightsUsed
 
 Eigenvalue = Annotated[tuple[float, float], Field(description="real and imaginary part")]
@@ -83,6 +84,34 @@ class InspectResponse(BaseModel):
     state: list[list[float]] | None = Field(description="(words, hidden units), if it was asked for")
 
 
+class CandidatesRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    text: str
+    backend: Backend = "c"
+    weights: WeightsName = None
+    temperature: fields.Temperature = None
+    top_k: fields.TopK = 0
+    top_p: fields.TopP = 1.0
+    k: int = Field(inspection.TOP, ge=1, le=inspection.MAX_WORDS, description="words in the reply")
+
+
+class Candidate(BaseModel):
+    id: int
+    word: str
+    probability: float = Field(description="under the model itself")
+    drawn: float = Field(description="with which it is drawn by the rule; 0 if that leaves it out, as always <UNK>")
+
+
+class CandidatesResponse(BaseModel):
+    """What may come after a text."""
+
+    backend: Backend
+    weights: WeightsUsed
+    candidates: list[Candidate] = Field(description="the most probable words, in order")
+    drawable: int = Field(description="how many words of the whole vocabulary can be drawn by the rule")
+
+
 class SpectrumResponse(BaseModel):
     weights: WeightsUsed
     recurrent: list[Eigenvalue] = Field(description="of Whh, the largest magnitude first")
@@ -148,6 +177,15 @@ def of_text(
 
 def _listed(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
+
+
+def of_candidates(made: inspection.Candidates, backend: Backend, weights: WeightsUsed) -> CandidatesResponse:
+    return CandidatesResponse(
+        backend=backend,
+        weights=weights,
+        candidates=[Candidate(**entry._asdict()) for entry in made.words],
+        drawable=made.drawable,
+    )
 
 
 def of_spectrum(made: inspection.Spectrum, weights: WeightsUsed) -> SpectrumResponse:

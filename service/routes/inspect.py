@@ -1,4 +1,5 @@
-"""POST /inspect, and GET /weights/{name}/spectrum, /units/{unit} and /neighbours: a look inside a model."""
+"""POST /inspect and /candidates, and GET /weights/{name}/spectrum, /units/{unit} and
+/neighbours: a look inside a model."""
 
 import asyncio
 import contextvars
@@ -39,6 +40,11 @@ def router(service: Service) -> APIRouter:
         text=(Annotated[text, PydanticField(examples=["The prime minister said"])], ...),
         other=(text | None, inspections.InspectRequest.model_fields["other"]),
     )
+    candidates_class = create_model(
+        "CandidatesRequest",
+        __base__=inspections.CandidatesRequest,
+        text=(Annotated[text, PydanticField(examples=["The prime minister said"])], ...),
+    )
     count = Annotated[int, Query(ge=1, le=MAX_WORDS, description="words in each list")]
     number = Annotated[Backend, Query(description="the back end that computes; both give the same numbers")]
 
@@ -78,6 +84,22 @@ def router(service: Service) -> APIRouter:
         def work(model: LanguageModel, weights: WeightsUsed) -> BaseModel:
             made = model.inspect(body.text, target=body.target, other=body.other, states=body.state)
             return inspections.of_text(made, model.read(body.text), body.backend, weights, len(model.matrices().bh))
+
+        return await ask(body.backend, body.weights, work)
+
+    @routes.post(
+        "/candidates",
+        summary="List the words that may come next",
+        response_model=inspections.CandidatesResponse,
+        responses=problems(401, *BODY, *MODEL),
+    )
+    async def candidates(body: Annotated[candidates_class, Body()]) -> Any:
+        """The most probable words after a text, each with its probability under the model and with that which
+        temperature, top-k and top-p make of it."""
+
+        def work(model: LanguageModel, weights: WeightsUsed) -> BaseModel:
+            rule = {"temperature": body.temperature, "top_k": body.top_k, "top_p": body.top_p}
+            return inspections.of_candidates(model.candidates(body.text, k=body.k, **rule), body.backend, weights)
 
         return await ask(body.backend, body.weights, work)
 

@@ -257,6 +257,7 @@ ROUTES = [  # method, path, body; the statuses with no token, the API token, the
     ("POST", "/generate/c", SHORT, (401, 200, 200)),
     ("POST", "/score", {"text": "waa wab"}, (401, 200, 200)),
     ("POST", "/inspect", {"text": "waa wab"}, (401, 200, 200)),
+    ("POST", "/candidates", {"text": "waa wab"}, (401, 200, 200)),
     ("GET", "/weights/demo/spectrum", None, (401, 200, 200)),
     ("GET", "/weights/demo/units/1", None, (401, 200, 200)),
     ("GET", "/weights/demo/neighbours?word=waa", None, (401, 200, 200)),

@@ -19,7 +19,7 @@ import torch_rnn
 from rnnlm import binding, checkpoint
 from rnnlm.binding import Decoder, Model, sampling_rows, set_biases
 from rnnlm.language_model import LanguageModel
-from rnnlm.sampling import BIAS, Biases, PromptError, Sampling
+from rnnlm.sampling import BIAS, Biases, PromptError, Sampling, distribution
 
 VOCAB = 700  # more than one block of the C library
 HALF = 0.5 - 2.0**-30
@@ -111,6 +111,24 @@ def test_both_back_ends_draw_the_same(case, u: float) -> None:
     cumulative = np.cumsum(weights) / weights.sum()
     if certain and np.abs(cumulative - u).min() > 1e-5:  # where rounding cannot decide
         assert draw_in_c(logits, sampling, u, banned, biases) == draw_in_torch(logits, sampling, u, banned, biases)
+
+
+@given(case=draws())
+def test_the_distribution_is_that_of_the_draws(case) -> None:
+    logits, sampling, banned, _ = case
+    weights, certain = kept_tokens(logits, sampling, banned, np.zeros(0, dtype=BIAS))
+    shown = distribution(logits, sampling, banned)
+    assert shown.sum() == pytest.approx(1.0) and (banned is None or shown[banned] == 0.0)
+    if certain:
+        assert np.allclose(shown, weights / weights.sum(), rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-300])
+def test_the_distribution_of_greedy_generation(temperature: float) -> None:
+    logits = np.array([0.5, 2.0, 3.0, 2.0], dtype=np.float32)
+    assert distribution(logits, Sampling(temperature=temperature), banned=2).tolist() == (
+        [0.0, 1.0, 0.0, 0.0] if temperature == 0.0 else [0.0, 0.5, 0.0, 0.5]
+    )
 
 
 @pytest.mark.parametrize("one", [draw_in_c, draw_in_torch])

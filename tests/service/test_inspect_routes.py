@@ -81,6 +81,44 @@ def test_a_spectrum(client: TestClient, model: rnn.RNN, backend: str) -> None:
     assert np.allclose(moduli, np.abs(made.effective), atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["c", "torch"])
+def test_candidates(client: TestClient, model: rnn.RNN, backend: str) -> None:
+    rule = {"temperature": 0.7, "top_k": 9, "top_p": 0.8}
+    told = client.post("/candidates", json={"text": TEXT, "backend": backend, "k": 12, **rule}).json()
+    made = model.candidates(TEXT, k=12, **rule)
+    assert (told["backend"], told["weights"]["name"], told["drawable"]) == (backend, "demo", made.drawable)
+    assert [entry["word"] for entry in told["candidates"]] == [word.word for word in made.words]
+    for name in ("probability", "drawn"):
+        assert [entry[name] for entry in told["candidates"]] == pytest.approx(
+            [getattr(word, name) for word in made.words], abs=1e-6
+        )
+
+
+def test_each_back_end_has_its_own_temperature(client: TestClient) -> None:
+    drawable = [
+        client.post("/candidates", json={"text": TEXT, "backend": backend}).json()["drawable"]
+        for backend in ("c", "torch")
+    ]
+    assert drawable[0] > 1 and drawable[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"text": ""}, "text"),
+        ({"text": "nonsense"}, "vocabulary"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"k": 101}, "k"),
+        ({"seed": 1}, "seed"),
+    ],
+)
+def test_candidates_that_cannot_be_listed(client: TestClient, change: dict, words: str) -> None:
+    reply = client.post("/candidates", json={"text": TEXT, **change})
+    assert reply.status_code == 422 and words in reply.text
+
+
 def test_units_and_neighbours(client: TestClient, model: rnn.RNN) -> None:
     told = client.get("/weights/demo/units/3", params={"k": 4}).json()
     made = model.unit(3, 4)
@@ -133,7 +171,8 @@ def test_what_is_not_there(client: TestClient, path: str, status: int, words: st
 
 def test_a_token_is_asked_for(folder: Path) -> None:
     with serving(folder, api_token="user-secret") as client:
-        assert client.post("/inspect", json={"text": "waa"}).status_code == 401
+        for path in ("/inspect", "/candidates"):
+            assert client.post(path, json={"text": "waa"}).status_code == 401
         for path in ("spectrum", "units/0", "neighbours?word=waa"):
             assert client.get(f"/weights/demo/{path}").status_code == 401
         granted = {"authorization": "Bearer user-secret"}
