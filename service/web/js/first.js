@@ -9,7 +9,7 @@
         page: "access address api dom errors format inspector notice scale sse store theme",
         generate: "backends clipboard curl fields generate output words",
         score: "backends clipboard curl fields output score words",
-        inside: "backends fields inside inside-memory inside-state inside-weights inside-why inside-words",
+        inside: "backends correlation fields inside inside-heat inside-memory inside-state inside-weights inside-why inside-words",
         weights: "backends chart confirm fields history upload weights",
     };
 
