@@ -18,7 +18,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, byref, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from rnnlm.arrays import F32, I32
 from rnnlm.checkpoint import Weights
 from rnnlm.errors import Failure, UserError
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
-from rnnlm.sampling import BIAS
+from rnnlm.sampling import BIAS, Sampling
 
 ABI_VERSION = 3  # RNN_ABI_VERSION of rnnlib.h
 PRECISIONS = {"float32": 0, "bfloat16": 1, "int8": 2}  # RNN_PRECISION_*
@@ -96,22 +96,35 @@ SAMPLING = np.dtype(  # rnn_sampling; `biases` is an address
 )
 
 
-def _or_null(pointer: Any) -> Any:
-    """Return a type like `pointer`, an ndpointer type, that also accepts None and passes NULL."""
+def _pointer(dtype: Any, *, written: bool = False, optional: bool = False) -> Any:
+    """Return the type of an argument: the address of a C-contiguous array of `dtype`.
 
-    class OrNull(pointer):
+    written: C writes to the array, so it must be writeable.   optional: None is accepted and passes NULL.
+    """
+    checked = ndpointer(dtype, flags=("C_CONTIGUOUS", "WRITEABLE") if written else "C_CONTIGUOUS")
+    dtype = np.dtype(dtype)
+
+    class Pointer(checked):
         @classmethod
-        def from_param(cls, value: Any) -> Any:
-            return None if value is None else pointer.from_param(value)
+        def from_param(cls, array: Any) -> Any:
+            if array is None and optional:
+                return None
+            if type(array) is np.ndarray and array.dtype is dtype:
+                try:  # a fifth of ndpointer's time; for the six arrays of a step, that was a tenth of a token's
+                    return byref(c_char.from_buffer(array))
+                except (TypeError, ValueError):  # read-only, not contiguous, or empty
+                    pass
+            return super().from_param(array)
 
-    return OrNull
+    return Pointer
 
 
-_F32 = ndpointer(np.float32, flags="C_CONTIGUOUS")
-_I32 = ndpointer(np.int32, flags="C_CONTIGUOUS")
-_SAMPLING = ndpointer(SAMPLING, flags="C_CONTIGUOUS")
-_F32_OUT = ndpointer(np.float32, flags=("C_CONTIGUOUS", "WRITEABLE"))  # without WRITEABLE, C may write into a
-_I32_OUT = ndpointer(np.int32, flags=("C_CONTIGUOUS", "WRITEABLE"))  # read-only array
+_F32 = _pointer(np.float32)
+_I32 = _pointer(np.int32)
+_SAMPLING = _pointer(SAMPLING)
+_F32_OUT = _pointer(np.float32, written=True)
+_I32_OUT = _pointer(np.int32, written=True)
+_F32_OR_NULL = _pointer(np.float32, written=True, optional=True)
 
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib.h
     "rnn_abi_version": ([], c_int32),
@@ -130,7 +143,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib
         c_int32,
     ),
     "rnn_grad_norm": ([_F32, c_int64, c_int32, POINTER(c_double)], c_int32),
-    "rnn_sgd_update": ([_F32_OUT, _F32, _or_null(_F32_OUT), c_int64, c_float, c_float, c_float, c_int32], c_int32),
+    "rnn_sgd_update": ([_F32_OUT, _F32, _F32_OR_NULL, c_int64, c_float, c_float, c_float, c_int32], c_int32),
     "rnn_adamw_update": (
         [_F32_OUT, _F32, _F32_OUT, _F32_OUT, c_int64, c_float, POINTER(AdamWOptions), c_int32],
         c_int32,
@@ -145,7 +158,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib
     "rnn_sample": ([c_void_p, _F32, _SAMPLING, POINTER(c_int32), POINTER(c_float)], c_int32),
     "rnn_prefill": ([c_void_p, _I32, c_int32, _F32_OUT], c_int32),
     "rnn_decode": (
-        [c_void_p, c_int32, _I32, _SAMPLING, _F32_OUT, _I32_OUT, _or_null(_F32_OUT), _or_null(_F32_OUT)],
+        [c_void_p, c_int32, _I32, _SAMPLING, _F32_OUT, _I32_OUT, _F32_OR_NULL, _F32_OR_NULL],
         c_int32,
     ),
     "rnn_logits": ([c_void_p, c_int32, _F32, _F32_OUT], c_int32),
@@ -406,6 +419,15 @@ def sampling_rows(
     rows["temperature"], rows["top_k"], rows["top_p"] = temperature, top_k, top_p
     rows["banned"] = -1 if banned is None else banned
     return rows
+
+
+def sampling_row(u: float, way: Sampling, banned: int | None, biases: npt.NDArray[Any]) -> tuple[Any, ...]:
+    """Return one element of an array of dtype SAMPLING.   u: draws the token.   banned: a token never drawn.
+
+    biases: (n,) of dtype BIAS; the caller keeps them while the array is used.
+    """
+    address = _address(biases, BIAS) if biases.size else 0
+    return u, way.temperature, way.top_k, -1 if banned is None else banned, way.top_p, address, biases.size, 0
 
 
 def set_biases(row: npt.NDArray[Any], biases: npt.NDArray[Any]) -> None:

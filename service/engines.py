@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rnnlm.arrays import F32
-from rnnlm.binding import Decoder, sampling_rows, set_biases
+from rnnlm.binding import SAMPLING, Decoder, sampling_row
 from rnnlm.language_model import LanguageModel
 from rnnlm.sampling import Biases, Sampling
 
@@ -88,16 +88,8 @@ class CEngine(Engine):
     def step(self, feeds: Sequence[Feed], states: Sequence[F32]) -> tuple[list[Step], Sequence[F32]]:
         n = len(feeds)
         tokens = np.array([feed.token for feed in feeds], dtype=np.int32)
-        sampling = sampling_rows(n, banned=self.model.vocabulary.unk)
-        ways = [feed.sampling if feed.target is None else GREEDY for feed in feeds]  # a target is not drawn
-        sampling["u"] = [feed.u for feed in feeds]
-        sampling["temperature"] = [way.temperature for way in ways]
-        sampling["top_k"] = [way.top_k for way in ways]
-        sampling["top_p"] = [way.top_p for way in ways]
-        for i, feed in enumerate(feeds):
-            if feed.biases.rows.size:
-                set_biases(sampling[i : i + 1], feed.biases.rows)
-        rows = np.stack(states)
+        sampling = np.array([self._sampling(feed) for feed in feeds], dtype=SAMPLING)
+        rows = np.array(states, dtype=np.float32)
         drawn = np.empty(n, dtype=np.int32)
         logprobs = np.empty(n, dtype=np.float32)
         asks = any(feed.top or feed.target is not None for feed in feeds)
@@ -107,6 +99,10 @@ class CEngine(Engine):
         if logits is not None:
             steps = [_look_up(feed, step, row) for feed, step, row in zip(feeds, steps, logits, strict=True)]
         return steps, rows
+
+    def _sampling(self, feed: Feed) -> tuple[Any, ...]:
+        way = feed.sampling if feed.target is None else GREEDY  # a target is not drawn
+        return sampling_row(feed.u, way, self.model.vocabulary.unk, feed.biases.rows)
 
 
 def _look_up(feed: Feed, step: Step, logits: F32) -> Step:

@@ -48,7 +48,7 @@ class Request:
     scored: report the log-probabilities of the prompt's own tokens, too.   stream: wake the reader for new tokens, not
     only at the end.   spaced: a text begins with what separates it from its prompt.   stop_in_text: look for a stop
     phrase that the model cannot generate in the text as written, instead of refusing it.
-    created_at: on the clock of time.monotonic.   seconds: the time limit, from then on.
+    created_at: on the clock of time.monotonic.   seconds: the time limit, from then on.   deadline: when it is over.
     """
 
     backend: str
@@ -73,10 +73,11 @@ class Request:
     stop_in_text: bool = False
 
     def __post_init__(self) -> None:
-        self.entry: Entry  # this and the next three are set by Generator.start
+        self.entry: Entry  # this and the next four are set by Generator.start
         self.prompts: Sequence[Prompt] = ()
         self.sequences: tuple[TokenSequence, ...] = ()
         self.seconds = 0.0
+        self.deadline = 0.0
         self.error: ServiceError | None = None
         self.cancelled = False
         self.created_at = time.monotonic()
@@ -100,6 +101,7 @@ class Request:
         """Set the sequences, before the scheduler gets them."""
         self.sequences = tuple(sequences)
         self.seconds = seconds
+        self.deadline = self.created_at + seconds
         self._shown = [0] * len(self.sequences)
 
     # ---- Waiting ----------------------------------------------------------------------------------------------------

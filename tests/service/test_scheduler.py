@@ -300,11 +300,11 @@ def test_closing_from_another_thread_wakes_who_waits() -> None:
     with_scheduler(test)
 
 
-@pytest.mark.parametrize(("count", "most", "least"), [(1, 20, 20), (4, 12, 8)])
-def test_one_stream_is_told_of_each_token_and_many_of_several_at_once(
-    monkeypatch: pytest.MonkeyPatch, count: int, most: int, least: int
+@pytest.mark.parametrize(("count", "seconds", "least", "most"), [(1, 0.0, 20, 20), (1, 1e6, 2, 2), (4, 1e6, 8, 12)])
+def test_a_stream_is_told_of_the_first_token_at_once_and_of_the_others_at_intervals(
+    monkeypatch: pytest.MonkeyPatch, count: int, seconds: float, least: int, most: int
 ) -> None:
-    monkeypatch.setattr("service.scheduler.SECONDS_PER_EVENT", 1000.0)
+    monkeypatch.setattr("service.scheduler.SECONDS_PER_EVENT", seconds)
 
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         told: list[Request] = []
@@ -335,7 +335,9 @@ def test_a_long_prompt_goes_in_by_parts() -> None:
     with_scheduler(test)
 
 
-def test_a_stop_phrase_is_cut_off_and_its_start_held_back() -> None:
+def test_a_stop_phrase_is_cut_off_and_its_start_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.scheduler.SECONDS_PER_EVENT", 0.0)  # each token is shown before the next is made
+
     async def test(scheduler: Scheduler, metrics: Metrics) -> None:
         gate = threading.Semaphore(0)
         request = request_of(
