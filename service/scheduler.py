@@ -22,9 +22,9 @@ from service.sequences import TokenSequence
 
 log = logging.getLogger(__name__)
 
-# Waking a reader and sending takes some 60 microseconds: a third of the time of a token, and in a batch longer than one.
-# So with n streams, each is woken at most once in n + 1 of these intervals, for all tokens since: a single stream once a
-# millisecond, 32 streams once in 16. The first token of a sequence and its end are sent at once.
+# Waking a reader and sending takes 60 microseconds: a third of a token's time, and in a batch more than all of it. So
+# with n streams, each is woken at most once in n + 1 of these intervals, for all tokens since then: a single stream
+# once in a millisecond, 32 streams once in 16. The first token of a sequence, and its end, are sent at once.
 SECONDS_PER_EVENT = 0.0005
 
 
