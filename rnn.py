@@ -20,12 +20,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from rnnlm import checkpoint, command_line
-from rnnlm.arrays import F32, I32
+from rnnlm.arguments import check_type
+from rnnlm.arrays import F32, I32, float_array
 from rnnlm.binding import (
     PRECISIONS,
     Decoder,
@@ -64,6 +65,11 @@ class RNN(LanguageModel):
         threads: int = 1,
         vocabulary: Vocabulary | None = None,
     ) -> None:
+        check_type("source", source, Checkpoint, "RNN.load(path) reads a weights file")
+        check_type("precision", precision, str)
+        check_type("threads", threads, int)
+        if vocabulary is not None:
+            check_type("vocabulary", vocabulary, Vocabulary)
         self.vocabulary = vocabulary or Vocabulary(source.vocabulary, source.tokenizer)
         self.threads = threads
         self.model = Model(source.weights, precision=precision, threads=threads)
@@ -73,17 +79,31 @@ class RNN(LanguageModel):
         """Load the model of a weights file. Raises CheckpointError (missing, damaged), RNNNonFiniteError."""
         return cls(checkpoint.load(path), precision=precision, threads=threads)
 
+    def __repr__(self) -> str:
+        model = self.model
+        sizes = f"V={model.vocab:,}, E={model.embed:,}, H={model.hidden:,}"
+        return f"{type(self).__name__}({sizes}, precision={model.precision!r}, threads={self.threads})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle has: the weights, from which `__setstate__` prepares a model of its own."""
+        return self.__dict__ | {"model": (self.model.weights, self.model.precision)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        weights, precision = state["model"]
+        self.__dict__.update(state, model=Model(weights, precision=precision, threads=state["threads"]))
+
     def open_sequence(self, prefix: list[int], sampling: Sampling) -> OpenSequence:
         return _Sequence(Decoder(self.model, threads=self.threads), prefix, sampling, self.vocabulary.unk)
 
     def log_probabilities(self, ids: I32) -> F32:
-        return Decoder(self.model, max_sequences=16, threads=self.threads).score(ids)
+        return Decoder(self.model, max_sequences=16, threads=self.threads).score(self.token_ids(ids))
 
     def hidden_states(self, ids: Sequence[int], state: F32 | None = None) -> F32:
-        return Decoder(self.model, threads=self.threads).hidden_states(ids, state)
+        state = None if state is None else float_array("state", state)
+        return Decoder(self.model, threads=self.threads).hidden_states(self.token_ids(ids), state)
 
     def logits(self, states: F32) -> F32:
-        return Decoder(self.model, threads=self.threads).logits(states)
+        return Decoder(self.model, threads=self.threads).logits(float_array("states", states))
 
     def matrices(self) -> Matrices:
         weights = self.model.weights

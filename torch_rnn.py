@@ -34,13 +34,16 @@ import torch
 from torch import nn
 
 from rnnlm import checkpoint, command_line
-from rnnlm.arrays import F32, I32
+from rnnlm.arguments import check_type
+from rnnlm.arrays import F32, I32, float_array
 from rnnlm.checkpoint import Weights
 from rnnlm.data.text import Vocabulary
 from rnnlm.inspection import Matrices
 from rnnlm.language_model import EVALUATION_STEPS, LanguageModel, OpenSequence
 from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.sampling import Biases, Sampling
+
+openmp.survive_fork(torch._C.__file__)
 
 if TYPE_CHECKING:
     from rnnlm.training.trainer import Trainer
@@ -69,7 +72,9 @@ class RNN(nn.Module, LanguageModel):
 
     def __init__(self, weights: Weights, vocabulary: Vocabulary | None = None) -> None:
         super().__init__()
+        check_type("weights", weights, Weights, "RNN.load(path) reads a weights file")
         if vocabulary is not None:
+            check_type("vocabulary", vocabulary, Vocabulary)
             self.vocabulary = vocabulary
         # From a tensor, because nn.Embedding would draw random numbers in vain. On the device "meta" that would make
         # torch import its compiler, which costs a second, 70 MB, and needs a folder that can be written to.
@@ -100,6 +105,11 @@ class RNN(nn.Module, LanguageModel):
         model._put("rnn.bias_hh_l0", torch.zeros(weights.hidden_size))
         return model.eval()
 
+    def extra_repr(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        V, E = self.embedding.weight.shape
+        return f"V={V:,}, E={E:,}, H={self.rnn.hidden_size:,}, precision={dtype!r}"
+
     def _put(self, path: str, tensor: torch.Tensor) -> None:
         owner, _, name = path.rpartition(".")
         setattr(self.get_submodule(owner), name, nn.Parameter(tensor, requires_grad=False))
@@ -122,7 +132,7 @@ class RNN(nn.Module, LanguageModel):
         embeddings: (V, E), used instead of a copy if given; they are frozen, so the caller may still have them.
         """
         given = {} if embeddings is None else {"embeddings": embeddings}
-        layout = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
+        layout = {"device": "cpu", "dtype": torch.float32, "copy": True, "memory_format": torch.contiguous_format}
         copies = {
             name: (tensor.T if transposed else tensor).detach().to(**layout).numpy()
             for name, (tensor, transposed) in self._matrices().items()
@@ -142,29 +152,39 @@ class RNN(nn.Module, LanguageModel):
         if regularization.candidates is None:
             return self.output(states), hidden
         ids = torch.tensor(regularization.candidates.ids, dtype=torch.long, device=self.device)
-        correction = torch.tensor(regularization.candidates.correction, device=self.device)
+        correction = self.tensor(regularization.candidates.correction)
         return nn.functional.linear(states, self.output.weight[ids], self.output.bias[ids] + correction), hidden
 
     def masked(self, values: torch.Tensor, mask: F32 | None) -> torch.Tensor:
         """Return `values` (T, B, N) times a dropout mask (B, N), if there is one."""
-        return values if mask is None else values * torch.tensor(mask, device=self.device)
+        return values if mask is None else values * self.tensor(mask)
 
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""
         return self.output.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameters: float32, unless the module was turned into another (`.double()`)."""
+        return self.output.weight.dtype
+
+    def tensor(self, array: F32) -> torch.Tensor:
+        """Copy an array to the device and the type of the parameters."""
+        return torch.tensor(array, device=self.device, dtype=self.dtype)
+
     def zero_state(self, batch: int = 1) -> torch.Tensor:
         """Return the hidden state (1, B, H) before the first token."""
-        return torch.zeros(1, batch, self.rnn.hidden_size, device=self.device)
+        return torch.zeros(1, batch, self.rnn.hidden_size, device=self.device, dtype=self.dtype)
 
     def open_sequence(self, prefix: list[int], sampling: Sampling) -> OpenSequence:
         return _Sequence(self, prefix, sampling)
 
     @torch.inference_mode()
     def log_probabilities(self, ids: I32) -> F32:
-        losses = [nn.functional.cross_entropy(logits, y, reduction="none") for logits, y in self.predictions(ids)]
-        return -torch.cat(losses).cpu().numpy()
+        parts = self.predictions(self.token_ids(ids))
+        losses = [nn.functional.cross_entropy(logits, y, reduction="none") for logits, y in parts]
+        return -_float32(torch.cat(losses))
 
     def predictions(self, ids: I32) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield logits (T, V) with the tokens that they predict (T,), along the text `ids` (N,).
@@ -179,17 +199,22 @@ class RNN(nn.Module, LanguageModel):
 
     @torch.inference_mode()
     def hidden_states(self, ids: Sequence[int], state: F32 | None = None) -> F32:
-        before = self.zero_state() if state is None else torch.tensor(state, device=self.device).view(1, 1, -1)
-        x = torch.tensor(ids, dtype=torch.long, device=self.device).unsqueeze(1)
-        return self.rnn(self.embedding(x), before)[0].squeeze(1).cpu().numpy()
+        before = self.zero_state() if state is None else self.tensor(float_array("state", state)).view(1, 1, -1)
+        x = torch.tensor(self.token_ids(ids), dtype=torch.long, device=self.device).unsqueeze(1)
+        return _float32(self.rnn(self.embedding(x), before)[0].squeeze(1))
 
     def matrices(self) -> Matrices:
         views = {name: tensor.T if transposed else tensor for name, (tensor, transposed) in self._matrices().items()}
-        return Matrices(**{name: view.detach().cpu().numpy() for name, view in views.items()})
+        return Matrices(**{name: _float32(view) for name, view in views.items()})
 
     @torch.inference_mode()
     def logits(self, states: F32) -> F32:
-        return self.output(torch.tensor(states, device=self.device)).cpu().numpy()
+        return _float32(self.output(self.tensor(float_array("states", states))))
+
+
+def _float32(tensor: torch.Tensor) -> F32:
+    """Return a tensor as an array: a view, if it is in the processor's memory and of that type."""
+    return tensor.detach().to("cpu", torch.float32).numpy()
 
 
 class _Sequence(OpenSequence):

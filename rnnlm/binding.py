@@ -216,6 +216,7 @@ def library() -> ctypes.CDLL:
             f"RNN_ISA={wish} is not available: it must be amx, avx512bf16, avx512, avx2, baseline or reference, and "
             f"supported by this processor; unset it to use the best"
         )
+    openmp.survive_fork(path)
     return lib
 
 
@@ -231,11 +232,11 @@ def _check(status: int, context: str) -> None:
         raise _EXCEPTIONS.get(status, RNNInputError)(status, f"{context}: {message}")
 
 
-def _handle(create: str, destroy: str, owner: object, *arguments: Any, context: str) -> c_void_p:
-    """Create a handle of the library that is destroyed together with its Python `owner`."""
+def _handle(create: str, destroy: str, *arguments: Any, context: str) -> c_void_p:
+    """Create a handle of the library. The object behind it is destroyed when nothing refers to the handle any more."""
     handle = c_void_p()
     _check(getattr(library(), create)(*arguments, byref(handle)), context)
-    weakref.finalize(owner, getattr(library(), destroy), handle)
+    weakref.finalize(handle, getattr(library(), destroy), handle.value)
     return handle
 
 
@@ -282,7 +283,7 @@ class Workspace:
         self.vocab, self.embed, self.hidden, self.max_steps = vocab, embed, hidden, max_steps
         self.param_count = param_count(vocab, embed, hidden)
         self._handle = _handle(
-            *("rnn_work_create", "rnn_work_destroy", self, byref(Dims(vocab, embed, hidden))),
+            *("rnn_work_create", "rnn_work_destroy", byref(Dims(vocab, embed, hidden))),
             *(max_steps, max_batch, max_candidates, PRECISIONS[precision], threads),
             context=f"V={vocab}, E={embed}, H={hidden}, steps={max_steps}, batch={max_batch}, "
             f"candidates={max_candidates}, threads={threads}, {precision}",
@@ -402,9 +403,9 @@ class Model:
         if precision not in PRECISIONS:
             raise RNNInputError(-6, f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.vocab, self.embed, self.hidden = weights.vocab_size, weights.embed_size, weights.hidden_size
-        self.weights = weights  # the library keeps pointers into Why and by
+        self.weights, self.precision = weights, precision  # the library keeps pointers into Why and by
         self._handle = _handle(
-            *("rnn_model_create", "rnn_model_destroy", self, byref(Dims(self.vocab, self.embed, self.hidden))),
+            *("rnn_model_create", "rnn_model_destroy", byref(Dims(self.vocab, self.embed, self.hidden))),
             *(weights.embeddings, weights.Wxh, weights.Whh, weights.bh, weights.Why, weights.by),
             *(PRECISIONS[precision], threads),
             context=f"model of V={self.vocab}, E={self.embed}, H={self.hidden} in {precision}",
@@ -442,7 +443,7 @@ class Decoder:
         self.model = model  # the library's decoder points into its model
         self.max_sequences = max_sequences
         self._handle = _handle(
-            *("rnn_decoder_create", "rnn_decoder_destroy", self, model._handle, max_sequences, threads),
+            *("rnn_decoder_create", "rnn_decoder_destroy", model._handle, max_sequences, threads),
             context=f"decoder for {max_sequences} sequences on {threads} threads",
         )
 
@@ -513,8 +514,7 @@ class Decoder:
 def guard(mapping: np.memmap) -> Callable[[], bool]:
     """Make pages of `mapping` that its file loses read as zeros; without this, reading one ends the process.
 
-    Returns a function that tells whether any were lost. It does not keep the mapping alive.
-    Raises RNNLibraryError, RNNError.
+    Returns a function that tells whether any were lost, and keeps no mapping alive. Raises RNNLibraryError, RNNError.
     """
     lib, address = library(), mapping.ctypes.data
     _check(lib.rnn_guard_add(address, mapping.nbytes), f"guard of a mapping of {mapping.nbytes:,} bytes")

@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from rnnlm import container
+from rnnlm.arguments import check_type
 from rnnlm.arrays import F32, MAX_EMBED, MAX_HIDDEN, MAX_VOCAB
 from rnnlm.container import CheckpointError, Kind, MappedFile, OtherVersion
 from rnnlm.data.text import EOS, TOKENIZERS
@@ -62,7 +63,8 @@ class VocabularyError(Invalid, UserError):
 class Weights:
     """The parameters of a model with V words, embedding size E and H hidden units, all float32 and C-contiguous.
 
-    The arrays may be read-only views of a file. Raises ValueError for a wrong type, shape or size.
+    The arrays may be read-only views of a file. Raises TypeError for what is no array, ValueError for a wrong dtype,
+    shape or size.
     """
 
     embeddings: F32  # (V, E), frozen in training
@@ -75,9 +77,10 @@ class Weights:
     def __post_init__(self) -> None:
         for field in fields(self):
             array = getattr(self, field.name)
-            if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-                kind = getattr(array, "dtype", type(array).__name__)
-                raise Invalid(f"{field.name} must be an array of float32, not {kind}")
+            if not isinstance(array, np.ndarray):
+                raise TypeError(f"{field.name} must be an array of float32, not {type(array).__name__}")
+            if array.dtype != np.float32:
+                raise Invalid(f"{field.name} must be an array of float32, not {array.dtype}")
             if not (array.flags.c_contiguous and array.flags.aligned):
                 raise Invalid(f"{field.name} must be C-contiguous and aligned")
         if self.embeddings.ndim != 2 or self.bh.ndim != 1:
@@ -157,6 +160,7 @@ class Checkpoint:
     mapping: MappedFile | None = None
 
     def __post_init__(self) -> None:
+        check_type("weights", self.weights, Weights)
         check_vocabulary(self.vocabulary)
         if len(self.vocabulary) != self.weights.vocab_size:
             raise Invalid(f"{len(self.vocabulary):,} words, but embeddings for {self.weights.vocab_size:,}")
@@ -168,6 +172,10 @@ class Checkpoint:
             raise Invalid("config must be a JSON object")
         if not isinstance(self.history, list) or not all(isinstance(entry, dict) for entry in self.history):
             raise Invalid("history must be a JSON list of objects")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle has. The mapping, with its descriptor, stays in this process."""
+        return self.__dict__ | {"mapping": None}
 
 
 def check_vocabulary(words: Sequence[str]) -> None:
@@ -213,6 +221,8 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     (Windows does not replace a file that is mapped: see `copy` of load.)
     Raises SaveError, also for weights that are not finite; ValueError if config or history is not JSON.
     """
+    check_type("path", path, os.PathLike)
+    check_type("checkpoint", checkpoint, Checkpoint)
     weights = checkpoint.weights
     found = _non_finite(weights)
     if found:
@@ -238,6 +248,7 @@ def load(path: str | os.PathLike[str], *, copy: bool = False) -> Checkpoint:
     under the same name.
     Raises CheckpointError.
     """
+    check_type("path", path, os.PathLike)
     with container.opened(path, _WEIGHTS) as file:
         names = {field.name for field in fields(Weights)}
         expected = names | {"vocabulary"}

@@ -30,9 +30,9 @@ def main(
     temperature: the default.   precisions: the choices of --precision.
     """
     terminal.prepare()
-    options = _parse(program, arguments, temperature, precisions)
     name = program.split()[0]
     try:
+        options = _parse(program, arguments, temperature, precisions)
         if options.prompt is None or options.prompt == "-":
             options.prompt = _prompt_from_standard_input()
         model = load(options)

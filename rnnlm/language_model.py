@@ -12,11 +12,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from rnnlm import inspection
+from rnnlm.arguments import check_type
 from rnnlm.arrays import F32, I32
 from rnnlm.data.text import Span, Vocabulary, tokens_of
 from rnnlm.inspection import Candidates, Inspection, Matrices, Neighbours, Spectrum, Unit
@@ -121,6 +121,16 @@ class LanguageModel(ABC):
     def matrices(self) -> Matrices:
         """The weights, without a copy."""
 
+    def token_ids(self, ids: Sequence[int] | I32) -> I32:
+        """Return token ids (N,) as an array. Raises TypeError, PromptError (an id outside the vocabulary)."""
+        array = np.asarray(ids)
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+            raise TypeError("ids must be a row of integers, the ids of tokens")
+        if array.size and not 0 <= array.min() <= array.max() < len(self.vocabulary):
+            bad = next(int(token) for token in array if not 0 <= token < len(self.vocabulary))
+            raise PromptError(f"token ids are from 0 to {len(self.vocabulary) - 1}, got {bad}")
+        return array.astype(np.int32)
+
     def encode(self, text: str) -> tuple[list[int], tuple[str, ...]]:
         """Return the ids of a prompt, with <EOS> in front, and its words that the vocabulary lacks.
 
@@ -133,6 +143,7 @@ class LanguageModel(ABC):
 
     def read(self, text: str) -> list[Span]:
         """Return everything in a prompt, in order; the model reads those spans that have an id. Raises as `encode`."""
+        check_type("the text", text, str)
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -167,17 +178,35 @@ class LanguageModel(ABC):
         top_k, top_p, presence_penalty, frequency_penalty, logit_bias: the fields of `Sampling`.
         seed: the same seed, prompt and weights give the same tokens; None draws a seed.
         ignore_eos: continue after the end of a sentence until max_tokens.
-        Raises PromptError from the call itself, before the first token.
+        Raises PromptError, and TypeError for an argument of the wrong type, from the call itself.
         """
         sampling = self._sampling(
-            max_tokens, temperature, top_k, top_p, presence_penalty, frequency_penalty, logit_bias or {}
+            max_tokens, temperature, top_k, top_p, presence_penalty, frequency_penalty, logit_bias
         )
+        check_type("ignore_eos", ignore_eos, bool)
         return self._tokens(self.encode(prompt)[0], max_tokens, sampling, check_seed(seed), ignore_eos)
 
-    def _sampling(self, max_tokens: int, temperature: float | None, *others: Any) -> Sampling:
+    def _sampling(
+        self,
+        max_tokens: int,
+        temperature: float | None,
+        top_k: int,
+        top_p: float,
+        presence_penalty: float,
+        frequency_penalty: float,
+        logit_bias: Mapping[int, float] | None,
+    ) -> Sampling:
+        check_type("max_tokens", max_tokens, int)
         if max_tokens < 1:
             raise PromptError(f"max_tokens must be 1 or more, got {max_tokens}")
-        sampling = Sampling(self.default_temperature if temperature is None else temperature, *others)
+        sampling = Sampling(
+            self.default_temperature if temperature is None else temperature,
+            top_k,
+            top_p,
+            presence_penalty,
+            frequency_penalty,
+            {} if logit_bias is None else logit_bias,
+        )
         sampling.check_vocabulary(len(self.vocabulary))
         return sampling
 
@@ -209,8 +238,9 @@ class LanguageModel(ABC):
     ) -> Generation:
         """Continue `prompt`. The options are those of `stream`."""
         sampling = self._sampling(
-            max_tokens, temperature, top_k, top_p, presence_penalty, frequency_penalty, logit_bias or {}
+            max_tokens, temperature, top_k, top_p, presence_penalty, frequency_penalty, logit_bias
         )
+        check_type("ignore_eos", ignore_eos, bool)
         ids, unknown = self.encode(prompt)
         seed = check_seed(seed)
         tokens = tuple(self._tokens(ids, max_tokens, sampling, seed, ignore_eos))
@@ -245,6 +275,9 @@ class LanguageModel(ABC):
         """
         ids, unknown = self.encode(text)
         others = None if other is None else self.encode(other)[0]
+        if target is not None:
+            check_type("target", target, int)
+        check_type("states", states, bool)
         return inspection.inspect(
             self, self.vocabulary, ids, unknown=unknown, target=target, other=others, states=states
         )
@@ -283,9 +316,10 @@ class LanguageModel(ABC):
 
 
 def check_seed(seed: int | None) -> int:
-    """Return `seed`, or a fresh one for None. Raises PromptError if it is out of range."""
+    """Return `seed`, or a fresh one for None. Raises TypeError, PromptError (out of range)."""
     if seed is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
+    check_type("seed", seed, int)
     if not 0 <= seed <= MAX_SEED:
         raise PromptError(f"seed must be from 0 to {MAX_SEED}, got {seed}")
-    return seed
+    return int(seed)

@@ -1,6 +1,13 @@
-"""How many threads OpenMP uses, and how they wait for each other, in both back ends."""
+"""OpenMP's threads, in both back ends: how many, how they wait for each other, and what a fork does to them."""
 
+import contextlib
+import ctypes
 import os
+
+from rnnlm.errors import UserError
+from rnnlm.strict_json import show
+
+_PAUSE_HARD = 2  # omp_pause_hard of omp.h
 
 
 def wait_briefly() -> None:
@@ -19,7 +26,32 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_asked() -> int | None:
+    """Return how many threads OMP_NUM_THREADS asks for; None if it is not set. Raises UserError.
+
+    Of a list, one number for each level of nesting, the first counts.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if not text:
+        return None
+    first = text.split(",")[0].strip()
+    if not (first.isascii() and first.isdigit() and int(first) >= 1):
+        raise UserError(f"OMP_NUM_THREADS must be a number of threads, 1 or more, got {show(text)}: change or unset it")
+    return int(first)
+
+
 def default_threads() -> int:
-    """Return how many threads to use if nobody says: OMP_NUM_THREADS, or one for each processor."""
-    wish = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list has a number for each level
-    return int(wish) if wish.isdecimal() and int(wish) > 0 else processors()
+    """Return how many threads to use if nobody says: OMP_NUM_THREADS, or one for each processor. Raises UserError."""
+    return threads_asked() or processors()
+
+
+def survive_fork(path: str | os.PathLike[str]) -> None:
+    """Let a process that forks use several threads on both sides. path: a library that uses OpenMP, loaded already.
+
+    OpenMP keeps the threads of the last call for the next one. A child of fork() has none of them, and would wait for
+    them for ever. So they are ended before each fork, and started again when they are needed.
+    """
+    if hasattr(os, "register_at_fork"):
+        with contextlib.suppress(AttributeError):  # built without OpenMP
+            pause = ctypes.CDLL(os.fspath(path)).omp_pause_resource_all
+            os.register_at_fork(before=lambda: pause(_PAUSE_HARD))

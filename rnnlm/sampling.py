@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rnnlm.arguments import check_type
 from rnnlm.arrays import F32, F64
 from rnnlm.errors import UserError
 
@@ -48,6 +49,13 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty"):
+            check_type(name, getattr(self, name), float)
+        check_type("top_k", self.top_k, int)
+        check_type("logit_bias", self.logit_bias, Mapping)
+        for token, value in self.logit_bias.items():
+            check_type("a token id of logit_bias", token, int)
+            check_type(f"the logit_bias of token {token}", value, float)
         if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= MAX_TEMPERATURE):
             raise PromptError(f"temperature must be from 0 to {MAX_TEMPERATURE:g}, got {self.temperature}")
         if not 0 <= self.top_k <= MAX_TOP_K:

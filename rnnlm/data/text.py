@@ -13,8 +13,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from types import MappingProxyType
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
+from rnnlm.arguments import check_type
 from rnnlm.data import tokenizers
 from rnnlm.data.tokenizers import DROPPED, EOS, TOKENIZERS, Piece, of_prompts
 from rnnlm.errors import UserError
@@ -79,6 +80,7 @@ class TokenStream(Generic[T]):
 
     def feed(self, piece: str) -> list[T]:
         """Return the tokens of the next piece: words, and `<EOS>` after each sentence that ends in it."""
+        check_type("a piece of text", piece, str)
         if self._normalizes and not unicodedata.is_normalized("NFC", piece):
             piece = unicodedata.normalize("NFC", piece)
         tokens: list[T] = []
@@ -128,6 +130,7 @@ class _Outcomes(dict[str, tuple[T, ...]]):
 
 
 def _check_tokenizer(tokenizer: str) -> None:
+    check_type("the tokenizer", tokenizer, str)
     if tokenizer not in TOKENIZERS:
         raise TextError(f"unknown tokenizer {tokenizer!r}: it must be one of {', '.join(TOKENIZERS)}")
 
@@ -174,10 +177,13 @@ class Vocabulary:
         tokenizer is unknown.
         """
         _check_tokenizer(tokenizer)
+        if isinstance(words, str):
+            raise TypeError("words must be a sequence of strings, got one string")
         self.tokenizer = of_prompts(tokenizer)
         self.words: tuple[str, ...] = tuple(words)
         ids: dict[str, int] = {}
         for i, word in enumerate(self.words):
+            check_type(f"vocabulary word {i}", word, str)
             if not word or word.split() != [word]:
                 raise TextError(f"vocabulary word {i} is {word!r}: a word must not be empty or contain white space")
             if ids.setdefault(word, i) != i:
@@ -191,8 +197,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.words)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.words, self.tokenizer)
+
     def __repr__(self) -> str:
-        return f"Vocabulary({len(self)} words{'' if self.unk is None else f', {UNK} among them'})"
+        return f"Vocabulary({len(self):,} words{'' if self.unk is None else f', {UNK} among them'})"
 
     def encode(self, text: str) -> list[Span]:
         """Return everything in a prompt, in order: the model reads those spans that have an id.
@@ -202,6 +211,7 @@ class Vocabulary:
         last one ("He died."): its punctuation, or the line feed that ends it. An unfinished last sentence has none,
         since the model is to continue it, and white space after it (a stray line feed) does not finish it.
         """
+        check_type("the text", text, str)
         return [self._span(*piece) for piece in _cut(text.rstrip(), self.tokenizer)]
 
     def _span(self, start: int, end: int, word: str) -> Span:
@@ -218,8 +228,9 @@ class Vocabulary:
         pieces: list[str] = []
         gap = ""
         for i in ids:
+            check_type("a token id", i, int)
             if not 0 <= i < len(self.words):
-                raise IndexError(f"token id {i} is outside the vocabulary [0, {len(self.words)})")
+                raise IndexError(f"token id {i} is outside the vocabulary [0, {len(self.words):,})")
             if i == self.eos:
                 pieces.append("\n")
                 gap = ""

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from rnnlm.arguments import check_type
 from rnnlm.arrays import F32, F64
 from rnnlm.errors import UserError
 
@@ -82,6 +83,7 @@ def check_tokens(count: int) -> None:
 
 def check_count(k: int) -> None:
     """Raise InspectionError for a number of words out of range."""
+    check_type("k", k, int)
     if not 1 <= k <= MAX_WORDS:
         raise InspectionError(f"k must be from 1 to {MAX_WORDS}, got {k}")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rnnlm.arguments import check_type
 from rnnlm.arrays import F32, F64
 from rnnlm.data.text import Vocabulary
 from rnnlm.inspection.network import (
@@ -83,6 +84,7 @@ def unit(network: Network, vocabulary: Vocabulary, index: int, k: int = TOP) -> 
     matrices = network.matrices()
     check_sizes(matrices)
     check_count(k)
+    check_type("the unit", index, int)
     hidden = matrices.Whh.shape[0]
     if not 0 <= index < hidden:
         raise InspectionError(f"the unit must be from 0 to {hidden - 1}, got {index}")
@@ -106,6 +108,7 @@ def neighbours(network: Network, vocabulary: Vocabulary, word: str, k: int = TOP
     matrices = network.matrices()
     check_sizes(matrices)
     check_count(k)
+    check_type("the word", word, str)
     if word not in vocabulary.ids:
         raise InspectionError(f"{word!r} is not among the {len(vocabulary):,} words of this model: try another")
     token = vocabulary.ids[word]

@@ -6,12 +6,14 @@ the preset, and the preset overrides the field's default.
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from rnnlm.arguments import check_type
 from rnnlm.arrays import MAX_EMBED, MAX_HIDDEN, MAX_THREADS
 from rnnlm.errors import UserError
 
@@ -97,13 +99,18 @@ class TrainConfig:
     seed: int = option(1, "seed of the initial weights, of made-up vectors and of the regularization")
 
     # Machine and files
-    threads: int | None = option(None, "threads; default: one for each processor")
+    threads: int | None = option(None, "threads; default: OMP_NUM_THREADS, or one for each processor")
     device: str = option("auto", "where the torch model runs; auto: on a GPU if there is one", ("auto", "cpu", "cuda"))
     out: str | None = option(None, "the weights file; default: weights/PRESET.safetensors, with -torch for torch")
     prompt: str = option("The", "the prompt of the sample at the end")
     tensorboard: bool = option(False, "also write event files for TensorBoard")
 
     def __post_init__(self) -> None:
+        for spec in fields(self):
+            kind, _, optional = spec.type.partition(" | ")
+            if not optional or getattr(self, spec.name) is not None:
+                check_type(spec.name, getattr(self, spec.name), getattr(builtins, kind))
+
         def require(condition: bool, name: str, limit: str) -> None:
             if not condition:
                 got = str(getattr(self, name)).encode(errors="backslashreplace").decode()
