@@ -7,7 +7,6 @@ The hidden state is carried from chunk to chunk, and is zero at the start of eac
 
 from __future__ import annotations
 
-import math
 import time
 
 from rnnlm.language_model import perplexity
@@ -36,8 +35,7 @@ def train(run: Run) -> None:
                 # All processes must take the same decisions: what one of them asks for, all do.
                 asks = stop_requested(), run.state.is_due()
                 loss_sum, tokens, stop, save = run.group.totals(loss * x.size, x.size, *asks)
-                if not math.isfinite(loss_sum):
-                    raise FloatingPointError(f"loss {loss_sum}")
+                stopping.check_loss(loss_sum / tokens)
                 at.step += 1
                 at.loss_sum += loss_sum
                 at.norm_max = max(at.norm_max, norm)
@@ -84,6 +82,7 @@ def evaluate(run: Run, train_loss: float | None = None) -> Row:
     started = time.monotonic()
     try:
         loss = run.group.from_first(lambda: run.trainer.evaluate(run.validation))
+        stopping.check_loss(loss)
     except FloatingPointError as error:
         where = f"on the validation split after epoch {at.epoch}"
         raise stopping.diverged(run, where, run.config.learning_rate) from error

@@ -11,9 +11,17 @@ from rnnlm.training import distributed, resume
 from rnnlm.training.distributed import PeerFailed, PeerLost
 from rnnlm.training.run import Run
 
+MAX_LOSS = 700.0  # nats per token; the perplexity of a larger loss is not a finite float
+
 
 class Diverged(Failure):
-    """The loss or the gradient became NaN or infinite."""
+    """The loss or the gradient became NaN or infinite, or the loss so large that nothing can be learned any more."""
+
+
+def check_loss(loss: float) -> None:
+    """Raise FloatingPointError for a mean loss per token that is not finite, or above MAX_LOSS."""
+    if not loss <= MAX_LOSS:
+        raise FloatingPointError(f"loss {loss}")
 
 
 class Interrupted(Failure):
@@ -81,11 +89,12 @@ def interrupted(run: Run) -> Interrupted:
 
 
 def diverged(run: Run, where: str, rate: float) -> Diverged:
-    """Return the error to raise when the loss is not finite `where`. Nothing is saved; the files keep what they had."""
+    """Return the error to raise when the loss is not finite, or too large, `where`. Nothing is saved."""
     best = run.progress.best_epoch
     kept = f"the weights of epoch {best} are in {run.files.weights}" if best else "no epoch was good enough to save"
     return Diverged(
-        f"the loss is not finite {where} (learning rate {rate:g}): {kept}; lower --learning-rate or set --clip"
+        f"the run diverged {where}: its loss is not finite, or above {MAX_LOSS:g} nats per token (learning rate "
+        f"{rate:g}): {kept}; lower --learning-rate or set --clip"
     )
 
 

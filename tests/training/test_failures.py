@@ -34,6 +34,25 @@ def test_a_diverging_run_names_the_step_and_keeps_the_last_good_weights(
     assert out.read_bytes() == before
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("changed", "where"),
+    [
+        ({"optimizer": "adamw"}, "at step 2 of epoch 1"),
+        ({"optimizer": "sgd", "clip": 0}, "at step 2 of epoch 1"),
+        ({"optimizer": "sgd", "bptt": 100_000, "batch_size": 1}, "on the validation split after epoch 1"),  # one step
+    ],
+)
+def test_a_loss_that_is_finite_and_absurd_ends_the_run(
+    backend: str, changed: dict[str, object], where: str, text: Path, tmp_path: Path
+) -> None:
+    """At such a rate the weights stay finite, since tanh and the softmax saturate."""
+    wild = changed | {"embeddings": "random", "schedule": "constant", "learning_rate": 1e10}
+    result = train(backend, *options(text, tmp_path / "model", **wild))
+    refused(result, 1, where, "above 700 nats per token", "1e+10", "--learning-rate")
+    assert result.stdout == "" and not (tmp_path / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("content", ["", "\n\n  \n", "1 2 3 4.\n5 6"])
 def test_a_text_without_words(content: str, tmp_path: Path) -> None:
     path = tmp_path / "empty.txt"
