@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rnnlm import files, terminal
+from rnnlm import files, openmp, terminal
 from rnnlm.errors import ArgumentParser, Failure, UserError, output_lost
 from rnnlm.language_model import shown
 from rnnlm.training import distributed
@@ -43,6 +43,8 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
     try:
         with contextlib.redirect_stderr(io.StringIO()) if rank else contextlib.nullcontext():  # argparse's own errors
             config, resume = parse(trainer_class.backend, arguments)
+        if config.threads is None:
+            openmp.threads_asked()  # raises now what it would raise after the corpus is read
         device = trainer_class.check(config)
         if rank == 0:
             files.check_writable(config.weights_path(trainer_class.backend))

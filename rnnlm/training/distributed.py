@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from rnnlm import openmp
 from rnnlm.errors import Failure
 from rnnlm.openmp import processors
 from rnnlm.training.config import ConfigError
@@ -54,14 +55,17 @@ class Group:
     local_rank, local_size = 0, 1  # among the processes of this machine
 
     def threads(self, wanted: int | None) -> int:
-        """Return how many threads this process uses: `wanted`, or its share of the machine's processors.
+        """Return how many threads this process uses: `wanted`, or OMP_NUM_THREADS, or its share of the processors.
 
+        torchrun sets OMP_NUM_THREADS to 1 if there are several processes and it is not set: there, 1 asks for nothing.
         The number is limited to a few for each processor: more bring nothing, and if OpenMP cannot create them it ends
         the process.
         """
-        most = max(16, 4 * processors())
+        most, source = max(16, 4 * processors()), "--threads"
+        if not wanted and (asked := openmp.threads_asked()) and (asked > 1 or self.local_size == 1):
+            wanted, source = asked, "OMP_NUM_THREADS"
         if wanted and wanted > most and self.rank == 0:
-            log.warning("--threads %d: using %d, as this machine has %d processors", wanted, most, processors())
+            log.warning("%s %d: using %d, as this machine has %d processors", source, wanted, most, processors())
         return min(wanted, most) if wanted else max(1, processors() // self.local_size)
 
     def sum(self, array: Array) -> None:

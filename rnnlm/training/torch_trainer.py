@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from rnnlm import openmp
 from rnnlm.arrays import I32
 from rnnlm.checkpoint import Weights
 from rnnlm.language_model import EVALUATION_STEPS
@@ -34,7 +35,7 @@ class TorchTrainer:
     def __init__(self, weights: Weights, config: TrainConfig, group: Group | None = None) -> None:
         self.config, self.group = config, group or Group()
         self.embeddings = weights.embeddings
-        if config.threads or self.group.size > 1:
+        if config.threads or openmp.threads_asked() or self.group.size > 1:
             torch.set_num_threads(self.group.threads(config.threads))
         self.device = _device(config.device, self.group.local_rank)
         with _plain_errors(self.group):

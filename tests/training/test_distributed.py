@@ -209,7 +209,10 @@ def test_one_process_is_its_own_group(no_torchrun: None) -> None:
     assert group.from_first(lambda: 7) == 7 and group.may_report()
 
 
-def test_threads_are_shared_by_the_processes_of_a_machine_and_bounded(caplog: pytest.LogCaptureFixture) -> None:
+def test_threads_are_shared_by_the_processes_of_a_machine_and_bounded(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
     group = distributed.Group()
     assert group.threads(None) == distributed.processors() and group.threads(3) == 3
     assert group.threads(1000) == max(16, 4 * distributed.processors()) and "1000" in caplog.text
@@ -218,6 +221,23 @@ def test_threads_are_shared_by_the_processes_of_a_machine_and_bounded(caplog: py
     assert group.threads(1000) == max(16, 4 * distributed.processors()) and not caplog.text
     group.local_size = 10_000
     assert group.threads(None) == 1
+
+
+def test_omp_num_threads_is_the_default_number_of_threads(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = distributed.Group()
+    for value, threads in {"3": 3, " 2 ": 2, "5,2": 5, "1": 1, "": distributed.processors()}.items():
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert group.threads(None) == threads and group.threads(7) == 7 and not caplog.text
+    monkeypatch.setenv("OMP_NUM_THREADS", "1000")
+    assert group.threads(None) == max(16, 4 * distributed.processors())
+    assert "OMP_NUM_THREADS 1000: using" in caplog.text
+    group.local_size = 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert group.threads(None) == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun sets it
+    assert group.threads(None) == max(1, distributed.processors() // 2)
 
 
 def test_a_process_without_a_gpu_of_its_own_says_so_before_it_meets_the_others(

@@ -41,6 +41,14 @@ def test_bad_options(backend: str, changed: dict[str, object], words: list[str],
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", ["many", "0", "-2", "1.5", ",4", "٣"])
+def test_a_bad_number_of_threads_in_the_environment(backend: str, value: str, text: Path, tmp_path: Path) -> None:
+    arguments = [word for word in options(text, tmp_path / "model", threads=None, corpus="no-such-corpus")]
+    refused(train(backend, *arguments, OMP_NUM_THREADS=value), 2, "OMP_NUM_THREADS must be", repr(value), "unset it")
+    refused(train(backend, *arguments, "--threads", "1", OMP_NUM_THREADS=value), 2, "no-such-corpus")  # not needed
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_unknown_options_get_one_line(backend: str) -> None:
     for arguments, said in {
         ("--learning-rat", "0.1"): "unrecognized arguments: --learning-rat 0.1",  # and not taken for --learning-rate
