@@ -94,10 +94,16 @@ def test_standard_input_that_cannot_be_used(weights_file: Path) -> None:
     refused(subprocess.run(["bash", "-c", closed], capture_output=True, text=True), 2, "give a prompt")
 
 
-def test_the_threads_are_those_of_the_environment_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    for wish, threads in (("3", 3), ("5,2", 5), ("", openmp.processors()), ("0", openmp.processors()), ("many", None)):
+def test_the_threads_are_those_of_the_environment_unless_given(
+    weights_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wish, threads in (("3", 3), ("5,2", 5), ("", openmp.processors())):
         monkeypatch.setenv("OMP_NUM_THREADS", wish)
-        assert openmp.default_threads() == (threads or openmp.processors())
+        assert openmp.default_threads() == threads
+    for wish in ("0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", wish)
+        refused(rnn_command(str(weights_file), "waa"), 2, "OMP_NUM_THREADS must be", repr(wish), "unset it")
+        assert rnn_command(str(weights_file), "waa", "--threads", "1").returncode == 0
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", "1 2 3", "nonsense entirely"])
