@@ -25,13 +25,15 @@ $(VENV)/.dev: tests/requirements-dev.txt $(VENV)/.run
 	$(PIP_INSTALL) $<
 	touch $@
 
-train: $(VENV)/.run lib ## train both models on the demo corpus: weights/demo.safetensors, weights/demo-torch.safetensors
-	$(PY) main.py --preset demo
-	$(PY) torch_rnn.py --preset demo
+# --resume trains what is not there, continues what was stopped, and leaves what is finished.
+TRAIN ?= --resume
+train: $(VENV)/.run lib ## train both models on the demo corpus, or the rest of it: weights/demo*.safetensors (TRAIN=--overwrite: again)
+	$(PY) main.py --preset demo $(TRAIN)
+	$(PY) torch_rnn.py --preset demo $(TRAIN)
 
 PORT ?= 8000
 serve: $(VENV)/.run lib ## serve on http://127.0.0.1:8000 (PORT=...); trains the demo weights first if there are none
-	@ls weights/*.safetensors >/dev/null 2>&1 || $(PY) main.py --preset demo
+	@ls weights/*.safetensors >/dev/null 2>&1 || $(PY) main.py --preset demo --resume
 	PORT=$(PORT) $(PY) -m service
 
 LESSON := csrc/elman.c csrc/lesson.c

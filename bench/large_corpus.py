@@ -74,6 +74,7 @@ def start(folder: Path, text: Path, vectors: Path) -> tuple[float, float, float,
     arguments = [
         *("--preset", "best", "--corpus", str(text), "--embeddings", str(vectors), "--out", str(folder / "model")),
         *("--hidden-size", "100", "--sampled-softmax", "2000", "--validation-tokens", "5000", "--threads", "2"),
+        "--overwrite",
     ]
     begun = time.monotonic()
     process = subprocess.Popen(

@@ -6,6 +6,7 @@ Read loop.py first: it is the whole training on one page. Around it, a file for 
     batches, initial          the text as chunks, the weights to start from
     trainer                   what the loop needs of a back end: c_trainer, torch_trainer (torch_rounded: bfloat16)
     schedule                  learning rate, evaluations, the end
+    beginning, lock           what a run begins from; no run destroys another's files
     progress, resume          how far the run is, and what it continues from (state_file: the format of that file)
     run, runfiles             the parts of a run, and the files that it writes: metrics, curve, tensorboard
     reporting, stopping       what the terminal shows, how a run ends early

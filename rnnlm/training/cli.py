@@ -18,7 +18,8 @@ from typing import Any
 from rnnlm import files, openmp, terminal
 from rnnlm.errors import ArgumentParser, Failure, UserError, output_lost
 from rnnlm.language_model import shown
-from rnnlm.training import distributed
+from rnnlm.training import beginning, distributed, lock
+from rnnlm.training.beginning import Options
 from rnnlm.training.config import DOCUMENTED, PRESETS, TrainConfig
 from rnnlm.training.distributed import Group, PeerFailed
 from rnnlm.training.loop import train
@@ -42,25 +43,35 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
     config: TrainConfig | None = None
     try:
         with contextlib.redirect_stderr(io.StringIO()) if rank else contextlib.nullcontext():  # argparse's own errors
-            config, resume = parse(trainer_class.backend, arguments)
+            options = parse(trainer_class.backend, arguments)
+            config = options.config()
         if config.threads is None:
             openmp.threads_asked()  # raises now what it would raise after the corpus is read
         device = trainer_class.check(config)
-        if rank == 0:
-            files.check_writable(config.weights_path(trainer_class.backend))
-        group = distributed.join(cuda=device == "cuda")
-        run = Run.prepare(config, trainer_class, group)
-        if resume and not run.resume() and rank == 0:
-            log.warning("nothing to resume: %s does not exist; training starts from the beginning", run.files.resume)
-        train(run)
-        group.leave()
-        return print_summary(run) if rank == 0 else 0
+        with own_files(options) if rank == 0 else contextlib.nullcontext():
+            group = distributed.join(cuda=device == "cuda")
+            run = Run.prepare(config, trainer_class, group)
+            if options.resume:
+                run.resume()
+            train(run)
+            group.leave()
+            return print_summary(run) if rank == 0 else 0
     except (UserError, MemoryError, KeyboardInterrupt) as error:
         text, code = describe(error)
         if should_report(error, config, group):
             line = "" if rank == 0 else "\n"  # process 0's bar may be on the current line
             print(f"{line}{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
         return code
+
+
+@contextlib.contextmanager
+def own_files(options: Options) -> Iterator[None]:
+    """Keep other runs away from the files of this one, within this block. Raises what would be raised hours later."""
+    weights = options.weights_path()
+    files.check_writable(weights)
+    with lock.held(weights):
+        beginning.check(options)
+        yield
 
 
 # ---- Options
@@ -76,7 +87,9 @@ def parser(backend: str) -> argparse.ArgumentParser:
         epilog=None if backend == "c" else "--generate WEIGHTS PROMPT generates instead, with the options of rnn.py.",
     )
     options.add_argument("--preset", choices=PRESETS, help="a named set of the options below (default: reference)")
-    options.add_argument("--resume", action="store_true", help="continue the run that was stopped")
+    begin = options.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true", help="continue the run that was stopped")
+    begin.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run")
     types_of = typing.get_type_hints(TrainConfig)
     for spec in fields(TrainConfig):
         default = DOCUMENTED[backend].get(spec.name, spec.default)
@@ -100,15 +113,11 @@ def _plain(annotation: Any) -> type:
     return annotation
 
 
-def parse(backend: str, arguments: Sequence[str] | None = None) -> tuple[TrainConfig, bool]:
-    """Parse a command line into (config, --resume). Raises ConfigError; argparse itself exits with 2."""
+def parse(backend: str, arguments: Sequence[str] | None = None) -> Options:
+    """Parse a command line. argparse itself exits with 2."""
     given = vars(parser(backend).parse_args(arguments))
-    resume = given.pop("resume", False)
-    preset = given.pop("preset", "reference")
-    chosen = DOCUMENTED[backend] | PRESETS[preset]
-    if "embeddings" in given:
-        chosen.pop("embedding_size", None)  # it is that of the preset's vectors
-    return TrainConfig(**(chosen | given | {"preset": preset})), resume
+    flags = {name: given.pop(name) for name in ("preset", "resume", "overwrite") if name in given}
+    return Options(backend, given, **flags)
 
 
 # ---- Results and errors

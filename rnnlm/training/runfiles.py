@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ class RunFiles:
         self.events = Events(weights.with_suffix(".tensorboard")) if tensorboard else None
         self.unsaved: dict[str, SaveError] = {}
         self._damaged = False  # whether the last state is: it must not replace the one before it
+        self._is_new = True  # until a state is loaded or saved: those that are there are another run's
         self._drawn = time.monotonic()
         self._can_draw = True
 
@@ -73,9 +75,12 @@ class RunFiles:
 
     def save_state(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any], history: Sequence[Row]) -> None:
         """Write the resume file, and keep the one before it; write the metrics, and from time to time the curve."""
-        keep = None if self._damaged else self.before
+        keep = None if self._damaged or self._is_new else self.before
         self.attempt("state", lambda: state_file.save(self.resume, arrays, metadata, keep=keep))
-        self._damaged = self._damaged and "state" in self.unsaved
+        if "state" not in self.unsaved:
+            if self._is_new:
+                self.before.unlink(missing_ok=True)
+            self._damaged = self._is_new = False
         self.attempt("metrics", lambda: atomic_write(self.metrics, lines(history)))
         if time.monotonic() - self._drawn > DRAW_SECONDS:
             self.draw(history)
@@ -117,6 +122,16 @@ class RunFiles:
         if self.events:
             self.events.close()
 
+    def existing(self, *, tensorboard: bool) -> list[Path]:
+        """Return those files that are there. tensorboard: count the folder of event files too."""
+        paths = [self.weights, self.resume, self.before, self.metrics, self.curve]
+        paths += [self.weights.with_suffix(".tensorboard")] if tensorboard else []
+        return [path for path in paths if os.path.lexists(path)]
+
+    def has_state(self) -> bool:
+        """Return whether there is a state to resume, damaged or not."""
+        return self.resume.exists() or self.before.exists()
+
     def load_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """Return the last state, or the one before if the last is damaged; None if there is none.
 
@@ -133,6 +148,7 @@ class RunFiles:
             except CheckpointError as error:
                 first = first or error
                 continue
+            self._is_new = False
             if first:
                 self._damaged = True
                 log.warning("%s; using the state saved before it, %s", first, path)

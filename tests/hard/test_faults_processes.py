@@ -165,7 +165,9 @@ def test_a_full_disk_in_training(disk: Path, text: Path) -> None:
     assert subprocess.run(training(text, out, "--epochs", "2"), cwd=ROOT, capture_output=True).returncode == 0
     before = out.read_bytes()
     fill(disk)
-    done = subprocess.run(training(text, out, "--epochs", "4", "--seed", "9"), cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        training(text, out, "--epochs", "4", "--seed", "9", "--overwrite"), cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "No space left" in done.stderr.splitlines()[-1]
     assert out.read_bytes() == before

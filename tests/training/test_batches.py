@@ -64,7 +64,7 @@ def test_initial_weights() -> None:
 
 
 def test_unigram_counts_the_tokens_that_are_learned_from(text: Path, tmp_path: Path) -> None:
-    config, _ = parse("c", options(text, tmp_path / "model", init="unigram", max_tokens=40))
+    config = parse("c", options(text, tmp_path / "model", init="unigram", max_tokens=40)).config()
     made = Run.prepare(config, CTrainer, Group())
     counts = np.bincount(made.corpus.train, minlength=14)
     assert counts.sum() == 40 and (counts / 40 != made.corpus.counts / made.corpus.counts.sum()).all()

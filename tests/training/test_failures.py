@@ -30,7 +30,14 @@ def test_a_diverging_run_names_the_step_and_keeps_the_last_good_weights(
     assert train(backend, *options(text, out)).returncode == 0
     before = out.read_bytes()
     wild = {"optimizer": "sgd", "clip": 0, "schedule": "constant", "learning_rate": 1e38}
-    refused(train(backend, *options(text, out, **wild)), 1, "not finite", "step", "epoch 1", "--learning-rate")
+    refused(
+        train(backend, *options(text, out, **wild), "--overwrite"),
+        1,
+        "not finite",
+        "step",
+        "epoch 1",
+        "--learning-rate",
+    )
     assert out.read_bytes() == before
 
 
@@ -94,7 +101,7 @@ def test_a_full_disk_is_reported_and_harms_nothing(text: Path, tmp_path: Path) -
 
     for size in (1024, len(before) - 1000):  # nothing can be saved; all but the weights and the state can
         result = subprocess.run(
-            command("c", *options(text, out, **large)),
+            command("c", *options(text, out, **large), "--overwrite"),
             cwd=ROOT,
             capture_output=True,
             text=True,

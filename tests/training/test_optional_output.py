@@ -58,7 +58,7 @@ def test_optional_files_that_cannot_be_written(text: Path, tmp_path: Path) -> No
     out = tmp_path / "model.safetensors"
     out.with_suffix(".png").mkdir()
     out.with_suffix(".tensorboard").write_text("a file")
-    done = run("c", *options(text, out), "--tensorboard")
+    done = run("c", *options(text, out), "--tensorboard", "--overwrite")
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "model.png: cannot be saved" in done.stderr and "events cannot be saved" in done.stderr
     assert epochs_done(out) == 2 and checkpoint.load(out).history

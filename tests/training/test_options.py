@@ -36,7 +36,7 @@ from rnnlm.training.config import PRESETS, ConfigError, TrainConfig
 def test_bad_options(backend: str, changed: dict[str, object], words: list[str], text: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     out.write_bytes(b"precious")
-    refused(train(backend, *options(text, out, **changed)), 2, *words)
+    refused(train(backend, *options(text, out, **changed), "--overwrite"), 2, *words)
     assert out.read_bytes() == b"precious"
 
 
@@ -62,8 +62,9 @@ def test_unknown_options_get_one_line(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_reference_preset_is_the_documented_recipe(backend: str) -> None:
-    config, resume = parse(backend, [])
-    assert not resume and config.preset == "reference"
+    options = parse(backend, [])
+    config = options.config()
+    assert not options.resume and config.preset == "reference"
     assert (config.hidden_size, config.learning_rate, config.epochs, config.max_tokens) == (100, 1e-5, 600, 5000)
     assert (config.batch_size, config.bptt, config.clip, config.optimizer, config.reduction) == (
         1,
@@ -78,7 +79,7 @@ def test_the_reference_preset_is_the_documented_recipe(backend: str) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_command_line_wins_over_the_preset(preset: str) -> None:
-    config, _ = parse("c", ["--preset", preset, "--hidden-size", "7"])
+    config = parse("c", ["--preset", preset, "--hidden-size", "7"]).config()
     assert config.hidden_size == 7 and config.as_dict() == TrainConfig(**config.as_dict()).as_dict()
 
 

@@ -56,10 +56,10 @@ def test_own_splits(text: Path, tmp_path: Path) -> None:
 
 
 def test_a_preset_s_size_belongs_to_its_vectors(tmp_path: Path) -> None:
-    assert parse("c", ["--preset", "demo"])[0].embedding_size == 100
-    assert parse("c", ["--preset", "demo", "--embeddings", "glove.txt"])[0].embedding_size is None
+    assert parse("c", ["--preset", "demo"]).config().embedding_size == 100
+    assert parse("c", ["--preset", "demo", "--embeddings", "glove.txt"]).config().embedding_size is None
     given = ["--preset", "demo", "--embeddings", "glove.txt", "--embedding-size", "50"]
-    assert parse("c", given)[0].embedding_size == 50
+    assert parse("c", given).config().embedding_size == 50
 
 
 def test_what_cannot_be_used_is_one_line(text: Path, tmp_path: Path) -> None:
