@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
+
 from rnnlm import checkpoint
-from rnnlm.arrays import F32
+from rnnlm.arrays import F32, I32, I64
 from rnnlm.checkpoint import Checkpoint, Weights
 from rnnlm.data.corpus import Corpus, load_corpus
 from rnnlm.data.embeddings import load_embeddings
 from rnnlm.files import digest
+from rnnlm.language_model import perplexity
 from rnnlm.regularization import CandidateSampler, Regularizer
 from rnnlm.training.batches import Batches
 from rnnlm.training.config import ConfigError, TrainConfig
@@ -38,6 +41,7 @@ class Run:
         if self.validation.size < 2:
             raise ConfigError("the validation split has fewer than two tokens; use a larger text")
         self.batches = Batches(corpus.train, config.batch_size, config.bptt, rank=group.rank, processes=group.size)
+        self.unigram_perplexity = unigram_perplexity(corpus.train_counts(), self.validation)
         self.regularizer = regularizer(config, corpus, vectors.shape[1])
         data = fingerprint(corpus, vectors)
         if data != group.from_first(lambda: data):
@@ -106,7 +110,8 @@ class Run:
                 vocabulary=self.corpus.vocabulary.words,
                 tokenizer=self.corpus.tokenizer,
                 backend=self.trainer.backend,
-                config=self.config.as_dict() | {"processes": self.group.size},
+                config=self.config.as_dict()
+                | {"processes": self.group.size, "unigram_perplexity": self.unigram_perplexity},
                 history=self.progress.history,
             )
             self.files.save_weights(source)
@@ -145,6 +150,19 @@ def regularizer(config: TrainConfig, corpus: Corpus, input_size: int) -> Regular
         input_dropout=config.input_dropout,
         sampler=CandidateSampler(counts, config.sampled_softmax) if is_sampled else None,
     )
+
+
+def unigram_perplexity(counts: I64, ids: I32) -> float:
+    """Return the perplexity of ids[1:] if only the words' frequencies are known: a yardstick for the model's own.
+
+    counts: (V,), how often each word occurs in the training text. Absolute discounting (Ney, Essen and Kneser 1994, their
+    estimate of the discount) leaves the words that do not occur there a share, spread evenly over all.
+    """
+    ones, twos = int((counts == 1).sum()), int((counts == 2).sum())
+    discount = ones / (ones + 2 * twos) if ones else 0.5
+    spread = discount * (counts > 0).sum() / counts.size
+    probabilities = (np.maximum(counts - discount, 0.0) + spread) / counts.sum()
+    return perplexity(float(-np.log(probabilities[ids[1:]]).mean()))
 
 
 def fingerprint(corpus: Corpus, vectors: F32) -> str:

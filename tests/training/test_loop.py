@@ -15,6 +15,7 @@ from running import BACKENDS, REGULARIZED, options, run, same_weights, train
 from trainers import CTrainer, small_run
 
 import torch_rnn
+from bench.ngram import KneserNey
 from rnnlm import checkpoint
 from rnnlm.data.corpus import load_corpus
 from rnnlm.training import loop, state_file
@@ -46,6 +47,16 @@ def test_the_reported_perplexity_is_that_of_the_saved_weights(text: Path, tmp_pa
     best = min(row["validation_loss"] for row in checkpoint.load(out).history)
     ids = load_corpus(str(text), vocab_size=14).validation
     assert -torch_rnn.RNN.load(out).log_probabilities(ids).mean() == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_file_keeps_a_yardstick(backend: str, text: Path, tmp_path: Path) -> None:
+    """The perplexity of the words' frequencies, which any model should beat."""
+    out = tmp_path / "model.safetensors"
+    assert train(backend, *options(text, out, epochs=1)).returncode == 0
+    corpus = load_corpus(str(text), vocab_size=14)
+    unigram = KneserNey(corpus.train, len(corpus.vocabulary), 1).perplexity(corpus.validation)
+    assert checkpoint.load(out).config["unigram_perplexity"] == pytest.approx(unigram)
 
 
 def test_both_back_ends_train_alike(text: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from conftest import WIKITEXT, needs_wikitext
 
 from bench.ngram import KneserNey
 from rnnlm.data.corpus import load_corpus
+from rnnlm.training.run import unigram_perplexity
 
 
 def plainly(train: list[int], vocab: int, order: int, history: list[int], word: int) -> float:
@@ -40,6 +41,19 @@ def test_it_is_the_formula(order: int) -> None:
     text = [0, 1, 1, 2, 10, 1, 3, 9, 1, 1, 1, 2, 0]  # 9 and 10 were never seen
     want = [plainly(train, 11, order, text[:i], word) for i, word in enumerate(text)]
     assert model.probabilities(np.array(text)) == pytest.approx(np.array(want), rel=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [1.3, 1.6, 3.0])
+def test_the_yardstick_that_a_run_keeps_is_the_unigram_model(exponent: float) -> None:
+    train, text = (np.random.default_rng(seed).zipf(exponent, 400) % 300 for seed in (0, 1))
+    counts = np.bincount(train, minlength=310)
+    assert unigram_perplexity(counts, text) == pytest.approx(KneserNey(train, 310, 1).perplexity(text), rel=1e-9)
+
+
+@pytest.mark.parametrize("counts", [[4, 2, 0], [3, 3, 3], [1, 1, 1], [5, 0, 0]])
+def test_no_word_is_impossible_to_the_yardstick(counts: list[int]) -> None:
+    """Where no word occurs once, the discount cannot be estimated."""
+    assert 1 < unigram_perplexity(np.array(counts), np.array([0, 2, 1, 0, 2])) < 1000
 
 
 @pytest.mark.parametrize("history", [[], [1], [1, 1, 1], [2, 1, 3, 4, 5], [11, 1], [11]])
