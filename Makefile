@@ -143,8 +143,8 @@ test-slow: $(VENV)/.dev lib ## run the tests that take minutes
 test-page: $(VENV)/.dev lib ## run the page's tests in Chromium (apt-get install chromium); skipped without it
 	$(PYTEST) $(PARALLEL) -m 'page and not slow' tests
 
-screenshots: $(VENV)/.dev lib ## take the screenshots of the page again: docs/page-*.png
-	$(PYTEST) -m 'page and slow' tests/page/test_page_look.py
+screenshots: $(VENV)/.dev lib ## take the pictures of the page again: docs/page-*.png, docs/inside.webp
+	$(PYTEST) -m 'page and slow' tests/page/test_page_screenshots.py
 
 lint: $(VENV)/.dev ## check the style of the sources
 	$(VENV)/bin/ruff check .

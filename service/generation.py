@@ -83,6 +83,10 @@ class Generator:
         scored = sum(len(prompt.ids) for prompt in request.prompts) if request.scored else 0
         tokens = request.n * (len(request.prompts) * request.max_tokens + scored)
         limit = self._settings.max_request_tokens
+        if tokens > limit and request.scored:
+            raise InvalidRequest.of(
+                request.input_field, f"must have at most {limit:,} tokens, got {tokens:,}: score a shorter text"
+            )
         if tokens > limit:
             raise InvalidRequest(
                 f"the sequences of this request may have {tokens:,} tokens together, more than {limit:,}: "

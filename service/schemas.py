@@ -57,7 +57,7 @@ class Bodies(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        text: Any = Annotated[str, Field(min_length=1, max_length=settings.max_prompt_chars)]
+        text: Any = Annotated[str, Field(min_length=1, max_length=settings.max_score_chars)]
         prompt = fields.prompts(
             chars=settings.max_prompt_chars,
             count=settings.max_prompts,

@@ -72,6 +72,7 @@ class Settings:
     # What a request may ask for
     max_tokens: int = setting(1000, "most tokens of one sequence", least=1, most=1 << 20)
     max_prompt_chars: int = setting(10_000, "most characters of one prompt", least=1, most=1 << 20)
+    max_score_chars: int = setting(50_000, "most characters of a text to score", least=1, most=1 << 20)
     max_prompts: int = setting(32, "most prompts of one request", least=1, most=1024)
     max_choices: int = setting(8, "most sequences for one prompt (`n`)", least=1, most=64)
     max_request_tokens: int = setting(

@@ -133,7 +133,7 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
     yield open_page
     for context in contexts:
         context.close()
-    assert complaints == []
+    assert complaints == [], complaints
 
 
 def texts(found: Any) -> list[str]:

@@ -1,5 +1,4 @@
-"""How the page looks and who can use it: accessibility, the keyboard, narrow windows, colours; and the README's
-screenshots."""
+"""How the page looks and who can use it: accessibility, the keyboard, narrow windows, colours."""
 
 from __future__ import annotations
 
@@ -7,8 +6,6 @@ import itertools
 import math
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import browsing
 import numpy as np
 import pytest
 from browsing import OpenPage, ended, playwright, running, words
-from conftest import ROOT
+from colours import THEMES, VISIONS, contrast, linear, oklab
 from serving import Server
 
 pytestmark = browsing.needs_browser
@@ -25,8 +22,8 @@ demo, server, browser, open_page = browsing.demo, browsing.server, browsing.brow
 weights = browsing.weights
 
 expect = playwright.expect
-THEMES = ("light", "dark")
 PHONE = {"width": 360, "height": 740}
+WIDTHS = (320, 360, 390, 480, 600, 700, 720, 768, 800, 900, 1000, 1024, 1030, 1100, 1280, 1920)
 STEPS = 7
 
 
@@ -75,6 +72,16 @@ def test_axe_finds_no_violation(server: Server, open_page: OpenPage, scan: Scan,
     page.get_by_role("button", name="Score", exact=True).click()
     expect(page.get_by_text("perplexity", exact=True)).to_be_visible()
     scan(page, "score")
+    page.get_by_label("Text to score").fill("Zanzibari 1999, and the minister.\nThe end")
+    page.get_by_role("button", name="Score", exact=True).click()
+    expect(page.locator(".own .unread")).to_have_count(2)
+    page.locator(".own .word").nth(1).focus()
+    scan(page, "score, with every kind of piece and a card")
+    page.get_by_label("Text to score").fill("The " * 12501)
+    page.get_by_role("button", name="Score", exact=True).click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    scan(page, "score, with a text that is too long")
+    page.get_by_label("Text to score").fill("The minister")
     page.get_by_role("link", name="Inside").click()
     expect(page.locator("#inside-neighbours li").first).to_be_visible()
     page.locator("#inside-why .inside-word").nth(2).focus()
@@ -90,6 +97,25 @@ def test_axe_finds_no_violation(server: Server, open_page: OpenPage, scan: Scan,
     page.get_by_role("button", name="Delete", exact=True).click()
     expect(page.get_by_role("dialog", name="Changing the weights")).to_be_visible()
     scan(page, "a token")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_axe_finds_no_violation_in_comparisons(weights: Path, open_page: OpenPage, scan: Scan, theme: str) -> None:
+    for index in range(14):
+        shutil.copy(weights / "demo.safetensors", weights / f"copy-{index}.safetensors")
+    with running(weights) as server:
+        page = open_page(server.url + "/#view=score&other=copy-3&text=The+minister+of+Zanzibar", color_scheme=theme)
+        page.get_by_role("button", name="Score", exact=True).click()
+        expect(page.locator(".verdict")).to_be_visible()
+        page.locator(".own .word").first.focus()
+        scan(page, "score, two files")
+        page.get_by_role("link", name="Weights").click()
+        expect(page.get_by_label("Show the curve of copy-9")).to_be_disabled()
+        page.get_by_role("list", name="Curves").get_by_role("button").first.click()
+        scan(page, "weights, many files")
+        page.get_by_label("Filter").fill("nothing")
+        expect(page.locator("#listed")).to_have_text("0 of 15 files")
+        scan(page, "weights, none that matches")
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -209,12 +235,19 @@ def test_everything_works_by_keyboard(server: Server, open_page: OpenPage) -> No
 
 def test_a_phone_needs_no_scrolling_sideways(weights: Path, open_page: OpenPage) -> None:
     longest = "w" * 64
-    shutil.copy(weights / "demo.safetensors", weights / f"{longest}.safetensors")
+    for name in (longest, *(f"copy-{index}" for index in range(8))):
+        shutil.copy(weights / "demo.safetensors", weights / f"{name}.safetensors")
     with running(weights) as server:
         page = open_page(server.url, viewport=PHONE, has_touch=True)
 
         def overflow() -> int:
             return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+        def assert_no_overflow(state: str) -> None:
+            for width in WIDTHS:
+                page.set_viewport_size({"width": width, "height": 800})
+                assert overflow() == 0, (state, width)
+            page.set_viewport_size(PHONE)
 
         page.get_by_text("Settings").click()
         page.get_by_label("Prompt").fill("The minister of " + "Zanzibar" * 20)
@@ -227,22 +260,26 @@ def test_a_phone_needs_no_scrolling_sideways(weights: Path, open_page: OpenPage)
         assert card["x"] >= 0 and card["x"] + card["width"] <= PHONE["width"]
         page.get_by_role("heading", name="C", exact=True).tap()
         expect(page.get_by_role("tooltip")).to_be_hidden()
+        assert_no_overflow("generate")
         page.get_by_role("link", name="Score").click()
         page.get_by_role("button", name="Score", exact=True).click()
         expect(page.get_by_text("perplexity", exact=True)).to_be_visible()
-        assert overflow() == 0
+        assert_no_overflow("score")
+        page.get_by_label("Text to score").fill("The " + "longword" * 300 + " minister " + "!" * 500)
+        page.get_by_label("Compare with").select_option(longest)
+        page.get_by_role("button", name="Score", exact=True).click()
+        expect(page.locator(".verdict")).to_be_visible()
+        page.locator(".own .word").first.tap()
+        assert_no_overflow("score, two files")
         page.get_by_role("link", name="Inside").click()
         page.get_by_label("Text to look into").fill("The minister of " + "government " * 60)
         page.get_by_role("button", name="Look inside").click()
         expect(page.locator("#inside-state canvas")).to_have_attribute("aria-label", re.compile("by 64 words"))
-        for width in (320, 390, 768, 1280, 1920):
-            page.set_viewport_size({"width": width, "height": 800})
-            assert overflow() == 0, width
-        page.set_viewport_size(PHONE)
+        assert_no_overflow("inside")
         page.get_by_role("link", name="Weights").click()
         expect(page.get_by_label(f"Show the curve of {longest}")).to_be_visible()
-        assert overflow() == 0
         page.get_by_text("The numbers").click()
+        assert_no_overflow("weights")
         page.get_by_role("button", name=f"Delete {longest}").click()
         assert overflow() == 0
 
@@ -265,39 +302,6 @@ def test_the_theme_can_be_chosen_and_stays(server: Server, open_page: OpenPage) 
 
 
 # ---- Colours ---------------------------------------------------------------------------------------------------------
-
-# Severe colour-blindness in linear sRGB: Machado, Oliveira and Fernandes 2009, table 1.
-VISIONS = {
-    "full": np.eye(3),
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-    "none": np.tile([0.2126, 0.7152, 0.0722], (3, 1)),  # grey
-}
-
-
-def linear(rgb: list[int]) -> np.ndarray:
-    value = np.array(rgb) / 255
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-
-
-def luminance(rgb: np.ndarray) -> float:
-    return float(rgb @ [0.2126, 0.7152, 0.0722])
-
-
-def contrast(a: np.ndarray, b: np.ndarray) -> float:
-    """WCAG 2."""
-    low, high = sorted((luminance(a), luminance(b)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def oklab(rgb: np.ndarray) -> np.ndarray:
-    """Of linear sRGB: Ottosson 2020."""
-    cones = [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566]]
-    cones.append([0.0883024619, 0.2817188376, 0.6299787005])
-    mix = [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099]]
-    mix.append([0.0259040371, 0.7827717662, -0.8086757660])
-    return np.array(mix) @ np.cbrt(np.clip(np.array(cones) @ rgb, 0, None))
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -327,58 +331,3 @@ def test_the_scale_can_be_told_apart_and_read_by_all(server: Server, open_page: 
         apart = [math.dist(a, b) for a, b in itertools.pairwise(seen)]
         assert min(apart) > 0.03, (vision, apart)  # 0.02 is about what one notices side by side
         assert math.dist(seen[0], seen[-1]) > 0.2, vision
-
-
-# ---- The README's screenshots ----------------------------------------------------------------------------------------
-
-DOCS = ROOT / "docs"
-MAX_BYTES = 300_000
-PROMPT = "The prime minister said the"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of fully trained demo weights, and of two others to compare them with."""
-    folder = tmp_path_factory.mktemp("trained")
-    for program, name, options in (
-        ("main.py", "demo", ""),
-        ("torch_rnn.py", "demo-torch", "--epochs 5 --hidden-size 50"),
-        ("main.py", "demo-small", "--epochs 9 --hidden-size 20"),
-    ):
-        command = [sys.executable, program, "--preset", "demo", *options.split(), "--out", str(folder / name)]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    with running(folder, RNN_BACKENDS="c,torch") as server:
-        yield server
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name, theme, size",
-    [
-        ("page-light", "light", {"width": 1280, "height": 1180}),
-        ("page-dark", "dark", {"width": 1280, "height": 1040}),
-        ("page-phone", "light", {"width": 390, "height": 1400}),
-        ("page-inside", "light", {"width": 1280, "height": 1320}),
-    ],
-)
-def test_screenshots_for_the_readme(
-    trained: Server, open_page: OpenPage, name: str, theme: str, size: dict[str, int]
-) -> None:
-    view = {"page-dark": "weights", "page-inside": "inside"}.get(name, "generate")
-    url = f"{trained.url}/#view={view}" + (f"&prompt={PROMPT.replace(' ', '+')}&seed=21" if view == "generate" else "")
-    page = open_page(url, viewport=size, color_scheme=theme)
-    if view == "generate":
-        for _ in range(2):  # the first loads the models
-            browsing.generate(page, "c", "torch")
-        places = words(page, "c").evaluate_all("words => words.map(word => word.getBoundingClientRect().left)")
-        words(page, "c").nth(places.index(min(places))).hover()
-        expect(page.get_by_role("tooltip")).to_be_visible()
-    elif view == "inside":
-        page.locator("#inside-why").get_by_role("button", name="government", exact=True).hover()
-        expect(page.locator("#inside-state .lists")).to_be_visible()
-    else:
-        expect(page.locator("#chart polyline").first).to_be_visible()
-    page.evaluate("document.fonts.ready")
-    path = DOCS / f"{name}.png"
-    page.screenshot(path=path, animations="disabled")
-    assert 20_000 < path.stat().st_size < MAX_BYTES

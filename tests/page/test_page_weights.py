@@ -63,13 +63,14 @@ def test_the_list_tells_of_each_file(server: Server, weights: Path, demo: Path, 
     save_tiny(weights, "tiny", vocab=40, hidden=12)
     (weights / "broken.safetensors").write_bytes(b"not weights")
     page = open_page(server.url + VIEW)
-    history = checkpoint.load(demo).history
-    best = min(entry["validation_perplexity"] for entry in history)
+    kept = checkpoint.load(demo)
+    best, unigram = min(entry["validation_perplexity"] for entry in kept.history), kept.config["unigram_perplexity"]
     cells = texts(row(page, "demo").get_by_role("cell"))
     assert cells[:4] == ["C", "demo", "1,000 words", "24"]
-    assert cells[4].endswith("kB") and cells[6] == f"{best:.0f}"
+    assert cells[4].endswith("kB") and cells[6] == f"{best:.0f} uniform 1,000, unigram {unigram:.0f}"
     expect(row(page, "demo").get_by_role("rowheader")).to_contain_text("default")
     expect(row(page, "tiny").get_by_role("cell").nth(2)).to_have_text("40 words")
+    expect(row(page, "tiny").get_by_role("cell").nth(6)).to_have_text("\N{EN DASH} uniform 40")  # it keeps no other
     expect(row(page, "broken")).to_contain_text("It cannot be used:")
     page.get_by_role("link", name="Generate").click()
     expect(page.locator("#generate-weights option")).to_have_text(["demo (the default)", "demo", "tiny"])

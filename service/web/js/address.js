@@ -17,8 +17,10 @@ export function view() {
 export function bind(name, form) {
     forms[name] = form;
     defaults[name] = fields(form);
-    form.addEventListener("input", () => write());
-    form.addEventListener("change", () => write());
+    for (const kind of ["input", "change"]) {
+        // A form's fields may stand outside of it, where their events do not pass it.
+        document.addEventListener(kind, (event) => event.target.form === form && write());
+    }
 }
 
 /** Call `follower` when the person follows a link or goes back. */

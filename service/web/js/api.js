@@ -18,6 +18,12 @@ export async function listBackends() {
 
 export const score = (body, signal) => json("score", { method: "POST", body, signal, access: "user" });
 
+/** Return the most characters of a text to score, which the service's description of itself tells. */
+export async function scoreLimit() {
+    const { components } = await json("openapi.json", { access: "user" });
+    return components.schemas.ScoreRequest.properties.text.maxLength;
+}
+
 export const inspect = (body, signal) => json("inspect", { method: "POST", body, signal, access: "user" });
 
 /** The eigenvalues of the recurrence; over a text, too, where `text` is not null. */

@@ -8,8 +8,16 @@ import { points } from "./history.js";
 
 const HEIGHT = 340;
 const MARGIN = { top: 26, right: 62, bottom: 42, left: 46 };
-const MARKER_LIMIT = 40; // more points than this, and markers would hide the curve
-const MARKERS = ["circle", "square", "diamond", "triangle"];
+const MARKER_LIMIT = 40; // more points than this have a marker at some only, or markers would hide the curve
+const SOME = 12;
+const MARKERS = [
+    "M-3.8 0a3.8 3.8 0 1 0 7.6 0a3.8 3.8 0 1 0 -7.6 0z", // disc
+    "M-3.3 -3.3h6.6v6.6h-6.6z", // square
+    "M0 -4.8l4.8 4.8l-4.8 4.8l-4.8 -4.8z", // diamond
+    "M0 -4.6l4.8 8.2h-9.6z", // triangle
+    "M0 4.6l4.8 -8.2h-9.6z", // triangle, point down
+    "M-1.5 -4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z", // cross
+];
 const COLOURS = 6;
 const SAME_PX = 1; // curves that are nowhere further apart look like one
 const AXIS = { epoch: "epochs", tokens: "tokens seen", seconds: "seconds of training" };
@@ -19,15 +27,16 @@ const PLACE = {
     seconds: (x) => `${rounded(x)} s`,
 };
 
-/** Return the colour of the file of this index, for `data-series`. */
-export const series = (index) => index % COLOURS;
+/** How many curves can be told apart. The first six are solid lines with hollow markers, the others are dashed lines, in
+ * the same colours, with filled markers of another shape. */
+export const SERIES = 2 * COLOURS;
 
-/** A chart for [{weights, index}], where index chooses the colour and marker.
+/** A chart for [{weights, series}], each with a series of its own, from 0 to SERIES - 1.
  *
  * unit: of the x axis, as in history.js.   width: in pixels.   isUnfolded: whether the table is shown. */
 export function chart(files, unit, { width, isUnfolded }) {
     const curves = files
-        .map(({ weights, index }) => ({ name: weights.name, index, points: points(weights, unit) }))
+        .map(({ weights, series }) => ({ name: weights.name, series, points: points(weights, unit) }))
         .filter((curve) => curve.points.length > 0);
     if (curves.length === 0) {
         const reason =
@@ -40,11 +49,12 @@ export function chart(files, unit, { width, isUnfolded }) {
         curve.near = svg("circle", { class: "near", r: 5, visibility: "hidden" });
         curve.value = html("span", { class: "value" });
     }
+    const image = drawing(curves, unit, width, scales);
     return html(
         "figure",
         { class: "chart" },
-        drawing(curves, unit, width, scales),
-        html("ul", { class: "keys", "aria-label": "Curves" }, ...curves.map(key), styles()),
+        image,
+        html("ul", { class: "keys", "aria-label": "Curves" }, ...keys(curves, image), styles()),
         table(curves, unit, isUnfolded),
     );
 }
@@ -143,29 +153,21 @@ function drawn(curve, { x, y }) {
         return svg("polyline", { class: name, points: path });
     };
     const evaluated = curve.points.filter((point) => point.validation !== null);
-    const markers = evaluated.length > MARKER_LIMIT ? [] : evaluated;
+    const every = evaluated.length > MARKER_LIMIT ? Math.ceil(evaluated.length / SOME) : 1;
+    const marked = evaluated.filter((_, index) => index % every === 0);
     return svg(
         "g",
-        { "data-series": series(curve.index) },
+        { "data-series": curve.series },
         line("training", "curve training"),
         line("validation", curve.under ? "curve over" : "curve"),
-        ...markers.map((point) => marker(curve.index, x(point.x), y(point.validation))),
+        ...marked.map((point) => marker(curve.series, x(point.x), y(point.validation))),
         curve.near,
     );
 }
 
-function marker(index, cx, cy) {
-    const [x, y] = [Number(cx.toFixed(1)), Number(cy.toFixed(1))];
-    switch (MARKERS[index % MARKERS.length]) {
-        case "circle":
-            return svg("circle", { class: "marker", cx: x, cy: y, r: 3.5 });
-        case "square":
-            return svg("rect", { class: "marker", x: x - 3.2, y: y - 3.2, width: 6.4, height: 6.4 });
-        case "diamond":
-            return svg("path", { class: "marker", d: `M${x} ${y - 4.6}l4.6 4.6l-4.6 4.6l-4.6 -4.6z` });
-        default:
-            return svg("path", { class: "marker", d: `M${x} ${y - 4.6}l4.6 8h-9.2z` });
-    }
+function marker(series, x, y) {
+    const shape = MARKERS[series < COLOURS ? series : (series + COLOURS / 2) % COLOURS];
+    return svg("path", { class: "marker", d: shape, transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})` });
 }
 
 /** Show the curve's point nearest to the pointer in its key, and mark it. */
@@ -185,34 +187,63 @@ function described({ training, validation }) {
     return parts.join(", ");
 }
 
-function key(curve) {
-    const sample = svg(
+/** Return a key for each curve. Pointing at a key fades the other curves; clicking it keeps them faded. */
+function keys(curves, image) {
+    let kept = null;
+    function show(series) {
+        for (const group of image.querySelectorAll("g")) {
+            group.classList.toggle("faded", series !== null && Number(group.dataset.series) !== series);
+        }
+    }
+    return curves.map((curve) => {
+        const name = html("button", { type: "button", class: "link", "aria-pressed": "false", onclick: keep }, curve.name);
+        function keep() {
+            kept = kept === curve.series ? null : curve.series;
+            for (const button of name.closest("ul").querySelectorAll("button")) {
+                button.setAttribute("aria-pressed", String(button === name && kept !== null));
+            }
+            show(kept);
+        }
+        const note = curve.under && ` (lies on ${curve.under.name})`;
+        return html(
+            "li",
+            {
+                "data-series": curve.series,
+                onpointerenter: () => show(curve.series),
+                onpointerleave: () => show(kept),
+            },
+            sample(curve),
+            html("span", {}, name, note, " ", curve.value),
+        );
+    });
+}
+
+function sample(curve) {
+    return svg(
         "svg",
         { viewBox: "0 0 36 12", height: 12, "aria-hidden": "true" },
         svg("line", { class: curve.under ? "curve over" : "curve", x1: 0, x2: 36, y1: 6, y2: 6 }),
-        marker(curve.index, 18, 6),
-    );
-    const note = curve.under && ` (lies on ${curve.under.name})`;
-    return html(
-        "li",
-        { "data-series": series(curve.index) },
-        sample,
-        html("span", {}, html("b", {}, curve.name), note, " ", curve.value),
+        marker(curve.series, 18, 6),
     );
 }
 
 /** Return the key of the two kinds of line. */
 function styles() {
-    const sample = svg(
+    const dots = svg(
         "svg",
         { viewBox: "0 0 36 12", height: 12, "aria-hidden": "true" },
         svg("line", { class: "curve training", x1: 2, x2: 36, y1: 6, y2: 6 }),
     );
     return html(
         "li",
-        { "data-series": 5 },
-        sample,
-        html("span", {}, "dotted: on the training text; the others: on the validation text. Point at the chart to read it."),
+        {},
+        dots,
+        html(
+            "span",
+            {},
+            "dotted: on the training text; the others: on the validation text. Point at the chart to read it. Point at a " +
+                "name, or click it, to fade the other curves.",
+        ),
     );
 }
 

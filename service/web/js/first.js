@@ -7,10 +7,10 @@
 {
     const MODULES = {
         page: "access address api dom errors format inspector notice scale sse store theme",
-        generate: "backends clipboard curl fields generate output words",
-        score: "backends clipboard curl fields output score words",
+        generate: "backends clipboard curl fields generate output roving words",
+        score: "backends clipboard comparison curl fields history output own-text roving score words",
         inside: "backends correlation fields inside inside-heat inside-memory inside-state inside-weights inside-why inside-words",
-        weights: "backends chart confirm fields history upload weights",
+        weights: "backends chart confirm fields files history upload weights",
     };
 
     const root = document.documentElement;

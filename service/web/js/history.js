@@ -21,5 +21,11 @@ export function bestPerplexity(weights) {
     return found.length > 0 ? found.reduce((a, b) => Math.min(a, b)) : null;
 }
 
+/** Return the perplexity of the validation text if only the words' frequencies are known; null if the file keeps none. */
+export function unigramPerplexity(weights) {
+    const value = weights.config?.unigram_perplexity;
+    return isNumber(value) ? value : null;
+}
+
 const rows = (weights) => weights.history ?? [];
 const loss = (value) => (isNumber(value) ? value : null);

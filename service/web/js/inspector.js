@@ -22,14 +22,15 @@ document.addEventListener("pointerdown", (event) => event.target.closest(".inspe
 addEventListener("scroll", follow, { passive: true });
 addEventListener("resize", follow);
 
-/** Show the probabilities at `token`, whose word is `element`. */
-export function show(element, token) {
+/** Show the probabilities at `token`, whose word is `element`. note: a line below them, or null. */
+export function show(element, token, note = null) {
     clearTimeout(timer);
     if (shown === element) return;
     hide();
     shown = element;
     element.setAttribute("aria-describedby", card.id);
     card.replaceChildren(...content(token));
+    if (note) card.append(html("p", { class: "note" }, note));
     card.showPopover();
     place(element.getBoundingClientRect());
 }

@@ -41,16 +41,13 @@ export function withdraw(backend) {
     return true;
 }
 
-/** Fill a <select> with the usable weights, and keep what is selected. */
-export function fillSelect(select) {
+/** Fill a <select> with the usable weights, and keep what is selected. none: what choosing none of them means. */
+export function fillSelect(select, none = store.initial ? `${store.initial} (the default)` : "the default") {
     if (store.weights === null) return;
     const usable = store.weights.filter((weights) => !weights.problem).map((weights) => weights.name);
     const selected = select.value;
     const options = usable.map((name) => new Option(name));
     if (selected && !usable.includes(selected)) options.push(new Option(`${selected} (not here)`, selected));
-    select.replaceChildren(
-        new Option(store.initial ? `${store.initial} (the default)` : "the default", ""),
-        ...options,
-    );
+    select.replaceChildren(new Option(none, ""), ...options);
     select.value = selected;
 }

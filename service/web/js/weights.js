@@ -2,35 +2,32 @@
 
 import * as access from "./access.js";
 import * as api from "./api.js";
-import { NAMES } from "./backends.js";
-import { chart, series } from "./chart.js";
+import { SERIES, chart } from "./chart.js";
 import { confirm } from "./confirm.js";
 import { byId, html } from "./dom.js";
-import { bytes, count, date, dateAndTime, rounded } from "./format.js";
-import { bestPerplexity, points } from "./history.js";
+import { arranged, list } from "./files.js";
+import { bytes, count } from "./format.js";
+import { points } from "./history.js";
 import { clear, notify, tell } from "./notice.js";
 import { onStore, refresh, store } from "./store.js";
 import * as upload from "./upload.js";
 
-const COLUMNS = [
-    ["File"],
-    ["Trained by"],
-    ["Corpus"],
-    ["Vocabulary", "number"],
-    ["Hidden", "number"],
-    ["Size", "number"],
-    ["Date", "number"],
-    ["Best validation perplexity", "number"],
-];
+const MANY = 8; // files, from which on the list can be sorted and filtered
 
 const notice = byId("weights-notice");
-const form = byId("chart-form");
-const left = new Set(); // names left out of the chart
+const form = byId("chart-form"); // its fields for the list stand above that
+const field = form.elements;
+const boxes = new Map(); // by name, of the files that have a curve and are listed
+const left = new Set(); // names that were left out of the chart
+const chosen = new Map(); // names in the chart, and the series of each: its colour, line and marker
 let drawnWidth = 0; // of the chart, in pixels
 
 export function start() {
     upload.start();
-    form.addEventListener("change", drawChart);
+    field.against.addEventListener("change", drawChart);
+    field.filter.addEventListener("input", showList);
+    field.order.addEventListener("change", showList);
+    byId("untick").addEventListener("click", untick);
     byId("forget").addEventListener("click", access.forgetAdmin);
     access.onTokens(() => (byId("held").hidden = !access.holdsAdmin()));
     onStore(show);
@@ -40,9 +37,46 @@ export function start() {
 export function show() {
     if (store.weights === null) return;
     const isEmpty = store.weights.length === 0;
-    byId("weights-list").replaceChildren(isEmpty ? nothing() : list(store.weights));
-    byId("curves").hidden = isEmpty;
+    byId("curves").hidden = byId("about-list").hidden = isEmpty;
+    byId("list-tools").hidden = store.weights.length < MANY && !field.filter.value;
+    fill();
+    showList();
     drawChart();
+}
+
+/** Choose what is in the chart: all files that have a curve and were not left out, as far as there are series. */
+function fill() {
+    const names = store.weights.filter(hasCurve).map((weights) => weights.name);
+    for (const name of chosen.keys()) if (!names.includes(name)) chosen.delete(name);
+    for (const name of names) if (!left.has(name)) add(name);
+}
+
+function add(name) {
+    if (chosen.has(name)) return;
+    const taken = new Set(chosen.values());
+    const free = Array.from({ length: SERIES }, (_, series) => series).find((series) => !taken.has(series));
+    if (free !== undefined) chosen.set(name, free);
+}
+
+const hasCurve = (weights) => !weights.problem && points(weights, "epoch").length > 0;
+
+function showList() {
+    const place = byId("weights-list");
+    boxes.clear();
+    if (store.weights.length === 0) {
+        place.replaceChildren(nothing());
+        return;
+    }
+    const files = arranged(store.weights, field.filter.value, field.order.value);
+    place.classList.toggle("long", files.length > MANY);
+    const isAll = files.length === store.weights.length;
+    byId("listed").textContent = isAll ? "" : `${count(files.length)} of ${count(store.weights.length)} files`;
+    place.replaceChildren(
+        files.length > 0
+            ? list(files, { title, remove })
+            : html("p", { class: "panel empty" }, `No file here has “${field.filter.value.trim()}” in its name or corpus.`),
+    );
+    showChosen();
 }
 
 function nothing() {
@@ -55,86 +89,58 @@ function nothing() {
     );
 }
 
-// Narrow pages lay the table out in blocks, and some browsers then forget that it is a table: hence the roles.
-function list(files) {
-    const heads = COLUMNS.map(([name, kind]) => html("th", { role: "columnheader", scope: "col", class: kind }, name));
-    return html(
-        "table",
-        { class: "files", role: "table", "aria-label": "Weights files" },
-        html("thead", { role: "rowgroup" }, html("tr", { role: "row" }, ...heads, lastHead())),
-        html("tbody", { role: "rowgroup" }, ...files.map(row)),
-    );
-}
-
-function lastHead() {
-    return html("th", { role: "columnheader", scope: "col" }, html("span", { class: "visually-hidden" }, "Remove"));
-}
-
-function row(weights, index) {
-    const name = html("th", { role: "rowheader", scope: "row" }, title(weights, index));
-    const remove = html(
-        "button",
-        { type: "button", "aria-label": `Delete ${weights.name}`, onclick: () => removeFile(weights) },
-        "Delete",
-    );
-    const actions = html("td", { role: "cell", class: "actions" }, remove);
-    const facts = weights.problem ? [problem(weights)] : described(weights);
-    return html("tr", { role: "row", "data-name": weights.name }, name, ...facts, actions);
-}
-
-function title(weights, index) {
-    const tag = weights.name === store.initial && html("span", { class: "tag" }, "default");
-    if (weights.problem || points(weights, "epoch").length === 0) return html("span", {}, weights.name, tag);
-    const box = html("input", {
-        type: "checkbox",
-        "aria-label": `Show the curve of ${weights.name}`,
-        onchange: choose,
-    });
-    box.checked = !left.has(weights.name);
+/** Return the head of a file's row: its name, and the box that chooses its curve if it has one. */
+function title(weights) {
+    const { name } = weights;
+    const tag = name === store.initial && html("span", { class: "tag" }, "default");
+    if (!hasCurve(weights)) return html("span", {}, name, tag);
+    const box = html("input", { type: "checkbox", "aria-label": `Show the curve of ${name}`, onchange: choose });
     function choose() {
-        if (box.checked) left.delete(weights.name);
-        else left.add(weights.name);
+        if (box.checked) {
+            left.delete(name);
+            add(name);
+        } else leaveOut(name);
+        showChosen();
         drawChart();
     }
-    return html("label", { class: "compare", "data-series": series(index) }, box, html("span", {}, weights.name, tag));
+    boxes.set(name, box);
+    return html("label", { class: "compare" }, box, html("span", {}, name, tag));
 }
 
-function problem(weights) {
-    const span = COLUMNS.length - 1;
-    const reason = `It cannot be used: “${weights.problem}”.`;
-    return html("td", { role: "cell", class: "problem", colspan: span }, reason);
+function leaveOut(name) {
+    left.add(name);
+    chosen.delete(name);
 }
 
-function described(weights) {
-    const corpus = weights.config?.corpus;
-    const values = [
-        NAMES[weights.trained_by] ?? "–",
-        typeof corpus === "string" ? corpus : "–",
-        `${count(weights.vocabulary)} words`,
-        count(weights.hidden_size),
-        bytes(weights.size),
-        html("time", { title: dateAndTime(weights.modified) }, date(weights.modified)),
-        rounded(bestPerplexity(weights)),
-    ];
-    return values.map((value, index) => {
-        const [label, kind] = COLUMNS[index + 1];
-        const isBest = index === values.length - 1;
-        return html("td", { role: "cell", class: isBest ? `${kind} best` : kind, "data-label": label }, value);
-    });
+function untick() {
+    for (const name of [...chosen.keys(), ...boxes.keys()]) leaveOut(name);
+    showChosen();
+    drawChart();
+}
+
+function showChosen() {
+    const isFull = chosen.size === SERIES;
+    for (const [name, box] of boxes) {
+        box.checked = chosen.has(name);
+        box.disabled = isFull && !box.checked;
+        if (box.checked) box.parentElement.dataset.series = chosen.get(name);
+        else delete box.parentElement.dataset.series;
+    }
+    byId("full").hidden = !isFull;
 }
 
 function drawChart() {
     const place = byId("chart");
     if (store.weights === null || place.clientWidth === 0) return; // the view is not shown
     const files = store.weights
-        .map((weights, index) => ({ weights, index }))
-        .filter(({ weights }) => !weights.problem && !left.has(weights.name));
+        .filter((weights) => chosen.has(weights.name))
+        .map((weights) => ({ weights, series: chosen.get(weights.name) }));
     const isUnfolded = place.querySelector("details")?.open ?? false;
     drawnWidth = place.clientWidth;
-    place.replaceChildren(chart(files, form.elements.against.value, { width: drawnWidth, isUnfolded }));
+    place.replaceChildren(chart(files, field.against.value, { width: drawnWidth, isUnfolded }));
 }
 
-async function removeFile(weights) {
+async function remove(weights) {
     clear(notice);
     const isSure = await confirm({
         title: `Delete ${weights.name}?`,
@@ -150,6 +156,6 @@ async function removeFile(weights) {
         notify(notice, `${weights.name} is deleted.`, { kind: "done" });
         byId("main").focus(); // the button that had it is gone
     } catch (error) {
-        tell(notice, error, () => removeFile(weights));
+        tell(notice, error, () => remove(weights));
     }
 }
