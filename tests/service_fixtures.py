@@ -21,9 +21,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def client(folder: Path) -> Iterator[TestClient]:
     """A client of a service with both back ends and narrow limits, for tests that leave it as it is."""
-    with serving(
-        folder, max_tokens=50, max_prompt_chars=200, max_top_logprobs=5, backends=("c", "torch"), max_request_tokens=400
-    ) as client:
+    narrow = {"max_tokens": 50, "max_prompt_chars": 200, "max_score_chars": 200, "max_request_tokens": 400}
+    with serving(folder, max_top_logprobs=5, backends=("c", "torch"), **narrow) as client:
         yield client
 
 

@@ -118,3 +118,17 @@ def test_memory_that_runs_out_in_a_route(tmp_path: Path, monkeypatch: pytest.Mon
         )
         assert response.status_code == 503 and response.headers["retry-after"] == "5"
         assert "no_memory" in response.text
+
+
+def test_a_text_to_score_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    with serving(tmp_path, max_prompt_chars=20, max_request_tokens=30) as client:
+        assert client.post("/score", json={"text": "waa " * 25}).status_code == 200  # longer than a prompt may be
+        problem = refused(client.post("/score", json={"text": "waa " * 31}), 422, "invalid_request")
+        assert problem["errors"] == [
+            {"field": "text", "message": "must have at most 30 tokens, got 32: score a shorter text"}
+        ]
+    with serving(tmp_path) as client:
+        assert client.post("/score", json={"text": "waa" + " " * 49_997}).status_code == 200
+        problem = refused(client.post("/score", json={"text": "waa" + " " * 49_998}), 422, "invalid_request")
+        assert problem["errors"][0]["field"] == "text" and "50,000" in problem["detail"]
