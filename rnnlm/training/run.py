@@ -155,8 +155,8 @@ def regularizer(config: TrainConfig, corpus: Corpus, input_size: int) -> Regular
 def unigram_perplexity(counts: I64, ids: I32) -> float:
     """Return the perplexity of ids[1:] if only the words' frequencies are known: a yardstick for the model's own.
 
-    counts: (V,), how often each word occurs in the training text. Absolute discounting (Ney, Essen and Kneser 1994, their
-    estimate of the discount) leaves the words that do not occur there a share, spread evenly over all.
+    counts: (V,), how often each word occurs in the training text. Absolute discounting (Ney, Essen and Kneser 1994, and
+    their estimate of the discount) leaves the words that do not occur there a share, spread evenly over all.
     """
     ones, twos = int((counts == 1).sum()), int((counts == 2).sum())
     discount = ones / (ones + 2 * twos) if ones else 0.5
