@@ -27,22 +27,12 @@ import numpy as np
 from rnnlm import checkpoint, command_line
 from rnnlm.arguments import check_type
 from rnnlm.arrays import F32, I32, float_array
-from rnnlm.binding import (
-    PRECISIONS,
-    Decoder,
-    Model,
-    RNNError,
-    RNNInputError,
-    RNNLibraryError,
-    RNNMemoryError,
-    RNNNonFiniteError,
-    sampling_rows,
-    set_biases,
-)
+from rnnlm.binding import Decoder, Model, sampling_rows, set_biases
 from rnnlm.checkpoint import Checkpoint
 from rnnlm.data.text import Vocabulary
 from rnnlm.inspection import Matrices
 from rnnlm.language_model import LanguageModel, OpenSequence
+from rnnlm.library import PRECISIONS, RNNError, RNNInputError, RNNLibraryError, RNNMemoryError, RNNNonFiniteError
 from rnnlm.sampling import Biases, Sampling
 
 __all__ = ["RNN", "RNNError", "RNNInputError", "RNNLibraryError", "RNNMemoryError", "RNNNonFiniteError"]

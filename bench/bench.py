@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from worker import random_weights
 
-from rnnlm import binding, checkpoint
+from rnnlm import checkpoint, library
 from rnnlm.data.text import EOS
 
 RESULTS = HERE / "results"
@@ -226,7 +226,7 @@ def main() -> None:
     options = parser.parse_args()
 
     gflops, gigabytes = peak(options.threads)
-    print(f"{processor()}; C uses the kernels for {binding.kernel()}")
+    print(f"{processor()}; C uses the kernels for {library.kernel()}")
     print(f"{options.threads} threads: {gflops:.0f} GFLOP/s of multiply-adds, {gigabytes:.1f} GB/s of copying at most")
     print(
         f"{'':39}{'tokens per second':^45}{'C is faster by':^18}{'C bf16 is faster by':^23}{'C':^17}"
@@ -235,7 +235,7 @@ def main() -> None:
     print("".join(f"{name:>{width}}" for name, width in COLUMNS))
     machine = {
         "processor": processor(),
-        "kernels": binding.kernel(),
+        "kernels": library.kernel(),
         "peak_gflops": gflops,
         "copy_gigabytes_per_second": gigabytes,
     }

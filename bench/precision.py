@@ -14,10 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rnn import RNN
-from rnnlm.binding import PRECISIONS
 from rnnlm.data.corpus import load_corpus
 from rnnlm.errors import UserError
 from rnnlm.language_model import perplexity
+from rnnlm.library import PRECISIONS
 
 
 def main() -> int:

@@ -49,6 +49,12 @@ static inline size_t rnn_round_up(size_t a, size_t b) { return rnn_ceil_div(a, b
 
 /* ---- Kernels: the inner loops, once per instruction set --------------------------------------------------------- */
 
+/* What one step of AdamW multiplies with: m = beta1 m + rest1 g, v = beta2 v + rest2 g^2,
+ * p = keep p - rate m / (root sqrt(v) + epsilon). */
+typedef struct rnn_adamw_factors {
+    double beta1, rest1, beta2, rest2, keep, rate, root, epsilon;
+} rnn_adamw_factors;
+
 /* No two pointers of a call may alias unless the text says "in place". */
 typedef struct rnn_kernels {
     const char *name;
@@ -123,7 +129,8 @@ typedef struct rnn_kernels {
     double (*sum_squares)(size_t count, const float *x);
     void (*sgd)(size_t count, float *p, const float *g, float *v, float grad_scale, float lr, float momentum);
     void (*adamw)(size_t count, float *p, const float *g, float *m, float *v, float grad_scale,
-                  const rnn_adamw *options);
+                  const rnn_adamw_factors *factors);
+    void (*average)(size_t count, float *average, const float *p, float rate);
 
     const rnn_bfloat16_kernels *bfloat16; /* products of bfloat16 operands; NULL: the kernels above multiply them */
 } rnn_kernels;
@@ -181,7 +188,7 @@ struct rnn_work {
     float *dropped;         /* (T, B, stride): hidden rows after dropout */
     float *dropped_operand; /* (T, B, stride): dropped itself, or rounded */
     float *candidates;      /* (H + 1, max_columns): the candidates' columns of [Why; by] */
-    float *dcandidates;     /* likewise: of the gradient */
+    float *dcandidates;     /* likewise: their gradient */
     float *wxh, *whh;       /* packed (E, stride), (H, stride) */
     float *whh_t;           /* packed (H, stride): the transpose of Whh */
     float *transposed;      /* (H, H) */
@@ -246,9 +253,9 @@ void rnn_bfloat16_hidden_backward(rnn_work *w, const rnn_inputs *inputs, float *
 double rnn_output_pass(rnn_work *w, const rnn_output *out, size_t N);
 double rnn_bfloat16_output_pass(rnn_work *w, const rnn_output *out, size_t N);
 
-/* Sampled softmax: the candidates' columns out of Why and by, and their gradient back into that of all words. */
-void rnn_candidates_gather(rnn_work *w, const float *why, const rnn_regularization *r);
-void rnn_candidates_scatter(rnn_work *w, const rnn_regularization *r, float *dwhy);
+/* Sampled softmax: the candidates out of the words (V, H + 1) into columns, and their gradient into rows. */
+void rnn_candidates_gather(rnn_work *w, const float *words, const rnn_regularization *r);
+void rnn_candidates_return(rnn_work *w, const rnn_regularization *r, float *grads);
 
 /* ---- Inference ------------------------------------------------------------------------------------------------------ */
 

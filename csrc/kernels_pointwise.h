@@ -272,18 +272,19 @@ static void sgd(size_t count, float *restrict p, const float *restrict g, float 
 }
 
 static void adamw(size_t count, float *restrict p, const float *restrict g, float *restrict m, float *restrict v,
-                  float grad_scale, const rnn_adamw *options) {
-    double unbias1 = 1.0 - pow(options->beta1, options->step), unbias2 = 1.0 - pow(options->beta2, options->step);
-    float beta1 = options->beta1, beta2 = options->beta2, epsilon = options->epsilon;
-    float rest1 = (float)(1.0 - options->beta1), rest2 = (float)(1.0 - options->beta2);
-    float keep = (float)(1.0 - (double)options->lr * options->weight_decay);
-    float step = (float)(options->lr / unbias1), root = (float)(1.0 / sqrt(unbias2));
+                  float grad_scale, const rnn_adamw_factors *f) {
+    float beta1 = (float)f->beta1, beta2 = (float)f->beta2, rest1 = (float)f->rest1, rest2 = (float)f->rest2;
+    float keep = (float)f->keep, rate = (float)f->rate, root = (float)f->root, epsilon = (float)f->epsilon;
     for (size_t i = 0; i < count; i++) {
         float grad = grad_scale * g[i];
         m[i] = beta1 * m[i] + rest1 * grad;
         v[i] = beta2 * v[i] + rest2 * (grad * grad);
-        p[i] = keep * p[i] - step * m[i] / (sqrtf(v[i]) * root + epsilon);
+        p[i] = keep * p[i] - rate * m[i] / (sqrtf(v[i]) * root + epsilon);
     }
+}
+
+static void average(size_t count, float *restrict mean, const float *restrict p, float rate) {
+    for (size_t i = 0; i < count; i++) mean[i] -= rate * (mean[i] - p[i]);
 }
 
 #endif

@@ -251,17 +251,18 @@ static void sgd(size_t count, float *p, const float *g, float *v, float grad_sca
 }
 
 static void adamw(size_t count, float *p, const float *g, float *m, float *v, float grad_scale,
-                  const rnn_adamw *options) {
-    double beta1 = options->beta1, beta2 = options->beta2, lr = options->lr;
-    double unbias1 = 1.0 - pow(beta1, options->step), unbias2 = 1.0 - pow(beta2, options->step);
+                  const rnn_adamw_factors *f) {
     for (size_t i = 0; i < count; i++) {
         double grad = (double)grad_scale * g[i];
-        double m1 = beta1 * m[i] + (1.0 - beta1) * grad, v1 = beta2 * v[i] + (1.0 - beta2) * grad * grad;
-        double decayed = p[i] * (1.0 - lr * options->weight_decay);
-        p[i] = (float)(decayed - lr * (m1 / unbias1) / (sqrt(v1 / unbias2) + options->epsilon));
+        double m1 = f->beta1 * m[i] + f->rest1 * grad, v1 = f->beta2 * v[i] + f->rest2 * grad * grad;
+        p[i] = (float)(f->keep * p[i] - f->rate * m1 / (f->root * sqrt(v1) + f->epsilon));
         m[i] = (float)m1;
         v[i] = (float)v1;
     }
+}
+
+static void average(size_t count, float *mean, const float *p, float rate) {
+    for (size_t i = 0; i < count; i++) mean[i] += rate * (p[i] - mean[i]);
 }
 
 #define RNN_ISA reference

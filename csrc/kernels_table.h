@@ -35,6 +35,7 @@ const rnn_kernels TABLE_NAME(RNN_ISA) = {
     .sum_squares = sum_squares,
     .sgd = sgd,
     .adamw = adamw,
+    .average = average,
 #ifdef RNN_BFLOAT16
     .bfloat16 = RNN_BFLOAT16,
 #endif

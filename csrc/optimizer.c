@@ -1,4 +1,5 @@
-/* optimizer.c -- the norm of a gradient, and the updates. Each is one pass over memory, whose speed bounds it. */
+/* optimizer.c -- the norm of a gradient, and the updates. Each is one pass over memory, whose speed bounds it; but for that
+ * of the words of a sampled softmax, which reads only those that are needed and replays what they have missed. */
 #include <math.h>
 
 #include "internal.h"
@@ -35,6 +36,8 @@ int32_t rnn_grad_norm(const float *grads, int64_t count, int32_t threads, double
 
 static bool is_fraction(float x) { return x >= 0.0f && x < 1.0f; }
 
+static bool is_rate(float x) { return x >= 0.0f && x <= 1.0f; }
+
 static bool is_not_negative(float x) { return x >= 0.0f && isfinite(x); }
 
 int32_t rnn_sgd_update(float *params, const float *grads, float *velocity, int64_t count, float grad_scale, float lr,
@@ -53,21 +56,98 @@ int32_t rnn_sgd_update(float *params, const float *grads, float *velocity, int64
     return RNN_OK;
 }
 
+static bool is_valid(const rnn_adamw *o) {
+    return is_not_negative(o->lr) && is_fraction(o->beta1) && is_fraction(o->beta2) && is_not_negative(o->epsilon) &&
+           is_not_negative(o->weight_decay) && o->step >= 1;
+}
+
+static rnn_adamw_factors factors_of(const rnn_adamw *o) {
+    double lr = o->lr, beta1 = o->beta1, beta2 = o->beta2;
+    return (rnn_adamw_factors){
+        .beta1 = beta1,
+        .rest1 = 1.0 - beta1,
+        .beta2 = beta2,
+        .rest2 = 1.0 - beta2,
+        .keep = 1.0 - lr * o->weight_decay,
+        .rate = lr / (1.0 - pow(beta1, o->step)),
+        .root = 1.0 / sqrt(1.0 - pow(beta2, o->step)),
+        .epsilon = o->epsilon,
+    };
+}
+
 int32_t rnn_adamw_update(float *params, const float *grads, float *m, float *v, int64_t count, float grad_scale,
                          const rnn_adamw *options, int32_t threads) {
     if (!params || !grads || !m || !v || !options) return RNN_E_NULL;
     int32_t status = check_pass(count, threads);
     if (status) return status;
-    if (!isfinite(grad_scale) || !is_not_negative(options->lr) || !is_fraction(options->beta1) ||
-        !is_fraction(options->beta2) || !is_not_negative(options->epsilon) || !is_not_negative(options->weight_decay) ||
-        options->step < 1) {
-        return RNN_E_ARG;
+    if (!isfinite(grad_scale) || !is_valid(options)) return RNN_E_ARG;
+    const rnn_kernels *k = rnn_kernels_choose();
+    rnn_adamw_factors factors = factors_of(options);
+    RNN_OMP(parallel for num_threads(threads) schedule(static))
+    for (size_t s = 0; s < SLICES; s++) {
+        size_t begin = slice_start((size_t)count, s), end = slice_start((size_t)count, s + 1);
+        k->adamw(end - begin, params + begin, grads + begin, m + begin, v + begin, grad_scale, &factors);
     }
+    return RNN_OK;
+}
+
+int32_t rnn_average_update(float *average, const float *params, int64_t count, float rate, int32_t threads) {
+    if (!average || !params) return RNN_E_NULL;
+    int32_t status = check_pass(count, threads);
+    if (status) return status;
+    if (!is_rate(rate)) return RNN_E_ARG;
     const rnn_kernels *k = rnn_kernels_choose();
     RNN_OMP(parallel for num_threads(threads) schedule(static))
     for (size_t s = 0; s < SLICES; s++) {
         size_t begin = slice_start((size_t)count, s), end = slice_start((size_t)count, s + 1);
-        k->adamw(end - begin, params + begin, grads + begin, m + begin, v + begin, grad_scale, options);
+        k->average(end - begin, average + begin, params + begin, rate);
+    }
+    return RNN_OK;
+}
+
+/* last: how many steps a word may have had. */
+static int32_t check_words(const rnn_words *words, const int32_t *ids, int32_t id_count, int32_t last) {
+    int64_t before = -1;
+    for (int32_t i = 0; i < id_count; i++) {
+        int32_t id = ids ? ids[i] : i;
+        if (id <= before || id >= words->count) return RNN_E_TOKEN;
+        before = id;
+        if (words->done[id] < 0 || words->done[id] > last) return RNN_E_ARG;
+    }
+    return RNN_OK;
+}
+
+int32_t rnn_adamw_words(const rnn_words *words, const int32_t *ids, int32_t id_count, const rnn_adamw *steps,
+                        const float *averaging, int32_t step_count, const float *grads, float grad_scale,
+                        int32_t threads) {
+    static const float zeros[RNN_MAX_HIDDEN + 1];
+    if (!words || !words->params || !words->m || !words->v || !words->done || !steps) return RNN_E_NULL;
+    if (words->average && !averaging) return RNN_E_NULL;
+    if (!ids) id_count = words->count;
+    if (words->count < 1 || words->count > RNN_MAX_VOCAB || id_count < 0 || id_count > words->count) return RNN_E_DIM;
+    if (words->width < 1 || words->width > RNN_MAX_HIDDEN + 1) return RNN_E_DIM;
+    if (step_count < 0 || step_count > RNN_MAX_STEPS) return RNN_E_DIM;
+    int32_t status = rnn_check_threads(threads);
+    if (!status) status = check_words(words, ids, id_count, grads ? step_count - 1 : step_count);
+    if (status) return status;
+    if (!isfinite(grad_scale)) return RNN_E_ARG;
+    rnn_adamw_factors factors[RNN_MAX_STEPS];
+    for (int32_t s = 0; s < step_count; s++) {
+        if (!is_valid(steps + s) || (words->average && !is_rate(averaging[s]))) return RNN_E_ARG;
+        factors[s] = factors_of(steps + s);
+    }
+    const rnn_kernels *k = rnn_kernels_choose();
+    size_t width = (size_t)words->width;
+    RNN_OMP(parallel for num_threads(threads) schedule(dynamic, 64))
+    for (int32_t i = 0; i < id_count; i++) {
+        size_t id = (size_t)(ids ? ids[i] : i), at = id * width;
+        float *p = words->params + at, *average = words->average ? words->average + at : NULL;
+        for (int32_t s = words->done[id]; s < step_count; s++) {
+            const float *g = grads && s == step_count - 1 ? grads + (size_t)i * width : zeros;
+            k->adamw(width, p, g, words->m + at, words->v + at, grad_scale, factors + s);
+            if (average && averaging[s] > 0.0f) k->average(width, average, p, averaging[s]);
+        }
+        words->done[id] = step_count;
     }
     return RNN_OK;
 }

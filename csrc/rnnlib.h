@@ -11,6 +11,8 @@
  *             A chunk of text is time-major: x[t * B + b] is step t of batch row b.
  *   Parameters and gradients are one flat float buffer each, in the order Wxh, Whh, bh, Why, by.
  *             The embeddings (V,E) are frozen: they are an input, never a parameter.
+ *   By words  With a sampled softmax, which touches few words at a step, the buffers end with (V,H+1) instead of Why, by:
+ *             row v is word v's column of Why, and then its by.
  *   Memory    The caller owns every buffer that it passes. Handles come from rnn_*_create and are released by
  *             rnn_*_destroy. Only the *_create functions allocate.
  *   Errors    Every int32_t function returns a status: RNN_OK (0) or a negative RNN_E_*. Arguments are checked first;
@@ -45,7 +47,7 @@ extern "C" {
 
 /* ---- Version, status codes, limits ---------------------------------------------------------------------------- */
 
-#define RNN_ABI_VERSION 3 /* +1 on any change that code built against the old header would notice */
+#define RNN_ABI_VERSION 4 /* +1 on any change that code built against the old header would notice */
 
 /* One table gives the codes and the messages. Append only: a released number keeps its meaning, and -7 is retired. */
 #define RNN_STATUS_MAP(X)                                                                                              \
@@ -141,14 +143,15 @@ typedef struct rnn_regularization {
  *           regularization: NULL, or all zeros, for none
  *   in/out  state, as rnn_loss
  *   out     loss: the sum, unscaled, under the regularization
- *           grads (P): overwritten with scale * dloss/dparams; 0 for words that are not candidates
+ *           grads (P): overwritten with scale * dloss/dparams
+ *   With candidates, params are laid out by words, and grads, E*H + H*H + H + candidate_count * (H+1) numbers, by candidates.
  *   RNN_E_NONFINITE as rnn_loss; RNN_E_ARG when the workspace was created for candidates and there are none, or the
  *   reverse; RNN_E_TOKEN when the candidates are not ascending ids, or a y is not below candidate_count. */
 RNN_API int32_t rnn_loss_grad(rnn_work *work, const float *params, const float *embeddings, const int32_t *x,
                               const int32_t *y, int32_t steps, int32_t batch, float scale,
                               const rnn_regularization *regularization, float *state, double *loss, float *grads);
 
-/* ---- Optimisers: each is one pass over memory ------------------------------------------------------------------ */
+/* ---- Optimizers: each is one pass over memory ------------------------------------------------------------------ */
 
 /* The Euclidean norm of count values, summed in double; the same for any number of threads.
  * RNN_E_NONFINITE when a value is not finite. */
@@ -169,6 +172,32 @@ typedef struct rnn_adamw {
 /* m, v (count): the first and second moments, zero before the first step. */
 RNN_API int32_t rnn_adamw_update(float *params, const float *grads, float *m, float *v, int64_t count, float grad_scale,
                                  const rnn_adamw *options, int32_t threads);
+
+/* A moving average of the parameters: average += rate * (params - average), with rate in [0,1]. */
+RNN_API int32_t rnn_average_update(float *average, const float *params, int64_t count, float rate, int32_t threads);
+
+/* The words of a sampled softmax, each with its row of the parameters and of what an optimizer keeps. */
+typedef struct rnn_words {
+    float *params, *m, *v; /* (count,width) */
+    float *average;        /* (count,width); NULL: none */
+    int32_t *done;         /* (count): of the steps of a call, how many the word has had */
+    int32_t count, width;  /* V, H + 1 */
+} rnn_words;
+
+#define RNN_MAX_STEPS 64 /* of one call */
+
+/* rnn_adamw_words -- rnn_adamw_update of some words, when they are needed.
+ *   A step moves every word, even one whose gradient is 0. This call takes each of the given words through the steps that
+ *   it has missed, as if its gradient had been 0 at them, and so gives the numbers that rnn_adamw_update would.
+ *   in      ids (id_count): ascending; NULL: all words, and id_count is not looked at
+ *           steps (step_count): the options of each; averaging (step_count): the rate of rnn_average_update after each, 0
+ *           for no update; NULL if there is no average
+ *           grads (id_count,width): the gradient at the last of the steps, which no given word has had; NULL: 0
+ *   in/out  words; on return, done is step_count for those given
+ *   RNN_E_TOKEN when the ids are not ascending ids; RNN_E_ARG when a word has done more steps than it could. */
+RNN_API int32_t rnn_adamw_words(const rnn_words *words, const int32_t *ids, int32_t id_count, const rnn_adamw *steps,
+                                const float *averaging, int32_t step_count, const float *grads, float grad_scale,
+                                int32_t threads);
 
 /* ---- Inference ------------------------------------------------------------------------------------------------- */
 

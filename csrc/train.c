@@ -139,7 +139,7 @@ int32_t rnn_loss_grad(rnn_work *work, const float *params, const float *embeddin
     double sum = output_pass(work, &out, N);
     if (!isfinite(sum)) return RNN_E_NONFINITE;
     if (r->output_mask) drop(work, r->output_mask, work->dhidden, N, B, work->dhidden);
-    if (work->sampled) rnn_candidates_scatter(work, r, grads + work->at.why);
+    if (work->sampled) rnn_candidates_return(work, r, grads + work->at.why);
 
     hidden_backward(work, &in, params, grads);
     *loss = sum;

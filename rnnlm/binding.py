@@ -1,249 +1,38 @@
-"""The C library in Python: loading, types, errors, and a thin wrapper around each group of functions.
+"""The functions of the C library in Python: a thin wrapper around each group.
 
-This module follows csrc/rnnlib.h, the C side of the contract, in its order. The library is loaded when it is first
-used, so working with torch only needs no compiler. Errors:
-
-    RNNLibraryError             the library is missing, cannot be loaded, or has another version
-    RNNError                    a call failed; `.code` is the library's status
-     +-- RNNInputError          the library refuses an argument (also a ValueError)
-     +-- RNNMemoryError         out of memory (also a MemoryError)
-     +-- RNNNonFiniteError      NaN or infinity in weights, loss or gradient (also a FloatingPointError)
+In the order of csrc/rnnlib.h. library.py loads the library and has its errors; each call raises RNNError or one of the
+classes derived from it.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import os
-import sys
 import weakref
 from collections.abc import Callable, Sequence
-from ctypes import POINTER, byref, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
-from pathlib import Path
+from ctypes import byref, c_double, c_int64
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.ctypeslib import ndpointer
 
-from rnnlm import openmp
 from rnnlm.arrays import F32, I32
 from rnnlm.checkpoint import Weights
-from rnnlm.errors import Failure, UserError
-from rnnlm.regularization import NO_REGULARIZATION, Regularization
-from rnnlm.sampling import BIAS, Sampling
-
-ABI_VERSION = 3  # RNN_ABI_VERSION of rnnlib.h
-PRECISIONS = {"float32": 0, "bfloat16": 1, "int8": 2}  # RNN_PRECISION_*
-TRAINING_PRECISIONS = ("float32", "bfloat16")
-
-
-class RNNLibraryError(Failure):
-    """The C library is missing, cannot be loaded, or has another version."""
-
-
-class RNNError(Failure, RuntimeError):
-    """A call of the C library failed. `code` is the status, a negative RNN_E_* of rnnlib.h."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class RNNInputError(RNNError, ValueError):
-    """The library refuses an argument; nothing was written."""
-
-    exit_code = UserError.exit_code
-
-
-class RNNMemoryError(RNNError, MemoryError):
-    """Out of memory."""
-
-
-class RNNNonFiniteError(RNNError, FloatingPointError):
-    """NaN or infinity in the weights, the loss or the gradient."""
-
-
-_EXCEPTIONS = {-4: RNNMemoryError, -5: RNNNonFiniteError}  # all other statuses report a mistake of the caller
-
-
-class Dims(ctypes.Structure):
-    """`rnn_dims`: V, E, H."""
-
-    _fields_ = [("vocab", c_int32), ("embed", c_int32), ("hidden", c_int32)]
-
-
-class AdamWOptions(ctypes.Structure):
-    """`rnn_adamw`."""
-
-    _fields_ = [(name, c_float) for name in ("lr", "beta1", "beta2", "epsilon", "weight_decay")] + [("step", c_int32)]
-
-
-class RegularizationStruct(ctypes.Structure):
-    """`rnn_regularization`."""
-
-    _fields_ = [
-        *((name, c_void_p) for name in ("input_mask", "output_mask", "candidates", "correction")),
-        *((name, c_int32) for name in ("candidate_count", "reserved")),
-    ]
-
-
-SAMPLING = np.dtype(  # rnn_sampling; `biases` is an address
-    [
-        *(("u", "f8"), ("temperature", "f4"), ("top_k", "i4"), ("banned", "i4"), ("top_p", "f4")),
-        *(("biases", np.uintp), ("bias_count", "i4"), ("reserved", "i4")),
-    ]
+from rnnlm.library import (
+    MAX_STEPS,
+    PRECISIONS,
+    SAMPLING,
+    TRAINING_PRECISIONS,
+    AdamWOptions,
+    Dims,
+    RegularizationStruct,
+    RNNInputError,
+    WordsStruct,
+    check,
+    handle,
+    library,
+    require_shape,
 )
-
-
-def _pointer(dtype: Any, *, written: bool = False, optional: bool = False) -> Any:
-    """Return the type of an argument: the address of a C-contiguous array of `dtype`.
-
-    written: C writes to the array, so it must be writeable.   optional: None is accepted and passes NULL.
-    """
-    checked = ndpointer(dtype, flags=("C_CONTIGUOUS", "WRITEABLE") if written else "C_CONTIGUOUS")
-    dtype = np.dtype(dtype)
-
-    class Pointer(checked):
-        @classmethod
-        def from_param(cls, array: Any) -> Any:
-            if array is None and optional:
-                return None
-            if type(array) is np.ndarray and array.dtype is dtype:
-                try:  # a fifth of ndpointer's time; for the six arrays of a step, that was a tenth of a token's
-                    return byref(c_char.from_buffer(array))
-                except (TypeError, ValueError):  # read-only, not contiguous, or empty
-                    pass
-            return super().from_param(array)
-
-    return Pointer
-
-
-_F32 = _pointer(np.float32)
-_I32 = _pointer(np.int32)
-_SAMPLING = _pointer(SAMPLING)
-_F32_OUT = _pointer(np.float32, written=True)
-_I32_OUT = _pointer(np.int32, written=True)
-_F32_OR_NULL = _pointer(np.float32, written=True, optional=True)
-
-_SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib.h
-    "rnn_abi_version": ([], c_int32),
-    "rnn_sizeof": ([c_char_p], c_size_t),
-    "rnn_strerror": ([c_int32], c_char_p),
-    "rnn_kernel_name": ([], c_char_p),
-    "rnn_param_count": ([POINTER(Dims), POINTER(c_int64)], c_int32),
-    "rnn_work_create": ([POINTER(Dims), c_int32, c_int32, c_int32, c_int32, c_int32, POINTER(c_void_p)], c_int32),
-    "rnn_work_destroy": ([c_void_p], None),
-    "rnn_loss": ([c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, _F32_OUT, POINTER(c_double)], c_int32),
-    "rnn_loss_grad": (
-        [
-            *(c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, c_float, POINTER(RegularizationStruct)),
-            *(_F32_OUT, POINTER(c_double), _F32_OUT),
-        ],
-        c_int32,
-    ),
-    "rnn_grad_norm": ([_F32, c_int64, c_int32, POINTER(c_double)], c_int32),
-    "rnn_sgd_update": ([_F32_OUT, _F32, _F32_OR_NULL, c_int64, c_float, c_float, c_float, c_int32], c_int32),
-    "rnn_adamw_update": (
-        [_F32_OUT, _F32, _F32_OUT, _F32_OUT, c_int64, c_float, POINTER(AdamWOptions), c_int32],
-        c_int32,
-    ),
-    "rnn_model_create": (
-        [POINTER(Dims), _F32, _F32, _F32, _F32, _F32, _F32, c_int32, c_int32, POINTER(c_void_p)],
-        c_int32,
-    ),
-    "rnn_model_destroy": ([c_void_p], None),
-    "rnn_decoder_create": ([c_void_p, c_int32, c_int32, POINTER(c_void_p)], c_int32),
-    "rnn_decoder_destroy": ([c_void_p], None),
-    "rnn_sample": ([c_void_p, _F32, _SAMPLING, POINTER(c_int32), POINTER(c_float)], c_int32),
-    "rnn_prefill": ([c_void_p, _I32, c_int32, _F32_OUT], c_int32),
-    "rnn_decode": (
-        [c_void_p, c_int32, _I32, _SAMPLING, _F32_OUT, _I32_OUT, _F32_OR_NULL, _F32_OR_NULL],
-        c_int32,
-    ),
-    "rnn_logits": ([c_void_p, c_int32, _F32, _F32_OUT], c_int32),
-    "rnn_score": ([c_void_p, _I32, c_int32, _F32_OUT, _F32_OUT], c_int32),
-    "rnn_guard_add": ([c_void_p, c_size_t], c_int32),
-    "rnn_guard_remove": ([c_void_p], None),
-    "rnn_guard_lost": ([c_void_p], c_int32),
-}
-
-
-# ---- The library and its errors ------------------------------------------------------------------------------------
-
-
-def library_path() -> Path:
-    """Return where the library is expected: RNNLIB_PATH, or lib/rnnlib with the system's suffix."""
-    override = os.environ.get("RNNLIB_PATH")
-    if override:
-        return Path(override)
-    ending = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
-    return Path(__file__).resolve().parent.parent / "lib" / f"rnnlib{ending}"
-
-
-@functools.cache
-def library() -> ctypes.CDLL:
-    """Load and check the C library at its first use, and return it.
-
-    Raises RNNLibraryError, with the file and the remedy in its message.
-    """
-    path = library_path()
-    if not path.is_file():
-        raise RNNLibraryError(f"the C library is not at {path}; run `make lib`, or set RNNLIB_PATH to its file")
-    openmp.wait_briefly()
-    try:
-        lib = ctypes.CDLL(str(path))
-        for name, (argtypes, restype) in _SIGNATURES.items():
-            function = getattr(lib, name)
-            function.argtypes, function.restype = argtypes, restype
-    except (OSError, AttributeError) as error:  # not a library, for another machine, or without one of the functions
-        raise RNNLibraryError(f"{path} cannot be loaded as the C library ({error}); run `make lib`") from error
-    sizes = {
-        "rnn_dims": ctypes.sizeof(Dims),
-        "rnn_regularization": ctypes.sizeof(RegularizationStruct),
-        "rnn_adamw": ctypes.sizeof(AdamWOptions),
-        "rnn_sampling": SAMPLING.itemsize,
-    }
-    for name, theirs, ours in (
-        ("ABI version", lib.rnn_abi_version(), ABI_VERSION),
-        *((f"sizeof({struct})", lib.rnn_sizeof(struct.encode()), size) for struct, size in sizes.items()),
-    ):
-        if theirs != ours:
-            raise RNNLibraryError(f"{path}: its {name} is {theirs}, this program needs {ours}; run `make clean lib`")
-    wish, taken = os.environ.get("RNN_ISA"), lib.rnn_kernel_name().decode()
-    if wish is not None and wish != taken:
-        raise RNNLibraryError(
-            f"RNN_ISA={wish} is not available: it must be amx, avx512bf16, avx512, avx2, baseline or reference, and "
-            f"supported by this processor; unset it to use the best"
-        )
-    openmp.survive_fork(path)
-    return lib
-
-
-def kernel() -> str:
-    """Return which kernels a handle created now would use, as RNN_ISA names them."""
-    return library().rnn_kernel_name().decode()
-
-
-def _check(status: int, context: str) -> None:
-    """Raise the exception of a status that is not 0. `context` tells which values were passed."""
-    if status != 0:
-        message = library().rnn_strerror(status).decode()
-        raise _EXCEPTIONS.get(status, RNNInputError)(status, f"{context}: {message}")
-
-
-def _handle(create: str, destroy: str, *arguments: Any, context: str) -> c_void_p:
-    """Create a handle of the library. The object behind it is destroyed when nothing refers to the handle any more."""
-    handle = c_void_p()
-    _check(getattr(library(), create)(*arguments, byref(handle)), context)
-    weakref.finalize(handle, getattr(library(), destroy), handle.value)
-    return handle
-
-
-def _require_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
-    if array.shape != shape:
-        raise RNNInputError(-2, f"{name} has shape {array.shape}, expected {shape}")
-
+from rnnlm.regularization import NO_REGULARIZATION, Candidates, Regularization
+from rnnlm.sampling import BIAS, Sampling
 
 # ---- Training ------------------------------------------------------------------------------------------------------
 
@@ -251,7 +40,7 @@ def _require_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -
 def param_count(vocab: int, embed: int, hidden: int) -> int:
     """Return the length P of the flat parameter buffer."""
     count = c_int64()
-    _check(
+    check(
         library().rnn_param_count(byref(Dims(vocab, embed, hidden)), byref(count)),
         f"V={vocab}, E={embed}, H={hidden}",
     )
@@ -282,7 +71,7 @@ class Workspace:
             raise RNNInputError(-6, f"precision must be {expected} in training, got {precision!r}")
         self.vocab, self.embed, self.hidden, self.max_steps = vocab, embed, hidden, max_steps
         self.param_count = param_count(vocab, embed, hidden)
-        self._handle = _handle(
+        self._handle = handle(
             *("rnn_work_create", "rnn_work_destroy", byref(Dims(vocab, embed, hidden))),
             *(max_steps, max_batch, max_candidates, PRECISIONS[precision], threads),
             context=f"V={vocab}, E={embed}, H={hidden}, steps={max_steps}, batch={max_batch}, "
@@ -292,10 +81,10 @@ class Workspace:
     def _require(self, params: F32, embeddings: F32, x: I32, y: I32, state: F32) -> None:
         if x.ndim != 2:
             raise RNNInputError(-2, f"x has shape {x.shape}, expected (steps, batch)")
-        _require_shape("params", params, (self.param_count,))
-        _require_shape("embeddings", embeddings, (self.vocab, self.embed))
-        _require_shape("y", y, x.shape)
-        _require_shape("state", state, (x.shape[1], self.hidden))
+        require_shape("params", params, (self.param_count,))
+        require_shape("embeddings", embeddings, (self.vocab, self.embed))
+        require_shape("y", y, x.shape)
+        require_shape("state", state, (x.shape[1], self.hidden))
 
     def loss(self, params: F32, embeddings: F32, x: I32, y: I32, state: F32) -> float:
         """Compute the summed loss of one chunk in nats.
@@ -307,7 +96,7 @@ class Workspace:
         self._require(params, embeddings, x, y, state)
         loss = c_double()
         status = library().rnn_loss(self._handle, params, embeddings, x, y, *x.shape, state, byref(loss))
-        _check(status, f"loss of a chunk of {x.shape[0]} steps x {x.shape[1]} batch rows")
+        check(status, f"loss of a chunk of {x.shape[0]} steps x {x.shape[1]} batch rows")
         return loss.value
 
     def loss_grad(
@@ -324,18 +113,24 @@ class Workspace:
         """Compute the summed loss of one chunk and its gradient (full BPTT), under `regularization`.
 
         The arguments are those of `loss`; grads: (P,), overwritten with scale times the gradient of the *sum*.
+        With candidates, params are laid out by words, and grads, (gradient_count(),), by candidates: see rnnlib.h.
         """
         candidates = regularization.candidates
         targets = y if candidates is None else candidates.targets
         self._require(params, embeddings, x, targets, state)
-        _require_shape("grads", grads, (self.param_count,))
+        require_shape("grads", grads, (self.gradient_count(candidates),))
         loss = c_double()
         status = library().rnn_loss_grad(
             *(self._handle, params, embeddings, x, targets, *x.shape, scale),
             *(byref(self._struct_of(regularization, x.shape[1])), state, byref(loss), grads),
         )
-        _check(status, f"gradient of a chunk of {x.shape[0]} steps x {x.shape[1]} batch rows")
+        check(status, f"gradient of a chunk of {x.shape[0]} steps x {x.shape[1]} batch rows")
         return loss.value
+
+    def gradient_count(self, candidates: Candidates | None) -> int:
+        """Return how many numbers a gradient has: P, or fewer with candidates."""
+        absent = self.vocab - candidates.ids.size if candidates else 0
+        return self.param_count - absent * (self.hidden + 1)
 
     def _struct_of(self, regularization: Regularization, batch: int) -> RegularizationStruct:
         """Return the C struct, which points to the arrays of `regularization`: the caller keeps them alive."""
@@ -343,11 +138,11 @@ class Workspace:
         for name, width in (("input_mask", self.embed), ("output_mask", self.hidden)):
             mask = getattr(regularization, name)
             if mask is not None:
-                _require_shape(name, mask, (batch, width))
+                require_shape(name, mask, (batch, width))
                 setattr(struct, name, _address(mask, np.float32))
         candidates = regularization.candidates
         if candidates is not None:
-            _require_shape("correction", candidates.correction, candidates.ids.shape)
+            require_shape("correction", candidates.correction, candidates.ids.shape)
             struct.candidates = _address(candidates.ids, np.int32)
             struct.correction = _address(candidates.correction, np.float32)
             struct.candidate_count = candidates.ids.size
@@ -364,7 +159,7 @@ def _address(array: npt.NDArray[Any], dtype: type) -> int:
 def grad_norm(grads: F32, threads: int = 1) -> float:
     """Return the Euclidean norm of a flat gradient. Raises RNNNonFiniteError."""
     norm = c_double()
-    _check(library().rnn_grad_norm(grads, grads.size, threads, byref(norm)), "gradient norm")
+    check(library().rnn_grad_norm(grads, grads.size, threads, byref(norm)), "gradient norm")
     return norm.value
 
 
@@ -374,9 +169,9 @@ def sgd_update(
     """Take one step of torch.optim.SGD, in place. velocity: (P,), zero at first; None when momentum is 0."""
     for name, array in (("grads", grads), ("velocity", velocity)):
         if array is not None:
-            _require_shape(name, array, params.shape)
+            require_shape(name, array, params.shape)
     status = library().rnn_sgd_update(params, grads, velocity, params.size, grad_scale, lr, momentum, threads)
-    _check(status, f"SGD step with learning rate {lr}, momentum {momentum}")
+    check(status, f"SGD step with learning rate {lr}, momentum {momentum}")
 
 
 def adamw_update(
@@ -384,9 +179,60 @@ def adamw_update(
 ) -> None:
     """Take one step of torch.optim.AdamW, in place. m, v: (P,), zero at first; options.step counts from 1."""
     for name, array in (("grads", grads), ("m", m), ("v", v)):
-        _require_shape(name, array, params.shape)
+        require_shape(name, array, params.shape)
     status = library().rnn_adamw_update(params, grads, m, v, params.size, grad_scale, byref(options), threads)
-    _check(status, f"AdamW step {options.step} with learning rate {options.lr}")
+    check(status, f"AdamW step {options.step} with learning rate {options.lr}")
+
+
+def average_update(average: F32, params: F32, rate: float, threads: int = 1) -> None:
+    """Move a moving average, (P,) as params, by the share `rate` of the way towards them, in place."""
+    require_shape("average", average, params.shape)
+    status = library().rnn_average_update(average, params, params.size, rate, threads)
+    check(status, f"average with rate {rate}")
+
+
+class Words:
+    """The words of a sampled softmax under AdamW: steps are recorded, and replayed for the words that are needed.
+
+    params, m, v, average: (V, H + 1) each, which the caller keeps; average may be None.
+    At most MAX_STEPS steps are recorded; then all words must catch up.
+    """
+
+    def __init__(self, params: F32, m: F32, v: F32, average: F32 | None, threads: int = 1) -> None:
+        self._arrays = params, m, v, average
+        self._done = np.zeros(params.shape[0], dtype=np.int32)
+        self._struct = WordsStruct(count=params.shape[0], width=params.shape[1])
+        for name, array in zip(("params", "m", "v", "average"), self._arrays, strict=True):
+            if array is not None:
+                require_shape(name, array, params.shape)
+                setattr(self._struct, name, _address(array, np.float32))
+        self._struct.done = _address(self._done, np.int32)
+        self._steps, self._averaging = (AdamWOptions * MAX_STEPS)(), np.zeros(MAX_STEPS, dtype=np.float32)
+        self._count, self._threads = 0, threads
+
+    def catch_up(self, ids: I32 | None = None) -> None:
+        """Take the words `ids`, ascending, or all, through the steps that they have missed."""
+        self._update(ids, None, 0.0)
+        if ids is None:
+            self._done[:] = self._count = 0
+
+    def step(self, options: AdamWOptions, averaging: float, ids: I32, grads: F32, grad_scale: float) -> None:
+        """Take a step of AdamW, then of the average, with grads (C, H + 1) for the words ids (C,) and 0 for the others.
+
+        averaging: the rate of average_update; 0: none.
+        """
+        require_shape("grads", grads, (ids.size, self._struct.width))
+        self._steps[self._count], self._averaging[self._count] = options, averaging
+        self._count += 1
+        self._update(ids, grads, grad_scale)
+        if self._count == MAX_STEPS:
+            self.catch_up()
+
+    def _update(self, ids: I32 | None, grads: F32 | None, grad_scale: float) -> None:
+        count = 0 if ids is None else ids.size
+        arguments = byref(self._struct), ids, count, self._steps, self._averaging, self._count, grads, grad_scale
+        status = library().rnn_adamw_words(*arguments, self._threads)
+        check(status, f"AdamW steps of {count or 'all'} words")
 
 
 # ---- Inference -----------------------------------------------------------------------------------------------------
@@ -404,7 +250,7 @@ class Model:
             raise RNNInputError(-6, f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.vocab, self.embed, self.hidden = weights.vocab_size, weights.embed_size, weights.hidden_size
         self.weights, self.precision = weights, precision  # the library keeps pointers into Why and by
-        self._handle = _handle(
+        self._handle = handle(
             *("rnn_model_create", "rnn_model_destroy", byref(Dims(self.vocab, self.embed, self.hidden))),
             *(weights.embeddings, weights.Wxh, weights.Whh, weights.bh, weights.Why, weights.by),
             *(PRECISIONS[precision], threads),
@@ -442,16 +288,16 @@ class Decoder:
     def __init__(self, model: Model, *, max_sequences: int = 1, threads: int = 1) -> None:
         self.model = model  # the library's decoder points into its model
         self.max_sequences = max_sequences
-        self._handle = _handle(
+        self._handle = handle(
             *("rnn_decoder_create", "rnn_decoder_destroy", model._handle, max_sequences, threads),
             context=f"decoder for {max_sequences} sequences on {threads} threads",
         )
 
     def prefill(self, tokens: Sequence[int] | I32, state: F32) -> None:
         """Feed `tokens` (N,) through the hidden layer; state (H,) is replaced. Raises RNNInputError (token id)."""
-        _require_shape("state", state, (self.model.hidden,))
+        require_shape("state", state, (self.model.hidden,))
         ids = np.asarray(tokens, dtype=np.int32)
-        _check(library().rnn_prefill(self._handle, ids, ids.size, state), f"prompt of {ids.size} tokens")
+        check(library().rnn_prefill(self._handle, ids, ids.size, state), f"prompt of {ids.size} tokens")
 
     def decode(
         self,
@@ -478,9 +324,9 @@ class Decoder:
             ("logits", logits, (n, self.model.vocab)),
         ):
             if array is not None:
-                _require_shape(name, array, shape)
+                require_shape(name, array, shape)
         status = library().rnn_decode(self._handle, n, tokens, sampling, states, following, logprobs, logits)
-        _check(status, f"step of {n} sequences (the decoder has room for {self.max_sequences})")
+        check(status, f"step of {n} sequences (the decoder has room for {self.max_sequences})")
 
     def hidden_states(self, tokens: Sequence[int] | I32, state: F32 | None = None) -> F32:
         """Return the hidden state after each of `tokens` (N,): (N, H). state: (H,), before the first; None: zeros."""
@@ -495,16 +341,16 @@ class Decoder:
     def logits(self, states: F32) -> F32:
         """Return the logits (n, V) of hidden states (n, H), whose values are in -1..1."""
         n = states.shape[0]
-        _require_shape("states", states, (n, self.model.hidden))
+        require_shape("states", states, (n, self.model.hidden))
         logits = np.empty((n, self.model.vocab), dtype=np.float32)
-        _check(library().rnn_logits(self._handle, n, states, logits), f"logits of {n} states")
+        check(library().rnn_logits(self._handle, n, states, logits), f"logits of {n} states")
         return logits
 
     def score(self, ids: I32) -> F32:
         """Return log p(ids[i + 1] | ids[0..i]) as (N - 1,), from a hidden state of zeros."""
         logprobs = np.empty(max(ids.size - 1, 0), dtype=np.float32)
         state = np.zeros(self.model.hidden, dtype=np.float32)
-        _check(library().rnn_score(self._handle, ids, ids.size, state, logprobs), f"score of {ids.size} tokens")
+        check(library().rnn_score(self._handle, ids, ids.size, state, logprobs), f"score of {ids.size} tokens")
         return logprobs
 
 
@@ -517,6 +363,6 @@ def guard(mapping: np.memmap) -> Callable[[], bool]:
     Returns a function that tells whether any were lost, and keeps no mapping alive. Raises RNNLibraryError, RNNError.
     """
     lib, address = library(), mapping.ctypes.data
-    _check(lib.rnn_guard_add(address, mapping.nbytes), f"guard of a mapping of {mapping.nbytes:,} bytes")
+    check(lib.rnn_guard_add(address, mapping.nbytes), f"guard of a mapping of {mapping.nbytes:,} bytes")
     weakref.finalize(mapping, lib.rnn_guard_remove, address)
     return lambda: bool(lib.rnn_guard_lost(address))

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnnlm import binding, checkpoint
-from rnnlm.binding import RNNLibraryError, library
 from rnnlm.checkpoint import Checkpoint
 from rnnlm.container import MappedFile
 from rnnlm.errors import UserError
+from rnnlm.library import RNNLibraryError, library
 from service.errors import FolderFailed, InvalidRequest, NoSpace, WeightsNotFound
 
 log = logging.getLogger(__name__)

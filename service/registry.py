@@ -19,10 +19,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from rnnlm import checkpoint
-from rnnlm.binding import RNNLibraryError
 from rnnlm.checkpoint import BACKENDS, Checkpoint
 from rnnlm.data.text import Vocabulary
 from rnnlm.errors import UserError
+from rnnlm.library import RNNLibraryError
 from service.engines import CEngine, Engine, TorchEngine
 from service.errors import BackendMissing, FolderFailed, NotReady, WeightsNotFound, WeightsUnusable
 from service.folder import Folder, Version, check_name

@@ -16,9 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rnnlm.binding import PRECISIONS
 from rnnlm.checkpoint import BACKENDS
 from rnnlm.errors import UserError
+from rnnlm.library import PRECISIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 OTHERS = {"RNN_ISA", "RNN_CACHE_DIR", "RNN_PLAIN_WEIGHTS"}  # of the library, the trainers and the load test

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from rnnlm import checkpoint
-from rnnlm.binding import PRECISIONS, RNNNonFiniteError
 from rnnlm.data.text import TextError, Vocabulary
 from rnnlm.errors import UserError
 from rnnlm.language_model import LanguageModel, Sampling
+from rnnlm.library import PRECISIONS, RNNNonFiniteError
 from service.capacity import Capacity
 
 

@@ -17,7 +17,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-from rnnlm import binding, checkpoint
+from rnnlm import checkpoint, library
 from rnnlm.checkpoint import Checkpoint, Weights
 from rnnlm.data.text import EOS
 
@@ -85,9 +85,9 @@ no_sanitizer = pytest.mark.skipif(
 
 def force_kernels(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the C library use the kernels of `isa` for this test, or skip the test if the processor lacks them."""
-    binding.library()  # which refuses to load when RNN_ISA is not to be had
+    library.library()  # which refuses to load when RNN_ISA is not to be had
     monkeypatch.setenv("RNN_ISA", isa)
-    if binding.kernel() != isa:
+    if library.kernel() != isa:
         flags = set(Path("/proc/cpuinfo").read_text().split())
         assert not INSTRUCTION_SETS[isa] <= flags, f"RNN_ISA={isa} was ignored"
         pytest.skip(f"this processor has no {isa}")

@@ -77,7 +77,21 @@ def by_c(
     most = min(dims[0], regularization.candidates.ids.size) if regularization.candidates else 0
     chunk = {"max_steps": x.shape[0], "max_batch": x.shape[1], "max_candidates": most}
     work = Workspace(*dims, **chunk, threads=threads, precision=precision)
-    params, state = weights.flat_parameters(), state.copy()
-    grads = np.full_like(params, np.nan)  # gradients are overwritten, not accumulated
+    params, state, candidates = weights.flat_parameters(), state.copy(), regularization.candidates
+    if candidates:
+        params = by_words(params, dims[0], dims[2])
+    # Gradients are overwritten, not accumulated.
+    grads = np.full(work.gradient_count(candidates), np.nan, dtype=np.float32)
     loss = work.loss_grad(params, weights.embeddings, x, y, state, grads, scale, regularization)
+    if candidates:
+        head = grads.size - candidates.ids.size * (dims[2] + 1)
+        columns = np.zeros((dims[2] + 1, dims[0]), dtype=np.float32)
+        columns[:, candidates.ids] = grads[head:].reshape(-1, dims[2] + 1).T
+        grads = np.concatenate([grads[:head], columns.ravel()])
     return loss, Weights.from_flat(weights.embeddings, grads, dims[2]).parameters(), state
+
+
+def by_words(params: np.ndarray, vocab: int, hidden: int) -> np.ndarray:
+    """Lay flat parameters out by words, as rnnlib.h says."""
+    head = params.size - vocab * (hidden + 1)
+    return np.concatenate([params[:head], params[head:].reshape(hidden + 1, vocab).T.ravel()])

@@ -10,8 +10,8 @@ EXE          := $(if $(WINDOWS),.exe)
 C_TEST       := $(BUILD)/test_rnnlib$(EXE)
 TILES_TEST   := $(if $(filter amx,$(ISAS)),$(BUILD)/test_rnnlib_tiles$(EXE))
 REFUSAL_TEST := $(if $(and $(TILES_TEST),$(findstring linux,$(MACHINE))),$(BUILD)/test_refusal)
-C_TEST_PARTS := test_rnnlib test_kernels test_bfloat16 test_training test_precision test_inference test_sampling \
-                problem rounded testing
+C_TEST_PARTS := test_rnnlib test_kernels test_bfloat16 test_training test_precision test_optimizers test_inference \
+                test_sampling problem rounded testing
 RUN          ?=# runs a program of another system: wine64, "qemu-aarch64 -L ..."
 
 test-c: $(C_TEST) $(TILES_TEST) $(REFUSAL_TEST) ## run the C tests on every instruction set, and on an emulation of AMX

@@ -21,7 +21,7 @@ from conftest import ROOT, make_checkpoint
 from starlette.testclient import TestClient
 
 from rnnlm import checkpoint
-from rnnlm.binding import library_path
+from rnnlm.library import library_path
 from service.app import create_app
 from service.settings import Settings
 

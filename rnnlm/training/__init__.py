@@ -4,7 +4,8 @@ Read loop.py first: it is the whole training on one page. Around it, a file for 
 
     config, cli               the options, and the command line that is derived from them
     batches, initial          the text as chunks, the weights to start from
-    trainer                   what the loop needs of a back end: c_trainer, torch_trainer (torch_rounded: bfloat16)
+    trainer                   what the loop needs of a back end: c_trainer (c_parameters: what the optimizer changes),
+                              torch_trainer (torch_rounded: bfloat16)
     schedule                  learning rate, evaluations, the end
     beginning, lock           what a run begins from; no run destroys another's files
     progress, resume          how far the run is, and what it continues from (state_file: the format of that file)

@@ -145,6 +145,10 @@ class TrainConfig:
         require(self.momentum == 0 or self.optimizer == "sgd", "momentum", "0 unless --optimizer is sgd")
         require(self.weight_decay == 0 or self.optimizer == "adamw", "weight_decay", "0 unless --optimizer is adamw")
 
+    def is_sampled(self, vocab_size: int) -> bool:
+        """Return whether the softmax is sampled: a sample of all words is the full one."""
+        return 0 < self.sampled_softmax < vocab_size
+
     def weights_path(self, backend: str) -> Path:
         """Return where the run of `backend` ("c" or "torch") saves its weights. Raises ConfigError."""
         if self.out:

@@ -141,14 +141,13 @@ class Run:
 def regularizer(config: TrainConfig, corpus: Corpus, input_size: int) -> Regularizer:
     """Return what draws the dropout masks and the candidates that the configuration asks for."""
     counts = corpus.train_counts()
-    is_sampled = 0 < config.sampled_softmax < counts.size  # a sample of all words is the full softmax
     return Regularizer(
         seed=config.seed,
         input_size=input_size,
         hidden_size=config.hidden_size,
         dropout=config.dropout,
         input_dropout=config.input_dropout,
-        sampler=CandidateSampler(counts, config.sampled_softmax) if is_sampled else None,
+        sampler=CandidateSampler(counts, config.sampled_softmax) if config.is_sampled(counts.size) else None,
     )
 
 

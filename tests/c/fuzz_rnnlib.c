@@ -243,6 +243,30 @@ static void fuzz_optimizers(void) {
     free(params), free(grads), free(m), free(v), free(before);
 }
 
+static void fuzz_words(void) {
+    enum { STEPS = 5 };
+    int32_t count = 1 + byte() % 9, width = 1 + byte() % 40, id_count = byte() % (count + 2);
+    size_t size = (size_t)count * (size_t)width;
+    float *params = floats(size, 1.0f), *m = floats(size, 1.0f), *v = floats(size, 1.0f), *average = floats(size, 1.0f);
+    float *grads = floats((size_t)id_count * (size_t)width, 1.0f), *before = allocate(size * sizeof *before);
+    memcpy(before, params, size * sizeof *before);
+    int32_t *done = allocate((size_t)count * sizeof *done), *ids = allocate((size_t)id_count * sizeof *ids);
+    for (int32_t i = 0; i < count; i++) done[i] = odd() ? any_int() : byte() % STEPS;
+    for (int32_t i = 0; i < id_count; i++) ids[i] = odd() ? any_int() : i;
+    float averaging[STEPS];
+    rnn_adamw options[STEPS];
+    for (int32_t s = 0; s < STEPS; s++) {
+        options[s] = (rnn_adamw){real(1.0f), 0.9f, 0.999f, 1e-8f, real(1.0f), odd() ? any_int() : s + 1};
+        averaging[s] = odd() ? odd_float() : 0.5f;
+    }
+    rnn_words words = {or_null(params), m, v, odd() ? NULL : average, or_null(done), count, odd() ? -width : width};
+    int32_t step_count = odd() ? -1 : byte() % (STEPS + 1), threads = number(1, 3);
+    int32_t status = rnn_adamw_words(or_null(&words), odd() ? NULL : ids, id_count, options, averaging, step_count,
+                                     odd() ? NULL : grads, real(1.0f), threads);
+    REQUIRE(status == RNN_OK || memcmp(params, before, size * sizeof *before) == 0);
+    free(params), free(m), free(v), free(average), free(grads), free(before), free(done), free(ids);
+}
+
 /* ---- Inference ------------------------------------------------------------------------------------------------------ */
 
 static rnn_sampling sampling_of(int32_t V) {
@@ -409,7 +433,7 @@ static void fuzz_inference(void) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static void (*const groups[])(void) = {fuzz_sizes,     fuzz_models,    fuzz_training,  fuzz_optimizers,
+    static void (*const groups[])(void) = {fuzz_sizes,     fuzz_models,    fuzz_training,  fuzz_optimizers, fuzz_words,
                                            fuzz_inference, fuzz_inference, fuzz_inference, fuzz_inference};
     input = data;
     left = size;

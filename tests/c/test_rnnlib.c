@@ -14,6 +14,7 @@ static void test_statuses(void) {
     CHECK(rnn_sizeof("rnn_dims") == 12 && rnn_sizeof("rnn_sampling") == 32 + sizeof(void *) &&
           rnn_sizeof("rnn_adamw") == 24);
     CHECK(rnn_sizeof("rnn_regularization") == sizeof(rnn_regularization));
+    CHECK(rnn_sizeof("rnn_words") == sizeof(rnn_words));
     CHECK(rnn_sizeof("rnn_work") == 0 && rnn_sizeof("") == 0 && rnn_sizeof(NULL) == 0);
     const char *wish = getenv("RNN_ISA");
     bool has_it = wish && (!strcmp(wish, "baseline") || !strcmp(wish, "reference"));
@@ -65,6 +66,8 @@ static const test tests[] = {
     {"biases and penalties", test_biases},
     {"inference refuses, and leaves outputs untouched", test_inference_refusals},
     {"a weight too large for its copy", test_a_weight_too_large_for_its_copy},
+    {"some words are updated as all are", test_some_words_are_updated_as_all_are},
+    {"updates of some words refuse", test_words_that_are_refused},
 };
 
 int main(void) {

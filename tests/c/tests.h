@@ -27,6 +27,10 @@ void test_regularization_that_changes_nothing(void);
 void test_extreme_logits(void);
 void test_carried_state(void);
 void test_training_refusals(void);
+
+/* test_optimizers.c */
+void test_some_words_are_updated_as_all_are(void);
+void test_words_that_are_refused(void);
 void test_optimizers(void);
 void test_optimizer_refusals(void);
 

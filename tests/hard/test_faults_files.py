@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, SOURCES
 from serving import GUARD_SECONDS, Server, needs_library, read_until, save_tiny, serving
 
-from rnnlm import binding
+from rnnlm import binding, library
 
 pytestmark = needs_library
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows does not truncate a mapped file")
@@ -160,7 +160,7 @@ def test_memory_that_was_short_is_no_lasting_problem(folder: Path, monkeypatch: 
 GUARD = """
 import os, signal, sys
 import numpy as np
-from rnnlm import binding
+from rnnlm import binding, library
 
 path, what = sys.argv[1:]
 page = os.sysconf("SC_PAGE_SIZE")
@@ -226,7 +226,7 @@ def test_the_guard(tmp_path: Path, what: str, code: int, said: str) -> None:
 @posix
 def test_the_guard_refuses(tmp_path: Path) -> None:
     mapping = mmap.mmap(-1, 4 * mmap.PAGESIZE)
-    lib = binding.library()
+    lib = library.library()
     address = np.frombuffer(mapping, np.uint8).ctypes.data
     assert lib.rnn_guard_add(None, 5) == -1
     assert lib.rnn_guard_add(address, 0) == -2

@@ -144,7 +144,7 @@ def test_fifty_steps_from_equal_weights_give_the_same_losses(name: str, reductio
     assert ours.evaluate(ids) == pytest.approx(theirs.evaluate(ids), abs=tolerance)
 
 
-@pytest.mark.parametrize("load", ["from rnnlm import binding; binding.library()", "import torch_rnn"])
+@pytest.mark.parametrize("load", ["from rnnlm import library; library.library()", "import torch_rnn"])
 @pytest.mark.parametrize(
     ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
 )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import INSTRUCTION_SETS, ROOT, force_kernels, make_weights
 
-from rnnlm import binding
+from rnnlm import binding, library
 from rnnlm.binding import Decoder, Model, Workspace, sampling_rows
 
 
@@ -26,14 +26,14 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 def test_a_missing_library_names_the_path_and_the_remedy(tmp_path: Path) -> None:
     path = str(tmp_path / "nowhere.so")
-    result = run_python("from rnnlm import binding; binding.library()", RNNLIB_PATH=path)
+    result = run_python("from rnnlm import library; library.library()", RNNLIB_PATH=path)
     assert "RNNLibraryError" in result.stderr and path in result.stderr and "make lib" in result.stderr
 
 
 def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "text.so"
     path.write_text("not a library")
-    assert "RNNLibraryError" in run_python("from rnnlm import binding; binding.library()", RNNLIB_PATH=str(path)).stderr
+    assert "RNNLibraryError" in run_python("from rnnlm import library; library.library()", RNNLIB_PATH=str(path)).stderr
 
 
 @pytest.mark.parametrize(
@@ -42,22 +42,22 @@ def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
 def test_each_system_has_its_library(monkeypatch: pytest.MonkeyPatch, platform: str, name: str) -> None:
     monkeypatch.delenv("RNNLIB_PATH", raising=False)
     monkeypatch.setattr("sys.platform", platform)
-    assert binding.library_path() == ROOT / "lib" / name
+    assert library.library_path() == ROOT / "lib" / name
 
 
 def test_the_abi_version_is_that_of_the_header() -> None:
     header = (ROOT / "csrc" / "rnnlib.h").read_text()
-    assert re.findall(r"^#define RNN_ABI_VERSION (\d+)", header, re.MULTILINE) == [str(binding.ABI_VERSION)]
+    assert re.findall(r"^#define RNN_ABI_VERSION (\d+)", header, re.MULTILINE) == [str(library.ABI_VERSION)]
 
 
 def test_a_struct_of_another_size_is_refused() -> None:
-    code = "import ctypes; from rnnlm import binding; binding.Dims = ctypes.c_int64; binding.library()"
+    code = "import ctypes; from rnnlm import library; library.Dims = ctypes.c_int64; library.library()"
     result = run_python(code)
     assert "RNNLibraryError" in result.stderr and "sizeof(rnn_dims) is 12" in result.stderr
 
 
 def test_another_abi_is_refused() -> None:
-    result = run_python("from rnnlm import binding; binding.ABI_VERSION = 99; binding.library()")
+    result = run_python("from rnnlm import library; library.ABI_VERSION = 99; library.library()")
     assert "RNNLibraryError" in result.stderr and "99" in result.stderr
 
 
@@ -74,22 +74,22 @@ def test_torch_only_needs_no_library(tmp_path: Path) -> None:
 def test_every_function_of_the_header_is_bound() -> None:
     header = (ROOT / "csrc" / "rnnlib.h").read_text()
     declared = re.findall(r"^RNN_API [\w *]*?\*?(rnn_\w+)\(", header, re.MULTILINE)
-    assert declared == list(binding._SIGNATURES)
+    assert declared == list(library.SIGNATURES)
 
 
 def test_the_library_exports_only_its_functions() -> None:
     nm = subprocess.run(
-        ["nm", "-D", "--defined-only", str(binding.library_path())], capture_output=True, text=True, check=True
+        ["nm", "-D", "--defined-only", str(library.library_path())], capture_output=True, text=True, check=True
     )
     exported = {line.split()[-1] for line in nm.stdout.splitlines()} - {"_init", "_fini"}
-    assert exported == set(binding._SIGNATURES)
+    assert exported == set(library.SIGNATURES)
 
 
 @pytest.mark.parametrize("v,e,h", [(0, 5, 5), (5, 0, 5), (5, 5, 0), (-1, 5, 5), (2**31 - 1, 5, 5), (5, 2**20, 5)])
 def test_sizes_out_of_range(v: int, e: int, h: int) -> None:
-    with pytest.raises(binding.RNNInputError, match="size"):
+    with pytest.raises(library.RNNInputError, match="size"):
         binding.param_count(v, e, h)
-    with pytest.raises(binding.RNNInputError):
+    with pytest.raises(library.RNNInputError):
         Workspace(v, e, h, max_steps=1, max_batch=1, threads=1)
 
 
@@ -97,7 +97,7 @@ def test_sizes_out_of_range(v: int, e: int, h: int) -> None:
     "option", [{"max_steps": 0}, {"max_batch": 0}, {"max_steps": 2**30, "max_batch": 2**30}, {"threads": 0}]
 )
 def test_workspace_options_out_of_range(option: dict[str, int]) -> None:
-    with pytest.raises(binding.RNNInputError):
+    with pytest.raises(library.RNNInputError):
         Workspace(5, 4, 3, **({"max_steps": 2, "max_batch": 2, "threads": 1} | option))
 
 
@@ -123,7 +123,7 @@ class Chunk:
 def test_token_ids_out_of_range(name: str, value: int) -> None:
     chunk = Chunk()
     getattr(chunk, name)[3, 1] = value
-    with pytest.raises(binding.RNNInputError, match="token"):
+    with pytest.raises(library.RNNInputError, match="token"):
         chunk.run()
     assert chunk.untouched()
 
@@ -134,7 +134,7 @@ def test_parameters_that_are_not_finite(bad: float, index: int) -> None:
     chunk = Chunk()
     chunk.params[index] = bad
     chunk.embeddings[:, 0] = 1.0
-    with pytest.raises(binding.RNNNonFiniteError):
+    with pytest.raises(library.RNNNonFiniteError):
         chunk.run()
     assert chunk.untouched()
 
@@ -144,7 +144,7 @@ def test_wrong_shapes_and_types(name: str) -> None:
     chunk = Chunk()
     array = getattr(chunk, name)
     setattr(chunk, name, array[:-1].copy())
-    with pytest.raises(binding.RNNInputError, match="shape"):
+    with pytest.raises(library.RNNInputError, match="shape"):
         chunk.run()
     setattr(chunk, name, array.astype(np.float64))
     with pytest.raises(ctypes.ArgumentError):
@@ -154,7 +154,7 @@ def test_wrong_shapes_and_types(name: str) -> None:
 def test_a_chunk_larger_than_the_workspace() -> None:
     chunk = Chunk()
     work = Workspace(7, 5, 3, max_steps=2, max_batch=2, threads=1)
-    with pytest.raises(binding.RNNInputError):
+    with pytest.raises(library.RNNInputError):
         work.loss_grad(chunk.params, chunk.embeddings, chunk.x, chunk.y, chunk.state, chunk.grads)
     assert chunk.untouched()
 
@@ -165,7 +165,7 @@ def test_gradient_norm() -> None:
     norms = {binding.grad_norm(values, threads) for threads in (1, 2, 3)}
     assert len(norms) == 1 and norms.pop() == pytest.approx(want, rel=1e-12)
     values[77] = np.inf
-    with pytest.raises(binding.RNNNonFiniteError):
+    with pytest.raises(library.RNNNonFiniteError):
         binding.grad_norm(values)
 
 
@@ -190,7 +190,7 @@ def decode(target: Decoder, n: int, **spoiled: object) -> tuple[np.ndarray, np.n
     before = states.copy()
     try:
         target.decode(tokens, sampling, states, following, logprobs)
-    except binding.RNNError:
+    except library.RNNError:
         assert (following == -5).all() and (logprobs == 7.0).all() and (states == before).all()
         raise
     return following, logprobs, states
@@ -213,12 +213,12 @@ def decode(target: Decoder, n: int, **spoiled: object) -> tuple[np.ndarray, np.n
     ],
 )
 def test_a_step_refuses_what_is_out_of_range(spoiled: dict[str, float]) -> None:
-    with pytest.raises(binding.RNNInputError):
+    with pytest.raises(library.RNNInputError):
         decode(decoder(), 2, **spoiled)
 
 
 def test_more_sequences_than_the_decoder_has_room_for() -> None:
-    with pytest.raises(binding.RNNInputError):
+    with pytest.raises(library.RNNInputError):
         decode(decoder(max_sequences=3), 4)
 
 
@@ -265,10 +265,10 @@ def test_logits_and_states_are_those_of_the_steps() -> None:
 @pytest.mark.parametrize(
     ("states", "error"),
     [
-        (np.full((2, 5), 1.5, np.float32), binding.RNNInputError),
-        (np.zeros((2, 4), np.float32), binding.RNNInputError),
-        (np.zeros((0, 5), np.float32), binding.RNNInputError),
-        (np.full((2, 5), np.nan, np.float32), binding.RNNNonFiniteError),
+        (np.full((2, 5), 1.5, np.float32), library.RNNInputError),
+        (np.zeros((2, 4), np.float32), library.RNNInputError),
+        (np.zeros((0, 5), np.float32), library.RNNInputError),
+        (np.full((2, 5), np.nan, np.float32), library.RNNNonFiniteError),
     ],
 )
 def test_logits_of_what_is_no_state(states: np.ndarray, error: type[Exception]) -> None:
@@ -280,32 +280,32 @@ def test_logits_of_what_is_no_state(states: np.ndarray, error: type[Exception]) 
 def test_a_model_with_weights_that_are_not_finite(name: str) -> None:
     weights = make_weights(11, 4, 5)
     getattr(weights, name).flat[3] = np.nan
-    with pytest.raises(binding.RNNNonFiniteError):
+    with pytest.raises(library.RNNNonFiniteError):
         Model(weights)
 
 
 def test_an_unknown_precision() -> None:
-    with pytest.raises(binding.RNNInputError, match="float32"):
+    with pytest.raises(library.RNNInputError, match="float32"):
         Model(make_weights(5, 4, 3), precision="float8")
 
 
 def test_scoring_needs_two_tokens() -> None:
-    with pytest.raises(binding.RNNInputError):
+    with pytest.raises(library.RNNInputError):
         decoder().score(np.zeros(1, dtype=np.int32))
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_kernels_can_be_forced(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     force_kernels(isa, monkeypatch)
-    assert binding.kernel() == isa
-    result = run_python("from rnnlm import binding; print(binding.kernel())", RNN_ISA=isa)
+    assert library.kernel() == isa
+    result = run_python("from rnnlm import library; print(library.kernel())", RNN_ISA=isa)
     assert result.stdout == f"{isa}\n"
 
 
 def test_kernels_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RNN_ISA", raising=False)
-    best = binding.kernel()
+    best = library.kernel()
     monkeypatch.setenv("RNN_ISA", "avx1024")
-    assert binding.kernel() == best
-    result = run_python("from rnnlm import binding; binding.library()", RNN_ISA="avx1024")
+    assert library.kernel() == best
+    result = run_python("from rnnlm import library; library.library()", RNN_ISA="avx1024")
     assert "RNNLibraryError" in result.stderr and "RNN_ISA=avx1024" in result.stderr and "avx2" in result.stderr

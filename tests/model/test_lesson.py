@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from rnnlm import binding
+from rnnlm import library
 
 CSRC = ROOT / "csrc"
 PAGE = (ROOT / "docs" / "lesson.md").read_text()
@@ -91,7 +91,7 @@ def test_the_page_names_files_that_are_there() -> None:
 
 
 def test_the_lesson_is_not_in_the_library() -> None:
-    symbols = subprocess.run(["nm", binding.library_path()], capture_output=True, text=True, check=True).stdout
+    symbols = subprocess.run(["nm", library.library_path()], capture_output=True, text=True, check=True).stdout
     assert "rnn_loss_grad" in symbols and "elman" not in symbols
 
 

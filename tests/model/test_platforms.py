@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from rnnlm import binding
+from rnnlm import library
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +130,7 @@ def dll(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.platform", "win32")
         patch.delenv("RNNLIB_PATH", raising=False)
-        return binding.library_path()  # where a program on Windows looks
+        return library.library_path()  # where a program on Windows looks
 
 
 def objdump(*arguments: str | Path) -> str:
@@ -145,7 +145,7 @@ def test_the_windows_dll_needs_only_the_system(dll: Path) -> None:
 
 def test_the_windows_dll_exports_only_the_public_functions(dll: Path) -> None:
     table = objdump("-p", dll).split("[Ordinal/Name Pointer] Table")[1].split("\n\n")[0]
-    assert re.findall(r"\[ *\d+\] (\S+)", table) == sorted(binding._SIGNATURES)
+    assert re.findall(r"\[ *\d+\] (\S+)", table) == sorted(library.SIGNATURES)
 
 
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
@@ -168,4 +168,4 @@ def test_the_macos_library_links(target: str, processor: int) -> None:
     make("lib", f"CC={compiler}", f"TARGET={target}", f"BUILD={library.parent}", f"LIBRARY={library}", "WERROR=-Werror")
     raw = library.read_bytes()
     assert struct.unpack("<II", raw[:8]) == (0xFEEDFACF, processor)  # 64-bit little-endian Mach-O
-    assert all(f"_{name}\0".encode() in raw for name in binding._SIGNATURES)
+    assert all(f"_{name}\0".encode() in raw for name in library.SIGNATURES)

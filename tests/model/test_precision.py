@@ -8,8 +8,9 @@ from conftest import INSTRUCTION_SETS, force_kernels, make_weights
 from gradients import by_c, by_torch, by_torch_rounded, chunk
 from test_regularization import some_regularization
 
-from rnnlm.binding import RNNInputError, RNNNonFiniteError, Workspace
+from rnnlm.binding import Workspace
 from rnnlm.checkpoint import PARAMETERS
+from rnnlm.library import RNNInputError, RNNNonFiniteError
 from rnnlm.regularization import NO_REGULARIZATION
 
 SIZES = [(40, 9, 17, 33, 2, 0), (1031, 20, 101, 70, 5, 600), (577, 300, 33, 20, 8, 100), (1500, 8, 99, 13, 3, 0)]

@@ -7,8 +7,9 @@ import pytest
 from conftest import INSTRUCTION_SETS, force_kernels, make_weights, relative_error
 from gradients import by_c, by_torch, chunk
 
-from rnnlm.binding import RNNError, RNNInputError, RNNNonFiniteError, Workspace
+from rnnlm.binding import Workspace
 from rnnlm.checkpoint import PARAMETERS
+from rnnlm.library import RNNError, RNNInputError, RNNNonFiniteError
 from rnnlm.regularization import NO_REGULARIZATION, Candidates, CandidateSampler, Regularization, Regularizer
 
 SIZES = [  # V, E, H, T, B, words sampled
@@ -146,8 +147,8 @@ class TestRefusals:
         weights = make_weights(self.V, self.E, self.H, seed=1)
         x, targets, state = chunk(self.V, self.H, 2, 2, seed=1)
         work = Workspace(self.V, self.E, self.H, max_steps=2, max_batch=2, threads=1, max_candidates=max_candidates)
-        params = weights.flat_parameters()
-        grads, before = np.full_like(params, 7.0), state.copy()
+        params, before = weights.flat_parameters(), state.copy()
+        grads = np.full(work.gradient_count(regularization.candidates), 7.0, dtype=np.float32)
         try:
             work.loss_grad(
                 params, weights.embeddings, x, targets if y is None else y, state, grads, 1.0, regularization

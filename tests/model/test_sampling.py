@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import rnn
 import torch_rnn
-from rnnlm import binding, checkpoint
+from rnnlm import checkpoint, library
 from rnnlm.binding import Decoder, Model, sampling_rows, set_biases
 from rnnlm.language_model import LanguageModel
 from rnnlm.sampling import BIAS, Biases, PromptError, Sampling, distribution
@@ -57,7 +57,7 @@ def draw_in_c(logits: np.ndarray, sampling: Sampling, u: float, banned: int | No
     row["u"] = u
     set_biases(row, biases)
     token, logprob = ctypes.c_int32(), ctypes.c_float()
-    status = binding.library().rnn_sample(_decoder._handle, logits, row, ctypes.byref(token), ctypes.byref(logprob))
+    status = library.library().rnn_sample(_decoder._handle, logits, row, ctypes.byref(token), ctypes.byref(logprob))
     assert status == 0
     z = logits.astype(np.float64)
     assert logprob.value == pytest.approx(z[token.value] - z.max() - math.log(np.exp(z - z.max()).sum()), abs=1e-4)
@@ -160,7 +160,7 @@ def test_chi_square_of_top_p() -> None:
     token = ctypes.c_int32()
     for u in rng.random(200_000):
         row["u"] = u
-        binding.library().rnn_sample(_decoder._handle, logits, row, ctypes.byref(token), None)
+        library.library().rnn_sample(_decoder._handle, logits, row, ctypes.byref(token), None)
         counts[token.value] += 1
     kept = weights > 0
     expected = 200_000 * weights[kept] / weights.sum()

@@ -247,14 +247,14 @@ def test_torch_can_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_the_library_can_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rnnlm import binding
+    from rnnlm import library
 
     save_tiny(tmp_path)
     monkeypatch.setenv("RNNLIB_PATH", str(tmp_path / "nosuch.so"))
-    binding.library.cache_clear()
+    library.library.cache_clear()
     try:
         with serving(tmp_path) as client:
             problem = refused(client.post("/generate/c", json={"prompt": "waa"}), 501, "backend_missing")
             assert "make lib" in problem["detail"]
     finally:
-        binding.library.cache_clear()
+        library.library.cache_clear()
