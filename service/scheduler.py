@@ -151,6 +151,7 @@ class Scheduler:
             else:
                 self._fail({request for request, _ in pairs}, _reason(engine, error))
             return
+        self._metrics.tokens.inc(len(pairs))  # first: once a request is done, its tokens are counted
         now = time.monotonic()
         at_once = set()
         for (request, sequence), step, state in zip(pairs, steps, states, strict=True):
@@ -169,7 +170,6 @@ class Scheduler:
             elif request.stream:
                 self._unread.add(request)
             sequence.last_at = now
-        self._metrics.tokens.inc(len(pairs))
         if now - self._woken_at >= SECONDS_PER_EVENT * (len(self._unread) + 1):
             at_once |= self._unread
             self._unread.clear()

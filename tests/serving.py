@@ -165,15 +165,20 @@ class Server:
         rows = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", self.get("/metrics").text, re.MULTILINE)
         return sum(map(float, rows))
 
-    def connect(self) -> socket.socket:
-        """A connection that is closed with the server, if not before."""
-        self._connections.append(socket.create_connection(("127.0.0.1", self.port), timeout=GUARD_SECONDS))
-        return self._connections[-1]
+    def connect(self, room: int = 0) -> socket.socket:
+        """A connection that is closed with the server, if not before.   room: bytes that may wait for it."""
+        connection = socket.socket()
+        self._connections.append(connection)
+        connection.settimeout(GUARD_SECONDS)
+        if room:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        connection.connect(("127.0.0.1", self.port))
+        return connection
 
-    def send_json(self, path: str, body: dict[str, Any]) -> socket.socket:
-        """A request sent by hand, for a client that will not wait for the answer."""
+    def send_json(self, path: str, body: dict[str, Any], room: int = 0) -> socket.socket:
+        """A request sent by hand, for a client that will not wait for the answer.   room: as in `connect`."""
         raw = json.dumps(body).encode()
-        connection = self.connect()
+        connection = self.connect(room)
         head = f"POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}"
         connection.sendall(head.encode() + b"\r\n\r\n" + raw)
         return connection

@@ -348,6 +348,25 @@ def test_two_questions_for_tokens_come_one_after_the_other(server: Server, open_
     until(lambda: page.evaluate("window.answers") == {"user": "Bearer first", "admin": "Bearer second"})
 
 
+def test_a_late_refusal_does_not_repeat_a_question_that_was_closed(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url)
+    page.evaluate("""async () => {
+        const { authorised } = await import("/web/js/access.js");
+        const refusal = Object.assign(new Error("refused"), { status: 401 });
+        const late = new Promise((resolve) => (window.refuse = resolve));
+        window.refused = [];
+        const attempts = [async () => { throw refusal; }, async () => { await late; throw refusal; }];
+        attempts.forEach((attempt, index) => authorised("user", attempt).catch(() => window.refused.push(index)));
+    }""")
+    dialog = page.get_by_role("dialog", name="This service requires its token")
+    expect(dialog).to_be_visible()
+    page.keyboard.press("Escape")
+    page.wait_for_function("window.refused.length === 1")
+    page.evaluate("window.refuse()")
+    page.wait_for_function("window.refused.length === 2")
+    expect(dialog).to_be_hidden()
+
+
 def test_a_service_that_asks_for_a_token(weights: Path, open_page: OpenPage) -> None:
     with running(weights, RNN_API_TOKEN="open-sesame") as server:
         page = open_page(server.url, refusals=True, permissions=["clipboard-read", "clipboard-write"])

@@ -44,6 +44,7 @@ def test_sigterm_cuts_what_does_not_finish(start: StartServer, server_folder: Pa
     upload = server.connect()
     upload.sendall(UPLOAD_HEAD)
     until(lambda: server.metric("rnn_sequences_running") == 2)
+    until(lambda: server.metric("rnn_requests_in_flight") == 4)  # the upload has arrived, too; the last one asks
     read_until(streamed, b"data: ")
     server.process.send_signal(signal.SIGTERM)
     cut = read_all(streamed)

@@ -74,6 +74,6 @@ def test_two_workers_let_go_of_a_deleted_file_and_tell_of_each_other(
     os.kill(killed, signal.SIGKILL)  # with its gauges as they are
     until(lambda: killed not in told() and len(told()) == 2)
     assert not list((tmp_path / "metrics").glob(f"gauge_live*_{killed}.db"))
-    assert server.metric("rnn_requests_in_flight") == 1
+    until(lambda: server.metric("rnn_requests_in_flight") == 1)  # the last one may still be on its way out
     assert server.terminate() == 0
     assert not list((tmp_path / "metrics").glob("gauge_live*.db"))
