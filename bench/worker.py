@@ -8,6 +8,7 @@ seconds, tokens, and the process's peak memory. Between samples it waits in a re
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -31,19 +32,25 @@ def random_weights(vocab: int, embed: int, hidden: int) -> Any:
 
 
 def train(spec: dict[str, Any]) -> Callable[[], int]:
-    """Return a whole training step as the trainers take it: forward, BPTT, clipping, update."""
-    from rnnlm.training.config import TrainConfig
+    """Return a whole training step as the trainers take it: regularization, forward, BPTT, clipping, update.
 
-    config = TrainConfig(
-        batch_size=spec["batch"],
-        threads=spec["threads"],
-        optimizer=spec.get("optimizer", "sgd"),
-        reduction="mean",
-        clip=1.0,
-        learning_rate=LEARNING_RATE,
-        device="cpu",
-        precision="bfloat16" if spec["engine"] == "bfloat16" else "float32",
-    )
+    preset: whose regularization, optimizer and average it has; without one, plain SGD.
+    """
+    from rnnlm.regularization import CandidateSampler, Regularizer
+    from rnnlm.training.config import PRESETS, TrainConfig
+
+    options = {
+        **PRESETS.get(spec.get("preset"), {}),
+        "batch_size": spec["batch"],
+        "threads": spec["threads"],
+        "hidden_size": spec["hidden"],
+        "reduction": "mean",
+        "clip": 1.0,
+        "learning_rate": LEARNING_RATE,
+        "device": "cpu",
+        "precision": "bfloat16" if spec["engine"] == "bfloat16" else "float32",
+    }
+    config = TrainConfig(**options)
     if spec["engine"] in ("c", "bfloat16"):
         from main import Trainer
     else:
@@ -59,11 +66,27 @@ def train(spec: dict[str, Any]) -> Callable[[], int]:
             trainer.model.forward = torch.compile(trainer.model.forward)
         else:
             torch.set_float32_matmul_precision("medium")
-    shape = (2, spec["steps"], spec["batch"])
-    x, y = np.random.default_rng(1).integers(0, spec["vocab"], shape, dtype=np.int32)
+    shape, rng = (2, spec["steps"], spec["batch"]), np.random.default_rng(1)
+    x, y = rng.integers(0, spec["vocab"], shape, dtype=np.int32)
+    sampler = None
+    if config.is_sampled(
+        spec["vocab"]
+    ):  # words as frequent as Zipf's law says, as many of them in a chunk as in a text
+        counts = np.maximum(1, 2_000_000 // np.arange(1, spec["vocab"] + 1))
+        x, y = rng.choice(spec["vocab"], shape, p=counts / counts.sum()).astype(np.int32)
+        sampler = CandidateSampler(counts, config.sampled_softmax)
+    regularizer = Regularizer(
+        seed=0,
+        input_size=spec["embed"],
+        hidden_size=spec["hidden"],
+        dropout=config.dropout,
+        input_dropout=config.input_dropout,
+        sampler=sampler,
+    )
+    steps = itertools.count()
 
     def step() -> int:
-        trainer.train_step(x, y, LEARNING_RATE)
+        trainer.train_step(x, y, LEARNING_RATE, regularizer.draw(next(steps), y))
         return x.size
 
     return step

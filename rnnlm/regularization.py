@@ -71,21 +71,27 @@ class CandidateSampler:
         self._share = counts / counts.sum()
         self._chance = _inclusion(np.maximum(counts, 1) ** self.POWER, size)
         self._cumulative = np.cumsum(self._chance)
-        self._size = size
+        self._points = np.arange(size)
+        self._tokens, self._kept = -1, np.empty(0, dtype=np.float32)  # of the last chunk: its size, the corrections
 
     def draw(self, y: I32, rng: np.random.Generator) -> Candidates:
         """Draw the candidates of a chunk with targets y (T, B)."""
         # Systematic sampling (Madow 1949): one random number draws `size` distinct words, each with its own chance.
-        points = rng.random() + np.arange(self._size)
-        drawn = np.searchsorted(self._cumulative, points, side="right")
-        ids = np.unique(np.concatenate([drawn[drawn < self._share.size], y.ravel()]))
-        absent = (1.0 - self._chance[ids]) * (1.0 - self._share[ids]) ** y.size
-        targets = np.searchsorted(ids, y)
-        return Candidates(
-            ids=ids.astype(np.int32),
-            correction=-np.log1p(-np.minimum(absent, 1.0 - 1e-12)).astype(np.float32),
-            targets=targets.astype(np.int32),
-        )
+        drawn = np.searchsorted(self._cumulative, rng.random() + self._points, side="right")
+        is_candidate = np.zeros(self._share.size + 1, dtype=bool)  # rounding may draw V, which is no word
+        is_candidate[drawn] = is_candidate[y] = True
+        ids = np.flatnonzero(is_candidate[:-1]).astype(np.int32)
+        position = np.empty(self._share.size, dtype=np.int32)
+        position[ids] = np.arange(ids.size)
+        return Candidates(ids=ids, correction=self._corrections(y.size)[ids], targets=position[y])
+
+    def _corrections(self, tokens: int) -> F32:
+        """Return the correction of every word, (V,), in a chunk of so many tokens. Most chunks have equally many."""
+        if tokens != self._tokens:
+            absent = (1.0 - self._chance) * (1.0 - self._share) ** tokens
+            self._kept = -np.log1p(-np.minimum(absent, 1.0 - 1e-12)).astype(np.float32)
+            self._tokens = tokens
+        return self._kept
 
 
 def _inclusion(weight: F64, size: int) -> F64:
