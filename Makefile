@@ -165,7 +165,7 @@ bench: $(VENV)/.run lib ## compare C with PyTorch: a table, bench/results/bench.
 	$(PY) bench/bench.py $(if $(QUICK),--quick)
 	$(if $(QUICK),,$(PY) bench/plots.py)
 
-results: $(VENV)/.run lib ## train `best`, `reference`, torch and n-grams on WikiText-2: hours (CORPUS=FOLDER:wikitext-2-v1)
+results: $(VENV)/.run lib ## train `best`, `reference`, torch, n-grams on WikiText-2, write docs/results.*: hours (CORPUS=FOLDER:wikitext-2-v1)
 	$(PY) bench/results.py $(if $(CORPUS),--corpus $(CORPUS))
 
 load: $(VENV)/.run lib ## load-test the service, and a plain FastAPI route around the torch model beside it

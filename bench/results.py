@@ -1,19 +1,26 @@
-"""Compare the models' perplexity on WikiText-2: a table, and a picture of perplexity over seconds.
+"""Compare the models on WikiText-2: perplexity, processor time, memory, and a picture of perplexity over minutes.
 
 python bench/results.py                                               the dataset hub's WikiText-2
 python bench/results.py --corpus ../shared/wikitext:wikitext-2-v1     a local copy of it
 
-Trains the models that are not in --folder, resumes those that were stopped, and evaluates all of them. The validation
-perplexity selects a model, and the test perplexity is that of the selected one.
+Trains the models that are not in --folder, resumes those that were stopped, evaluates all of them, and writes the table
+and the picture into the documents. The validation perplexity selects a model, and the test perplexity is that of the
+selected one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
+import re
+import resource
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +33,36 @@ from ngram import KneserNey
 from rnn import RNN
 from rnnlm import checkpoint
 from rnnlm.data.corpus import Corpus, load_corpus
+from rnnlm.files import digest
 from rnnlm.language_model import perplexity
 from rnnlm.training.curve import new_figure
 
 ORDER = 5  # words of the n-grams
-
+START, END = "<!-- make results writes from here -->\n", "<!-- to here -->\n"  # around the table, in a document
 
 H100 = ("--hidden-size", "100", "--dropout", "0.2", "--epochs", "8")
+
+
+@dataclass
+class Cost:
+    """What the processes of one model took, added up over all that were needed: a stopped run takes several.
+
+    processor_seconds: of all threads, user and system, word vectors and evaluations included.  peak_bytes: resident.
+    """
+
+    processor_seconds: float = 0.0
+    peak_bytes: int = 0
+
+    def add(self, usage: resource.struct_rusage) -> None:
+        self.processor_seconds += usage.ru_utime + usage.ru_stime
+        self.peak_bytes = max(self.peak_bytes, usage.ru_maxrss * 1024)
+
+    @classmethod
+    def load(cls, path: Path) -> Cost:
+        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -44,27 +74,41 @@ class Model:
     preset: str
     options: tuple[str, ...] = ()
 
-    def train(self, path: Path, corpus: str, threads: list[str]) -> None:
-        """Train a model, resume it, or find it finished: --resume does all three, and refuses a different recipe."""
-        arguments = [
-            "--preset",
-            self.preset,
-            "--corpus",
-            corpus,
-            "--embeddings",
-            "train",
-            "--out",
-            str(path),
-            "--resume",
-        ]
-        subprocess.run([sys.executable, self.program, *arguments, *self.options, *threads], cwd=ROOT, check=True)
+    def train(self, path: Path, corpus: str, threads: list[str]) -> Cost:
+        """Train a model, resume it, or find it finished: --resume does all three, and refuses a different recipe.
+
+        Returns what it took so far.
+        """
+        arguments = [self.program, "--preset", self.preset, "--corpus", corpus, "--embeddings", "train"]
+        arguments += ["--out", str(path), "--resume", *self.options, *threads]
+        costs, before = path.with_suffix(".cost.json"), state_of(path)
+        cost = Cost.load(costs)
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except KeyboardInterrupt:  # the program has had its Ctrl-C too, and saves its state
+            _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if state_of(path) != before:  # one that was finished already costs nothing
+            cost.add(usage)
+            cost.save(costs)
+        if process.returncode:
+            sys.exit(f"{path.name}: {self.program} ended with status {process.returncode}; the same command goes on")
+        return cost
+
+
+def state_of(path: Path) -> int:
+    """Return when the state of a run was last saved, in nanoseconds; 0: never."""
+    state = path.with_suffix(".resume")
+    return state.stat().st_mtime_ns if state.exists() else 0
 
 
 MODELS = {
-    "reference": Model("reference", "main.py", "reference"),
-    "c-100": Model("best, H = 100, C", "main.py", "best", H100),
-    "torch-100": Model("best, H = 100, torch", "torch_rnn.py", "best", H100),
-    "c": Model("best, C", "main.py", "best"),
+    "reference": Model("`reference`, learning rate 1e-5", "main.py", "reference"),
+    "c-100": Model("`best` with 100 units, C", "main.py", "best", H100),
+    "torch-100": Model("`best` with 100 units, torch", "torch_rnn.py", "best", H100),
+    "c": Model("`best`, C", "main.py", "best"),
+    "torch": Model("`best`, torch", "torch_rnn.py", "best"),
 }
 
 
@@ -72,13 +116,49 @@ def metrics(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
 
 
-def yardsticks(corpus: Corpus) -> list[tuple[str, float]]:
-    """Return the validation perplexities of the n-gram models."""
-    vocab = len(corpus.vocabulary)
-    return [
-        ("unigram", KneserNey(corpus.train, vocab, 1).perplexity(corpus.validation)),
-        (f"Kneser-Ney {ORDER}-gram", KneserNey(corpus.train, vocab, ORDER).perplexity(corpus.validation)),
-    ]
+def count(order: int, corpus: str, answer: SimpleQueue[tuple[float, float, int]]) -> None:
+    """Answer with the validation perplexity of an n-gram model, its processor seconds, and its peak of bytes."""
+    text = load_corpus(corpus, vocab_size=None)
+    started = time.process_time()
+    reached = KneserNey(text.train, len(text.vocabulary), order).perplexity(text.validation)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    answer.put((reached, time.process_time() - started, peak))
+
+
+def counted(order: int, corpus: str, text: Corpus, folder: Path) -> tuple[float, Cost]:
+    """Return the validation perplexity of an n-gram model, and what it took. A process of its own counts, once."""
+    known = folder / f"{order}-gram-{digest(text.train, text.validation)[:16]}.json"
+    if not known.exists():
+        spawn = multiprocessing.get_context("spawn")
+        answer: SimpleQueue[tuple[float, float, int]] = spawn.SimpleQueue()
+        process = spawn.Process(target=count, args=(order, corpus, answer))
+        process.start()
+        process.join()
+        if process.exitcode:
+            sys.exit(f"counting {order}-grams ended with status {process.exitcode}")
+        known.write_text(json.dumps(answer.get()))
+    reached, seconds, peak = json.loads(known.read_text())
+    return reached, Cost(seconds, peak)
+
+
+def row(name: str, hidden: str, epochs: str, cost: Cost, validation: float, test: str = "") -> str:
+    """Return a line of the table, in Markdown."""
+    minutes, memory = f"{cost.processor_seconds / 60:.1f}", f"{cost.peak_bytes / 1e6:,.0f} MB"
+    return f"| {name} | {hidden} | {epochs} | {minutes} | {memory} | {validation:,.1f} | {test} |\n"
+
+
+HEAD = (
+    "| model | hidden units | epochs | processor minutes | memory | validation perplexity | test |\n"
+    "| --- | --- | --- | --- | --- | --- | --- |\n"
+)
+
+
+def replace_table(document: Path, table: str) -> None:
+    """Put the table between the two marks of a document."""
+    text = document.read_text()
+    if text.count(START) != 1 or text.count(END) != 1:
+        sys.exit(f"{document} must have the lines {START.strip()} and {END.strip()} once each")
+    document.write_text(re.sub(f"{START}.*?{END}", lambda _: START + table + END, text, flags=re.DOTALL))
 
 
 def draw(path: Path, runs: list[tuple[str, list[dict[str, float]]]], yardstick: tuple[str, float]) -> None:
@@ -117,32 +197,36 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, help="threads of each training (default: one per processor)")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "results.png", help="the PNG to write")
+    parser.add_argument(
+        "--document", type=Path, default=ROOT / "docs" / "results.md", help="the document whose table is written"
+    )
     options = parser.parse_args()
 
     threads = ["--threads", str(options.threads)] if options.threads else []
+    options.folder.mkdir(parents=True, exist_ok=True)
+    text = load_corpus(options.corpus, vocab_size=None)
+    table, yardstick = HEAD, (f"Kneser-Ney {ORDER}-gram", 0.0)
+    for name, order in (("unigram", 1), (f"interpolated Kneser-Ney {ORDER}-gram", ORDER)):
+        reached, cost = counted(order, options.corpus, text, options.folder)
+        table += row(name, "", "", cost, reached)
+        yardstick = yardstick[0], reached
     paths = {name: options.folder / f"{name}.safetensors" for name in options.models}
-    for name, path in paths.items():
-        MODELS[name].train(path, options.corpus, threads)
-    corpus = load_corpus(options.corpus, vocab_size=None)
-    counted = yardsticks(corpus)
-    best = {name: min(metrics(path), key=lambda row: row["validation_loss"]) for name, path in paths.items()}
+    costs = {name: MODELS[name].train(path, options.corpus, threads) for name, path in paths.items()}
+    best = {name: min(metrics(path), key=lambda line: line["validation_loss"]) for name, path in paths.items()}
     chosen = min(best, key=lambda name: best[name]["validation_loss"])
-    print(f"\n{'model':<22}{'hidden':>7}{'epochs':>8}{'minutes':>9}{'validation':>12}{'test':>8}   perplexity")
-    for name, reached in counted:
-        print(f"{name:<22}{'':>24}{reached:>12.1f}")
     for name, path in paths.items():
-        config = checkpoint.load(path).config
-        test = ""
-        if name == chosen and corpus.test is not None:
-            test = f"{perplexity(-np.mean(RNN.load(path).log_probabilities(corpus.test))):.1f}"
-        print(
-            f"{MODELS[name].name:<22}{config['hidden_size']:>7}{best[name]['epoch']:>4.0f}/{config['epochs']:<3}"
-            f"{metrics(path)[-1]['seconds'] / 60:>9.1f}{best[name]['validation_perplexity']:>12.1f}{test:>8}"
-        )
-    runs = [(MODELS[name].name, metrics(path)) for name, path in paths.items() if name != "reference"]
+        config, test = checkpoint.load(path).config, ""
+        if name == chosen and text.test is not None:
+            test = f"{perplexity(-np.mean(RNN.load(path).log_probabilities(text.test))):.1f}"
+        epochs = f"{best[name]['epoch']:.0f} of {config['epochs']}"
+        reached = best[name]["validation_perplexity"]
+        table += row(MODELS[name].name, str(config["hidden_size"]), epochs, costs[name], reached, test)
+    replace_table(options.document, table)
+    print(f"\n{table}\n{options.document}")
+    runs = [(MODELS[name].name.replace("`", ""), metrics(path)) for name, path in paths.items() if name != "reference"]
     if runs:
-        draw(options.picture, runs, counted[-1])
-        print(f"\n{options.picture}")
+        draw(options.picture, runs, yardstick)
+        print(options.picture)
 
 
 if __name__ == "__main__":
