@@ -45,6 +45,7 @@ _SENTENCE_END = "</s>"  # word2vec's name for <EOS>
 _CACHE_VERSION = 2
 _DEFAULT_SIZE = 300  # of vectors that are made, not read
 _RANDOM_SCALE = np.float32(0.4)  # the standard deviation of GloVe's numbers
+_ROOTED_SCALE = np.float32(0.5)
 
 _DOWNLOAD_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 _FILE_SUFFIXES = (".bin", ".txt", ".vec", ".gz", ".zip", ".kv", ".model")
@@ -81,6 +82,17 @@ class Embeddings:
             f"{self.source}: vectors of {size} for {self.type_coverage:.2%} of the {words:,} words, "
             f"{self.token_coverage:.2%} of the training tokens{lowered}{rest}"
         )
+
+
+def root_lengths(vectors: F32) -> F32:
+    """Return vectors (V, E) whose lengths are in proportion to the square roots of the given ones.
+
+    word2vec's vectors are long for frequent words and short for rare ones, which a hidden layer then hardly notices.
+    The numbers get the standard deviation 0.5.
+    """
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled = vectors / np.sqrt(np.where(lengths > 0, lengths, 1))
+    return np.ascontiguousarray(scaled * (_ROOTED_SCALE / (scaled.std() or 1)), dtype=np.float32)
 
 
 class _Rows(NamedTuple):

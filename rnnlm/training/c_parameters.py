@@ -73,7 +73,8 @@ class Parameters:
             binding.average_update(self.average[part], values, averaging, threads)
 
     def _adamw(self, learning_rate: float) -> AdamWOptions:
-        return AdamWOptions(learning_rate, 0.9, 0.999, 1e-8, self.config.weight_decay, self.updates)
+        config = self.config
+        return AdamWOptions(learning_rate, 0.9, 0.999, config.epsilon, config.weight_decay, self.updates)
 
     def flat(self) -> F32:
         """Return what is evaluated, (P,) as a weights file has it. It may be a view."""

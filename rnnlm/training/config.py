@@ -55,6 +55,11 @@ class TrainConfig:
         "word2vec-google-news-300", "a name of gensim's downloader, a file of vectors, train, or random"
     )
     embedding_size: int | None = option(None, "size E of the vectors; default: the file's; 300 for train and random")
+    vector_lengths: str = option(
+        "given",
+        "root: each as long as the square root of the given length, so that rare words, whose vectors are short, count",
+        ("given", "root"),
+    )
 
     # Model
     hidden_size: int = option(100, "hidden units H")
@@ -73,6 +78,7 @@ class TrainConfig:
     learning_rate: float = option(1e-5, "step size")
     momentum: float = option(0.0, "momentum of sgd")
     weight_decay: float = option(0.0, "decoupled weight decay of adamw")
+    epsilon: float = option(1e-8, "what adamw adds to its divisor; more of it slows the weights with small gradients")
     dropout: float = option(0.0, "dropout of the hidden state on its way to the output layer")
     input_dropout: float = option(0.0, "dropout of the word vectors on their way to the hidden layer")
     sampled_softmax: int = option(
@@ -130,9 +136,9 @@ class TrainConfig:
         require(math.isfinite(self.learning_rate) and self.learning_rate > 0, "learning_rate", "a number above 0")
         for name in ("momentum", "dropout", "input_dropout", "average"):
             require(0.0 <= getattr(self, name) < 1.0, name, "from 0 to below 1")
-        for name in ("learning_rate", "weight_decay", "clip"):
+        for name in ("learning_rate", "weight_decay", "epsilon", "clip"):
             require(getattr(self, name) < 3.4e38, name, "below 3.4e38, the largest float32")
-        for name in ("weight_decay", "clip"):
+        for name in ("weight_decay", "epsilon", "clip"):
             require(math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, name, "a number, 0 or more")
         require(self.threads is None or self.threads <= MAX_THREADS, "threads", f"at most {MAX_THREADS}")
         for spec in fields(self):
@@ -144,6 +150,7 @@ class TrainConfig:
         require(self.preset in PRESETS, "preset", f"one of {', '.join(PRESETS)}")
         require(self.momentum == 0 or self.optimizer == "sgd", "momentum", "0 unless --optimizer is sgd")
         require(self.weight_decay == 0 or self.optimizer == "adamw", "weight_decay", "0 unless --optimizer is adamw")
+        require(self.epsilon == 1e-8 or self.optimizer == "adamw", "epsilon", "1e-08 unless --optimizer is adamw")
 
     def is_sampled(self, vocab_size: int) -> bool:
         """Return whether the softmax is sampled: a sample of all words is the full one."""
@@ -180,6 +187,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The lowest validation perplexity for the time: truncated BPTT (Mikolov et al. 2011) with the state carried over, a
     # sampled softmax; and against memorizing two million tokens: dropout, weight decay and an average of the weights.
     "best": {
+        "vector_lengths": "root",
         "hidden_size": 300,
         "init": "unigram",
         "batch_size": 32,
@@ -188,13 +196,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": "adamw",
         "learning_rate": 2e-3,
         "weight_decay": 0.1,
-        "dropout": 0.4,
+        "epsilon": 1e-5,
+        "dropout": 0.5,
         "average": 0.999,
-        "sampled_softmax": 1500,
+        "sampled_softmax": 1000,
         "clip": 1.0,
         "schedule": "cosine",
         "warmup_steps": 200,
-        "epochs": 8,
+        "epochs": 20,
+        "evaluate_every": 2,
+        "precision": "bfloat16",
     },
     # A minute on two cores and no network: the news corpus that gensim ships, with vectors trained on it.
     "demo": {

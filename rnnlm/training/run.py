@@ -10,7 +10,7 @@ from rnnlm import checkpoint
 from rnnlm.arrays import F32, I32, I64
 from rnnlm.checkpoint import Checkpoint, Weights
 from rnnlm.data.corpus import Corpus, load_corpus
-from rnnlm.data.embeddings import load_embeddings
+from rnnlm.data.embeddings import load_embeddings, root_lengths
 from rnnlm.files import digest
 from rnnlm.language_model import perplexity
 from rnnlm.regularization import CandidateSampler, Regularizer
@@ -78,7 +78,7 @@ class Run:
 
         def load_vectors() -> str:
             embeddings = load_embeddings(config.embeddings, corpus, size=config.embedding_size, seed=config.seed)
-            loaded.append(embeddings.vectors)
+            loaded.append(root_lengths(embeddings.vectors) if config.vector_lengths == "root" else embeddings.vectors)
             return embeddings.report()
 
         log.info(group.from_first(load_vectors))

@@ -47,7 +47,8 @@ class TorchTrainer:
         if config.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(parameters, config.learning_rate, momentum=config.momentum)
         else:
-            self.optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
+            rate, epsilon, decay = config.learning_rate, config.epsilon, config.weight_decay
+            self.optimizer = torch.optim.AdamW(parameters, rate, eps=epsilon, weight_decay=decay)
         self.parameters = parameters
         self.averages = [parameter.detach().clone() for parameter in parameters] if config.average else []
         self.updates = 0

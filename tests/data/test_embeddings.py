@@ -13,7 +13,7 @@ from tiny_vectors import TEXT, keyed, load, make_corpus, save
 
 from rnnlm.data import embeddings
 from rnnlm.data.corpus import Corpus, load_corpus
-from rnnlm.data.embeddings import Embeddings, EmbeddingsError, load_embeddings
+from rnnlm.data.embeddings import Embeddings, EmbeddingsError, load_embeddings, root_lengths
 from rnnlm.data.text import EOS, UNK
 
 own_folders, corpus = tiny_vectors.own_folders, tiny_vectors.corpus  # fixtures
@@ -252,3 +252,23 @@ def test_a_size_that_the_file_contradicts(corpus: Corpus, tmp_path: Path) -> Non
         with pytest.raises(EmbeddingsError, match=rf"'{path}' holds vectors of 7, not 8: leave out --embedding-size"):
             load(path, corpus, size=8)
         assert load(path, corpus, size=None).vectors.shape[1] == load(path, corpus, size=7).vectors.shape[1] == 7
+
+
+def test_root_lengths_keeps_directions_and_takes_the_root_of_lengths() -> None:
+    directions = np.random.default_rng(0).standard_normal((50, 8))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    lengths = np.geomspace(0.01, 100.0, 50)
+    given = (directions * lengths[:, None]).astype(np.float32)
+    before = given.copy()
+    got = root_lengths(given)
+    assert got.dtype == np.float32 and got.flags.c_contiguous and np.array_equal(given, before)
+    assert got.std() == pytest.approx(0.5, rel=1e-5)
+    rooted = np.linalg.norm(got, axis=1)
+    assert np.allclose(got / rooted[:, None], directions, atol=1e-5)
+    assert np.allclose(rooted / rooted[0], np.sqrt(lengths / lengths[0]), rtol=1e-4)
+
+
+def test_root_lengths_of_a_vector_without_a_length() -> None:
+    got = root_lengths(np.array([[0.0, 0.0], [3.0, 4.0]], dtype=np.float32))
+    assert not got[0].any() and got[1, 1] / got[1, 0] == pytest.approx(4 / 3)
+    assert not root_lengths(np.zeros((2, 3), dtype=np.float32)).any()

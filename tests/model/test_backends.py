@@ -26,6 +26,7 @@ OPTIMIZERS = {
     "momentum": {"optimizer": "sgd", "learning_rate": 0.2, "momentum": 0.9},
     "adam": {"optimizer": "adamw", "learning_rate": 1e-2},
     "adamw": {"optimizer": "adamw", "learning_rate": 1e-2, "weight_decay": 0.1},
+    "epsilon": {"optimizer": "adamw", "learning_rate": 1e-2, "epsilon": 1e-3},
 }
 
 

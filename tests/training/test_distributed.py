@@ -54,7 +54,7 @@ def difference(first: Path, second: Path) -> float:
     [
         {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.5, "clip": 0.1},
         {"optimizer": "sgd", "learning_rate": 0.002, "reduction": "sum", "clip": 0},
-        {"optimizer": "adamw", "weight_decay": 0.01, "average": 0.8},
+        {"optimizer": "adamw", "weight_decay": 0.01, "average": 0.8, "epsilon": 1e-5},
         {"dropout": 0.3, "input_dropout": 0.1, "sampled_softmax": 5},
     ],
     ids=["mean, clipped", "sum", "adamw", "dropout, sampled"],

@@ -18,6 +18,7 @@ import torch_rnn
 from bench.ngram import KneserNey
 from rnnlm import checkpoint
 from rnnlm.data.corpus import load_corpus
+from rnnlm.data.embeddings import root_lengths
 from rnnlm.training import loop, state_file
 from rnnlm.training.run import regularizer
 
@@ -57,6 +58,15 @@ def test_the_file_keeps_a_yardstick(backend: str, text: Path, tmp_path: Path) ->
     corpus = load_corpus(str(text), vocab_size=14)
     unigram = KneserNey(corpus.train, len(corpus.vocabulary), 1).perplexity(corpus.validation)
     assert checkpoint.load(out).config["unigram_perplexity"] == pytest.approx(unigram)
+
+
+def test_rooted_lengths_are_what_is_trained_on_and_saved(text: Path, tmp_path: Path) -> None:
+    given, rooted = tmp_path / "given.safetensors", tmp_path / "rooted.safetensors"
+    assert train("c", *options(text, given, epochs=1)).returncode == 0
+    assert train("c", *options(text, rooted, epochs=1, vector_lengths="root")).returncode == 0
+    plain, saved = checkpoint.load(given), checkpoint.load(rooted)
+    assert np.array_equal(saved.weights.embeddings, root_lengths(plain.weights.embeddings))
+    assert saved.config["vector_lengths"] == "root" and saved.history[0] != plain.history[0]
 
 
 def test_both_back_ends_train_alike(text: Path, tmp_path: Path) -> None:

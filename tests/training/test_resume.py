@@ -66,6 +66,7 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_never_stopped(
         {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine"},
         {"precision": "bfloat16"},
         {"average": 0.9},
+        {"optimizer": "adamw", "epsilon": 1e-4, "vector_lengths": "root"},
     ],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
