@@ -110,6 +110,7 @@ class CandidatesResponse(BaseModel):
     weights: WeightsUsed
     candidates: list[Candidate] = Field(description="the most probable words, in order")
     drawable: int = Field(description="how many words of the whole vocabulary can be drawn by the rule")
+    unknown: float | None = Field(description="the model's probability of <UNK>; null if it has no <UNK>")
 
 
 class SpectrumResponse(BaseModel):
@@ -185,6 +186,7 @@ def of_candidates(made: inspection.Candidates, backend: Backend, weights: Weight
         weights=weights,
         candidates=[Candidate(**entry._asdict()) for entry in made.words],
         drawable=made.drawable,
+        unknown=made.unknown,
     )
 
 

@@ -30,10 +30,12 @@ class Candidates:
     """The words that may come next, the most probable first.
 
     drawable: how many words of the whole vocabulary the rule can draw.
+    unknown: the model's probability of <UNK>, which is never drawn; None if the vocabulary has no <UNK>.
     """
 
     words: tuple[Candidate, ...]
     drawable: int
+    unknown: float | None
 
 
 def candidates(network: Network, vocabulary: Vocabulary, ids: Sequence[int], sampling: Sampling, k: int) -> Candidates:
@@ -45,4 +47,5 @@ def candidates(network: Network, vocabulary: Vocabulary, ids: Sequence[int], sam
     drawn = distribution(logits, sampling, vocabulary.unk)
     best = largest(logits.astype(np.float64), k)
     words = tuple(Candidate(i, vocabulary.words[i], float(own[i]), float(drawn[i])) for i in best)
-    return Candidates(words, int(np.count_nonzero(drawn)))
+    unknown = None if vocabulary.unk is None else float(own[vocabulary.unk])
+    return Candidates(words, int(np.count_nonzero(drawn)), unknown)

@@ -152,6 +152,11 @@ def state(page: Any, backend: str) -> Any:
     return page.locator(f'.output[data-backend="{backend}"] .state')
 
 
+def card(page: Any) -> Any:
+    """The card beside a word."""
+    return page.locator("#inspector")
+
+
 def go_button(page: Any) -> Any:
     return page.get_by_role("button", name="Generate", exact=True)
 

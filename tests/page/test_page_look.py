@@ -183,7 +183,7 @@ def test_everything_works_by_keyboard(server: Server, open_page: OpenPage) -> No
     tab_to("Continue after the sentence ends")
     keyboard.press("Tab")  # all words are one stop
     assert page.evaluate("document.activeElement === document.querySelector('.word')")
-    expect(page.get_by_role("tooltip")).to_be_visible()
+    expect(browsing.card(page)).to_be_visible()
     keyboard.press("End")
     assert page.evaluate("document.activeElement === [...document.querySelectorAll('.word')].at(-1)")
     keyboard.press("Home")
@@ -192,11 +192,11 @@ def test_everything_works_by_keyboard(server: Server, open_page: OpenPage) -> No
     keyboard.press("ArrowLeft")
     assert page.evaluate("[...document.querySelectorAll('.word')].indexOf(document.activeElement)") == 1
     keyboard.press("Escape")
-    expect(page.get_by_role("tooltip")).to_be_hidden()
+    expect(browsing.card(page)).to_be_hidden()
     page.set_viewport_size({"width": 400, "height": 400})
     keyboard.press("End")  # scrolls to it, and the card comes along
     page.wait_for_timeout(300)
-    expect(page.get_by_role("tooltip")).to_be_in_viewport()
+    expect(browsing.card(page)).to_be_in_viewport()
     page.set_viewport_size({"width": 1280, "height": 900})
     tab_to("Regenerate")
     keyboard.press("Enter")
@@ -256,10 +256,10 @@ def test_a_phone_needs_no_scrolling_sideways(weights: Path, open_page: OpenPage)
         expect(page.locator(".words")).to_be_in_viewport()  # from below the form, the page has moved to it
         words(page, "c").first.tap()
         page.wait_for_timeout(400)  # longer than a card stays that is no longer pointed at
-        card = page.get_by_role("tooltip").bounding_box()
+        card = browsing.card(page).bounding_box()
         assert card["x"] >= 0 and card["x"] + card["width"] <= PHONE["width"]
         page.get_by_role("heading", name="C", exact=True).tap()
-        expect(page.get_by_role("tooltip")).to_be_hidden()
+        expect(browsing.card(page)).to_be_hidden()
         assert_no_overflow("generate")
         page.get_by_role("link", name="Score").click()
         page.get_by_role("button", name="Score", exact=True).click()

@@ -46,7 +46,7 @@ def generated(page: Any) -> None:
         browsing.generate(page, "c", "torch")
     places = words(page, "c").evaluate_all("words => words.map(word => word.getBoundingClientRect().left)")
     words(page, "c").nth(places.index(min(places))).hover()
-    expect(page.get_by_role("tooltip")).to_be_visible()
+    expect(browsing.card(page)).to_be_visible()
 
 
 def compared(page: Any) -> None:

@@ -88,6 +88,7 @@ def test_candidates(client: TestClient, model: rnn.RNN, backend: str) -> None:
     made = model.candidates(TEXT, k=12, **rule)
     assert (told["backend"], told["weights"]["name"], told["drawable"]) == (backend, "demo", made.drawable)
     assert [entry["word"] for entry in told["candidates"]] == [word.word for word in made.words]
+    assert told["unknown"] == made.unknown
     for name in ("probability", "drawn"):
         assert [entry[name] for entry in told["candidates"]] == pytest.approx(
             [getattr(word, name) for word in made.words], abs=1e-6

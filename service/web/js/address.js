@@ -31,10 +31,10 @@ export function write() {
     history.replaceState(null, "", link(view()));
 }
 
-/** Return the address of a view with its form as it is. */
-export function link(name) {
+/** Return the address of a view with its form as it is, or with other values of its fields. */
+export function link(name, values = fields(forms[name])) {
     const state = new URLSearchParams({ view: name });
-    for (const [key, value] of Object.entries(fields(forms[name]))) {
+    for (const [key, value] of Object.entries(values)) {
         if (value !== defaults[name][key]) state.set(key, value);
     }
     return `#${state}`;

@@ -24,6 +24,8 @@ export async function scoreLimit() {
     return components.schemas.ScoreRequest.properties.text.maxLength;
 }
 
+export const candidates = (body) => json("candidates", { method: "POST", body, access: "user" });
+
 export const inspect = (body, signal) => json("inspect", { method: "POST", body, signal, access: "user" });
 
 /** The eigenvalues of the recurrence; over a text, too, where `text` is not null. */

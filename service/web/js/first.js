@@ -7,8 +7,8 @@
 {
     const MODULES = {
         page: "access address api dom errors format inspector notice scale sse store theme",
-        generate: "backends clipboard curl fields generate output roving words",
-        score: "backends clipboard comparison curl fields history output own-text roving score words",
+        generate: "backends branch candidates clipboard curl fields figures generate output roving runs sliders tree words",
+        score: "backends clipboard comparison curl fields figures history own-text roving score",
         inside: "backends correlation fields inside inside-heat inside-memory inside-state inside-weights inside-why inside-words",
         weights: "backends chart confirm fields files history upload weights",
     };

@@ -31,7 +31,7 @@ export function pieces(text, tokens) {
  * note(token): what its card says below the list; null for nothing. */
 export function ownText(label, { found, after }, { paint, note = () => null }) {
     const tokens = new Map(); // by element
-    const show = ({ target }) => tokens.has(target) && inspector.show(target, tokens.get(target), note(tokens.get(target)));
+    const show = ({ target }) => tokens.has(target) && inspector.show(target, tokens.get(target), { note: note(tokens.get(target)) });
     const element = html("div", {
         class: "words own",
         role: "group",

@@ -12,7 +12,7 @@ const LABELS = {
 const CAPTIONS = {
     probability:
         "How probable the model found each word, before temperature and top-k. Point at a word, tap it, or walk to it " +
-        "with the arrow keys, for the five most probable there.",
+        "with the arrow keys, for the most probable there. Choose one of them, and the text goes on from it.",
     surprise:
         "How much each word surprised the model: a bit for each halving of its probability. Point at a word, tap it, " +
         "or walk to it with the arrow keys, for the five that it expected most.",

@@ -15,15 +15,19 @@ export class Words {
     #tokens = new Map(); // by element
     #sentence = sentence(this.#given); // the open one; null after its end
     #take; // makes a word one of those that the arrow keys reach
+    #card;
+    #isQuiet = false; // whether a word gets the focus without its card
 
-    /** label: what the text is, for screen readers. */
-    constructor(label) {
+    /** label: what the text is, for screen readers.   card(index) returns what the card of a word has; null for a list of
+     * the most probable words. */
+    constructor(label, card = null) {
+        this.#card = card;
         this.element = html("p", {
             class: "words",
             role: "group",
             "aria-label": label,
             onfocusin: (event) => this.#show(event.target),
-            onfocusout: inspector.hide,
+            onfocusout: inspector.leave,
             onpointerover: (event) => this.#show(event.target),
             onpointerout: inspector.hideSoon,
         });
@@ -64,16 +68,6 @@ export class Words {
         this.#tokens.set(word, token);
     }
 
-    /** The text, as it would be copied. */
-    get text() {
-        const pieces = [this.#given.textContent.trim()];
-        for (const { word } of this.#tokens.values()) {
-            const isFirst = /(^|\n)$/.test(pieces.at(-1));
-            pieces.push(word === EOS ? "\n" : `${isFirst ? "" : " "}${word}`);
-        }
-        return pieces.join("").trimEnd();
-    }
-
     #append(element) {
         if (!this.#sentence) this.element.append((this.#sentence = sentence()));
         this.#sentence.append(" ", element);
@@ -81,7 +75,21 @@ export class Words {
 
     #show(target) {
         const token = this.#tokens.get(target);
-        if (token) inspector.show(target, token);
+        if (!token || this.#isQuiet || inspector.isAt(target)) return;
+        const index = [...this.#tokens.keys()].indexOf(target);
+        inspector.show(target, token, { body: this.#card?.(index) });
+    }
+
+    /** The place of the word that has the focus; -1 if none has. */
+    get focused() {
+        return [...this.#tokens.keys()].indexOf(document.activeElement);
+    }
+
+    /** Give a word the focus, without its card. */
+    focus(index) {
+        this.#isQuiet = true;
+        [...this.#tokens.keys()][index]?.focus({ preventScroll: true });
+        this.#isQuiet = false;
     }
 }
 
