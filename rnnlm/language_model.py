@@ -296,7 +296,8 @@ class LanguageModel(ABC):
 
         Raises PromptError, InspectionError (too large, k out of range).
         """
-        sampling = self._sampling(1, temperature, top_k, top_p)
+        own = self.default_temperature if temperature is None else temperature
+        sampling = Sampling(own, top_k, top_p)
         return inspection.candidates(self, self.vocabulary, self.encode(text)[0], sampling, k)
 
     def spectrum(self, text: str | None = None) -> Spectrum:
