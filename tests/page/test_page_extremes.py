@@ -48,7 +48,9 @@ def test_inside_a_model_of_many_units(large: Server, open_page: OpenPage) -> Non
 
 
 def test_a_model_of_many_words(large: Server, open_page: OpenPage) -> None:
-    page = open_page(f"{large.url}/#view=generate&backend=c&weights=words&prompt=wab+wac&seed=1&max_tokens=6")
+    page = open_page(
+        f"{large.url}/#view=generate&backend=c&weights=words&prompt=wab+wac&seed=1&max_tokens=6", refusals=True
+    )
     generate(page, "c")
     words(page, "c").first.focus()
     expect(card(page).get_by_role("status")).to_contain_text("from 200,000 words")
