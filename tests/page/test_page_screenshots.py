@@ -117,21 +117,30 @@ def test_the_animated_picture(trained: Server, open_page: OpenPage) -> None:
     film = Film(page)
     page.mouse.move(0, 0)
     film.take(1500)
+
+    def turn_to(part: str, below: int = 0) -> None:
+        page.evaluate("scrollTo(0, 0)")
+        page.locator(f'#inside-map [data-part="{part}"]').first.click()
+        page.mouse.wheel(0, below)
+        page.wait_for_timeout(300)
+
+    turn_to("inside-why")
     shown = page.locator("#inside-why .inside-word")
     for index in range(1, shown.count() - 1):
         shown.nth(index).hover()
-        film.take(1200 if index == shown.count() - 2 else 700)
-    page.locator('#inside-map [data-part="inside-memory"]').first.click()
+        film.take(1400 if index == shown.count() - 2 else 800)
+    shown.nth(4).click()  # another word is explained
+    expect(page.locator("#inside-why")).to_contain_text("Explained: said")
+    film.take(1600)
+    turn_to("inside-memory")
     film.take(2500)
-    page.evaluate("scrollTo(0, 0)")
-    page.locator('#inside-map [data-part="inside-state"]').first.click()
+    turn_to("inside-state", below=180)
     box = page.locator("#inside-state canvas").bounding_box()
-    for part in (0.15, 0.4, 0.65, 0.9):
+    for part in (0.75, 0.8, 0.85, 0.95):
         page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] * part)
         expect(page.locator("#inside-state .lists")).to_be_visible()
         film.take(1000)
-    page.evaluate("scrollTo(0, 0)")
-    page.locator('#inside-map [data-part="inside-recurrence"]').first.click()
+    turn_to("inside-recurrence")
     film.take(1500)
     page.locator("#inside-recurrence").get_by_role("checkbox").check()
     film.take(2000)
