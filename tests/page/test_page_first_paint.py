@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import browsing
 import pytest
 from browsing import OpenPage, playwright
-from serving import Server
+from serving import Server, until
 
 pytestmark = browsing.needs_browser
 demo, server, browser, open_page = browsing.demo, browsing.server, browsing.browser, browsing.open_page  # fixtures
@@ -46,6 +48,22 @@ def test_a_view_is_painted_before_its_modules_have_come(server: Server, open_pag
     expect(page.get_by_label("Text to score")).to_be_visible()
     expect(page.get_by_label("Prompt")).to_be_hidden()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_form_that_is_sent_early_is_sent_once_it_can_be(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url)
+    expect(page.locator("#generate-weights option")).to_have_count(2)
+    held: list[Any] = []
+    page.route("**/web/js/score.js", lambda route: held.append(route))
+    page.get_by_role("link", name="Score").click()
+    page.get_by_label("Text to score").fill("The minister")
+    page.get_by_role("button", name="Score", exact=True).click()
+    until(lambda: page.wait_for_timeout(50) or held)
+    held.pop().continue_()
+    expect(page.locator(".own .word")).to_have_count(2)
+    page.get_by_role("link", name="Weights").click()
+    expect(page.locator("#weights-list tbody tr")).to_have_count(1)
+    page.evaluate("document.getElementById('chart-form').requestSubmit()")  # as Enter in the filter does
 
 
 def test_a_view_that_cannot_be_loaded(server: Server, open_page: OpenPage) -> None:

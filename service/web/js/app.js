@@ -50,6 +50,9 @@ async function load(name) {
         return null; // a browser keeps the failure, so only reloading tries again
     }
     view.start();
+    const form = byId(VIEWS[name].form);
+    form.dataset.started = "";
+    if ("early" in form.dataset) form.requestSubmit(); // it was sent before there was a module to send it
     return view;
 }
 

@@ -88,7 +88,7 @@ export class Comparison {
             html(
                 "p",
                 { class: "hint" },
-                `Of ${plural(leads.length, "word")} and sentence ends that both read; ${count(even)} are even, within half a bit.`,
+                `Of the ${count(leads.length)} words and sentence ends that both read, ${count(even)} are even, within half a bit.`,
                 this.left > 0 && ` ${plural(this.left, "other")} that one of them does not know ${this.left === 1 ? "is" : "are"} left out.`,
             ),
         );

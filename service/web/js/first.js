@@ -22,6 +22,10 @@
     } catch {
         // Storage is forbidden, and the theme is the system's.
     }
+    addEventListener("submit", (event) => {
+        event.preventDefault(); // modules send forms
+        if (!("started" in event.target.dataset)) event.target.dataset.early = ""; // app.js sends it once it can
+    });
     for (const name of `${MODULES.page} ${MODULES[root.dataset.view]}`.split(" ")) {
         const link = document.createElement("link");
         link.rel = "modulepreload";
