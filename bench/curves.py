@@ -32,7 +32,8 @@ def main() -> None:
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     axes = FigureCanvasAgg(figure).figure.subplots()
     for path in options.metrics:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [line for line in lines if line["event"] == "evaluation"]
         y = [row["validation_perplexity"] for row in rows]
         shown_y = y if options.y == "perplexity" else [row["validation_loss"] for row in rows]
         axes.plot([row[options.x] for row in rows], shown_y, linewidth=1.5, label=path.stem)

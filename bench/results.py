@@ -114,7 +114,8 @@ MODELS = {
 
 
 def metrics(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == "evaluation"]
 
 
 def count(order: int, corpus: str, answer: SimpleQueue[tuple[float, float, int]]) -> None:

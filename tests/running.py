@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -102,3 +104,9 @@ def same_weights(first: Path, second: Path) -> bool:
     return all(
         np.array_equal(a.weights.parameters()[name], b.weights.parameters()[name]) for name in checkpoint.PARAMETERS
     )
+
+
+def metrics(out: Path, event: str = "evaluation") -> list[dict[str, Any]]:
+    """Return the lines of one kind of the metrics file that belongs to the weights file `out`."""
+    lines = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]

@@ -6,7 +6,7 @@ Text files and the demo need only NumPy; see hub.py for data sets in the hub's l
 import functools
 import importlib.util
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ from rnnlm.data.hub import CorpusUnavailable
 from rnnlm.data.text import Vocabulary
 from rnnlm.data.text_files import TextFile
 from rnnlm.data.tokenizers import LOWERCASE
+from rnnlm.progress import progress
 
 __all__ = ["Corpus", "CorpusError", "CorpusUnavailable", "SplitStats", "WordCount", "load_corpus"]
 
@@ -206,7 +207,7 @@ def _texts(tokenizer: str, files: Mapping[str, Sequence[TextFile]]) -> Source:
     return Source(
         tokenizer=tokenizer,
         identity=[[split, [file.digest() for file in of]] for split, of in files.items()],
-        open=lambda: {split: _joined(of) for split, of in files.items()},
+        open=lambda: {split: _joined(split, of) for split, of in files.items()},
         notes=tuple(_wrapping_note(file) for file in wrapped[:_LISTED_FILES]),
     )
 
@@ -215,7 +216,7 @@ def _with_split(source: Source, split: str, file: TextFile) -> Source:
     """Put a text file in the place of a split."""
 
     def texts() -> Texts:
-        found = {**source.open(), split: _joined([file])}
+        found = {**source.open(), split: _joined(split, [file])}
         return {name: found[name] for name in splits.SPLITS if name in found}
 
     identity = None if source.identity is None else [source.identity, split, file.digest()]
@@ -231,10 +232,15 @@ def _wrapping_note(file: TextFile) -> str:
     )
 
 
-def _joined(files: Iterable[TextFile]) -> Iterator[str]:
-    for file in files:
-        yield from file.pieces()
-        yield "\n"  # the end of a file ends its last line
+def _joined(split: str, files: Sequence[TextFile]) -> Iterator[str]:
+    with progress(f"reading {split}", sum(file.size for file in files), "bytes") as shown:
+        for file in files:
+            done = 0
+            for piece in file.pieces():
+                yield piece
+                shown.advance(file.position - done)
+                done = file.position
+            yield "\n"  # the end of a file ends its last line
 
 
 def _demo_path() -> Path:

@@ -30,6 +30,8 @@ from rnnlm.data.network import why_unreachable
 from rnnlm.data.text import EOS, UNK
 from rnnlm.data.vector_files import EmbeddingsError, check_size, read_vectors
 from rnnlm.files import digest
+from rnnlm.progress import Progress, progress
+from rnnlm.signals import Deferred
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ _WORD2VEC = {"sg": 0, "window": 2, "min_count": 1}
 # A short text needs more passes: on demo, 5, 20, 40 and 100 passes give 1049, 579, 462 and 437 (window 5), and on
 # WikiText-2 5 and 20 passes give 481 and 393 (window 2, an RNN trained on a quarter of the text).
 _TRAINED_TOKENS, _MIN_EPOCHS, _MAX_EPOCHS = 84_000_000, 5, 100
+_SHOWN_TOKENS = 10_000  # are read between two drawings of the bar
 _MAX_SENTENCE = 10_000  # gensim silently drops the rest of a longer sentence (MAX_WORDS_IN_BATCH)
 _SENTENCE_END = "</s>"  # word2vec's name for <EOS>
 _CACHE_VERSION = 2
@@ -116,7 +119,7 @@ def load_embeddings(source: str, corpus: Corpus, *, size: int | None = None, see
     Raises EmbeddingsError (no such file, a damaged one, none of the words in it, another size) and
     EmbeddingsUnavailable (not on this machine, and cannot be downloaded).
     """
-    words = corpus.vocabulary.words
+    words, signals = corpus.vocabulary.words, Deferred()
     if size is not None and size < 1:
         raise EmbeddingsError(f"embedding size must be at least 1, got {size}")
     if source == "random":
@@ -124,7 +127,7 @@ def load_embeddings(source: str, corpus: Corpus, *, size: int | None = None, see
     if source == "train":
         settings = _settings(corpus, size or _DEFAULT_SIZE, seed)
         identity = ["train", digest(corpus.whole_train), settings, version("gensim")]
-        name, read = "word2vec trained on the corpus", functools.partial(_train, corpus, settings)
+        name, read = "word2vec trained on the corpus", functools.partial(_train, corpus, settings, signals)
     else:
         try:
             path = _locate(source)
@@ -136,16 +139,17 @@ def load_embeddings(source: str, corpus: Corpus, *, size: int | None = None, see
     key = json.dumps([_CACHE_VERSION, identity, digest("\n".join(words).encode())])
     file = cache_folder() / f"vectors-{digest(key.encode())[:32]}.npz"
     cached = _load_cached(file, key, len(words))
-    vectors, found, lowered = cached or read()
-    if source != "train":
-        check_size(source, vectors.shape[1], size)
-    if not any(found[i] for i, word in enumerate(words) if word not in (EOS, UNK)):
-        raise EmbeddingsError(
-            f"{source!r} has a vector for none of the {len(words):,} words (such as {words[0]!r}): are its words in "
-            "another language or case?"
-        )
-    if cached is None:
-        _save_cached(file, key, _Rows(vectors, found, lowered))
+    with signals:
+        vectors, found, lowered = cached or read()
+        if source != "train":
+            check_size(source, vectors.shape[1], size)
+        if not any(found[i] for i, word in enumerate(words) if word not in (EOS, UNK)):
+            raise EmbeddingsError(
+                f"{source!r} has a vector for none of the {len(words):,} words (such as {words[0]!r}): are its words "
+                "in another language or case?"
+            )
+        if cached is None:
+            _save_cached(file, key, _Rows(vectors, found, lowered))
     _fill(vectors, found, words, seed, _scale(vectors, found))
     return Embeddings(
         vectors=vectors,
@@ -259,20 +263,28 @@ def quiet_gensim() -> Iterator[None]:
 
 
 class _Sentences:
-    """The training split as gensim wants it: lists of words, each with `<EOS>` at its end, as often as it asks."""
+    """The training split as gensim wants it: lists of words, each with `<EOS>` at its end, as often as it asks.
 
-    def __init__(self, corpus: Corpus) -> None:
+    It asks once for the vocabulary, then for each pass of the training.
+    """
+
+    def __init__(self, corpus: Corpus, passes: int, shown: Progress) -> None:
+        self._asked, self._passes, self._shown = 0, passes, shown
         self.words = np.array(corpus.vocabulary.words, dtype=object)
         self.ids = corpus.whole_train
         self.ends = np.append(np.flatnonzero(self.ids == corpus.vocabulary.eos) + 1, len(self.ids))
 
     def __iter__(self) -> Iterator[list[str]]:
-        start = 0
+        now, self._asked = self._asked, self._asked + 1
+        start = shown = 0
         for end in self.ends.tolist():
             while start < end:
                 stop = min(end, start + _MAX_SENTENCE)
                 yield self.words[self.ids[start:stop]].tolist()
                 start = stop
+            if now and (start - shown >= _SHOWN_TOKENS or start == len(self.ids)):
+                self._shown.advance(start - shown, f"pass {now} of {self._passes}")
+                shown = start
 
 
 def _settings(corpus: Corpus, size: int, seed: int) -> dict[str, Any]:
@@ -287,13 +299,19 @@ def _settings(corpus: Corpus, size: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _train(corpus: Corpus, settings: dict[str, Any]) -> _Rows:
+def _train(corpus: Corpus, settings: dict[str, Any], signals: Deferred) -> _Rows:
     from gensim.models import Word2Vec
+    from gensim.models.callbacks import CallbackAny2Vec
+
+    class WhenTrained(CallbackAny2Vec):
+        def on_train_end(self, model: Any) -> None:
+            signals.defer()  # these minutes are not lost to a Ctrl-C before the result is saved
 
     words, size = corpus.vocabulary.words, settings["vector_size"]
     log.info("training word2vec on %d tokens, %d times over", len(corpus.whole_train), settings["epochs"])
-    with quiet_gensim():
-        model = Word2Vec(_Sentences(corpus), **settings)
+    passes = settings["epochs"]
+    with quiet_gensim(), progress("training word2vec", passes * len(corpus.whole_train), "tokens") as shown:
+        model = Word2Vec(_Sentences(corpus, passes, shown), **settings, callbacks=[WhenTrained()])
     rows = [model.wv.key_to_index.get(word, -1) for word in words]
     found = np.array(rows) >= 0  # <UNK> may stand only for words of the other splits
     vectors = np.zeros((len(words), size), dtype=np.float32)

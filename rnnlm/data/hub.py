@@ -16,6 +16,7 @@ from typing import Any
 from rnnlm.data.encoding import CorpusError, Source
 from rnnlm.data.network import why_unreachable
 from rnnlm.errors import UserError
+from rnnlm.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -93,14 +94,15 @@ def _splits(spec: str, loaded: Any) -> dict[str, Iterator[str]]:
     columns = loaded["train"].column_names
     if "text" not in columns:
         raise CorpusError(f"corpus {spec!r} has no text column; it has {', '.join(columns)}")
-    return {name: _rows(spec, loaded[name]) for name in ("train", "validation", "test") if name in loaded}
+    return {name: _rows(spec, name, loaded[name]) for name in ("train", "validation", "test") if name in loaded}
 
 
-def _rows(spec: str, split: Any) -> Iterator[str]:
+def _rows(spec: str, name: str, split: Any) -> Iterator[str]:
     """Yield the rows as text. The end of a row ends its last line."""
-    with _readable(spec):
+    with _readable(spec), progress(f"reading {name}", split.num_rows, "rows") as shown:
         for batch in split.select_columns("text").iter(_ROWS_PER_BATCH):
             yield "\n".join(row for row in batch["text"] if row is not None) + "\n"
+            shown.advance(len(batch["text"]))
 
 
 @contextlib.contextmanager

@@ -59,6 +59,7 @@ class TextFile:
     """One text file. Its first bytes are read at once; the rest is read when asked for.
 
     name: for messages.   wrapping: how its lines are wrapped; None if they are not.
+    size: bytes, compressed if the file is.   position: how many of them were read, while `pieces` is.
     """
 
     def __init__(self, name: str, opener: Callable[[], IO[bytes]], path: Path | None) -> None:
@@ -67,6 +68,7 @@ class TextFile:
         self._opener, self._path = opener, path
         self._unpack = ""
         self._encoding, self._mark = "utf-8", 0
+        self.size = self.position = 0
         with self._opened() as file:
             head = file.read(_HEAD_BYTES)
         for magic, what in _FOREIGN.items():
@@ -107,6 +109,7 @@ class TextFile:
             offset = len(file.read(self._mark))
             while True:
                 chunk = file.read(_CHUNK_BYTES)
+                self.position = self._raw.tell()
                 pending = len(decoder.getstate()[0])  # bytes of a character that the last chunk cut
                 try:
                     text = carry + decoder.decode(chunk, final=not chunk)
@@ -133,7 +136,9 @@ class TextFile:
         with self._reading(), contextlib.ExitStack() as stack:
             file = stack.enter_context(contextlib.closing(self._opener()))
             magic = file.read(6)
+            self.size = file.seek(0, os.SEEK_END)
             file.seek(0)
+            self._raw = file
             for start, (opener, program) in _OPENERS.items():
                 if magic.startswith(start):
                     self._unpack = program

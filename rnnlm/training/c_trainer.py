@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -76,13 +77,14 @@ class CTrainer:
         parameters.update(grads, learning_rate, clip, candidates)
         return loss / x.size, norm
 
-    def evaluate(self, ids: I32) -> float:
+    def evaluate(self, ids: I32, advance: Callable[[int], object] = lambda count: None) -> float:
         params, hidden = self.parameters.flat(), np.zeros((1, self.hidden.shape[1]), dtype=np.float32)
         total = 0.0
         for start in range(0, ids.size - 1, EVALUATION_STEPS):
             x = ids[start : min(start + EVALUATION_STEPS, ids.size - 1), None]
             y = ids[start + 1 : start + 1 + x.size, None]
             total += self.evaluation.loss(params, self.embeddings, x, y, hidden)
+            advance(x.size)
         return total / (ids.size - 1)
 
     def reset_state(self) -> None:

@@ -59,8 +59,7 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
     except (UserError, MemoryError, KeyboardInterrupt) as error:
         text, code = describe(error)
         if should_report(error, config, group):
-            line = "" if rank == 0 else "\n"  # process 0's bar may be on the current line
-            print(f"{line}{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
+            print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
         return code
 
 
@@ -137,14 +136,19 @@ def print_summary(run: Run) -> int:
 def summary(run: Run) -> Iterator[str]:
     """Yield the results: the best perplexity, why the run ended, a sample, and the files."""
     at, config = run.progress, run.config
-    best = next(row for row in at.history if row["epoch"] == at.best_epoch)
+    best = at.best_row
     yield (
         f"validation perplexity {shown(best['validation_perplexity'])} "
-        f"({best['validation_loss']:.4f} nats per token) at epoch {at.best_epoch} of {at.epoch}, "
+        f"({best['validation_loss']:.4f} nats per token) at epoch {at.best_epoch:g} of {run.epochs:g}, "
         f"{at.seconds:,.1f} s of training, {at.evaluation_seconds:,.1f} s of evaluation"
     )
+    if "test_loss" in best:
+        yield (
+            f"test perplexity {shown(best['test_perplexity'])} ({best['test_loss']:.4f} nats per token) of these "
+            f"weights, over {best['test_tokens']:,} tokens"
+        )
     if at.epoch < config.epochs:
-        yield f"stopped {config.epochs - at.epoch} epochs early (--patience {config.patience})"
+        yield f"stopped {config.epochs - run.epochs:g} epochs early (--patience {config.patience})"
     try:
         model = run.trainer.model_class.load(run.files.weights)
         sample = model.generate(config.prompt, max_tokens=SAMPLE_TOKENS, seed=config.seed, ignore_eos=True)

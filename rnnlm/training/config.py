@@ -16,6 +16,7 @@ from typing import Any
 from rnnlm.arguments import check_type
 from rnnlm.arrays import MAX_EMBED, MAX_HIDDEN, MAX_THREADS
 from rnnlm.errors import UserError
+from rnnlm.training import interval
 
 
 class ConfigError(UserError, ValueError):
@@ -96,7 +97,14 @@ class TrainConfig:
     )
     warmup_steps: int = option(0, "steps over which the learning rate rises from 0")
     patience: int = option(0, "stop after N evaluations in a row without a better perplexity; 0: never")
-    evaluate_every: int = option(1, "epochs between evaluations on the validation split")
+    evaluate_every: str | int | float = option(
+        1, "evaluate on the validation split every N epochs, such as 2 or 0.25, or N steps, such as 500steps"
+    )
+    log_every: int | None = option(
+        None,
+        "write loss, gradient norm, rate and tokens/s to the metrics and TensorBoard every N steps; default: to "
+        "TensorBoard only, each step",
+    )
     precision: str = option(
         "float32",
         "bfloat16: round the operands of every product, faster on processors with instructions for it",
@@ -122,11 +130,15 @@ class TrainConfig:
                 got = str(getattr(self, name)).encode(errors="backslashreplace").decode()
                 raise ConfigError(f"--{name.replace('_', '-')} must be {limit}, got {got}")
 
-        for name in ("vocab_size", "bptt", "threads", "embedding_size"):
+        for name in ("vocab_size", "bptt", "threads", "embedding_size", "log_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "1 or more")
-        for name in ("hidden_size", "epochs", "batch_size", "evaluate_every"):
+        for name in ("hidden_size", "epochs", "batch_size"):
             require(getattr(self, name) >= 1, name, "1 or more")
+        every = interval.parse(self.evaluate_every)
+        limit = "a number of epochs above 0, such as 2 or 0.25, or of steps, such as 500steps"
+        require(every is not None, "evaluate_every", limit)
+        object.__setattr__(self, "evaluate_every", every)
         require(self.max_tokens is None or self.max_tokens >= 2, "max_tokens", "2 or more")  # one to predict the other
         require(self.validation_tokens >= 2, "validation_tokens", "2 or more")
         for name in ("warmup_steps", "patience", "seed", "sampled_softmax"):

@@ -14,7 +14,10 @@ from rnnlm.training.progress import Row
 def plot(history: Sequence[Row], title: str) -> bytes:
     """Draw training and validation perplexity over epochs, on a logarithmic axis. Returns a PNG."""
     figure, axes = new_figure()
-    for name, label in (("train_loss", "training"), ("validation_loss", "validation")):
+    # The loss over a sample of words is lower than that over all: it is no perplexity to compare with.
+    is_sampled = any(row.get("train_loss_sampled") for row in history)
+    training = "training, over sampled words" if is_sampled else "training"
+    for name, label in (("train_loss", training), ("validation_loss", "validation")):
         points = [(row["epoch"], perplexity(row[name])) for row in history if row[name] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=label)

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
+from rnnlm.arrays import I32
 from rnnlm.language_model import perplexity
+from rnnlm.progress import progress
 from rnnlm.training import reporting, schedule, stopping
 from rnnlm.training.progress import Row
 from rnnlm.training.run import Run
@@ -18,51 +22,62 @@ from rnnlm.training.run import Run
 def train(run: Run) -> None:
     """Train to the end of the run. Raises Diverged, Interrupted, PeerLost; SaveError if the last save failed."""
     config, at, batches, trainer = run.config, run.progress, run.batches, run.trainer
+    run.begin_metrics()
     with stopping.in_order(run) as stop_requested, reporting.report(run) as report:
-        if not at.history:  # the untrained model, to compare with
-            report.evaluation(evaluate(run))
-            run.save_state()
-        while not schedule.is_finished(config, at):
+        while True:
+            if is_evaluation_due(run):
+                report.evaluation(evaluate(run))
+            if schedule.is_finished(config, at):
+                break
             if at.step == 0:
                 trainer.reset_state()
-            while at.step < len(batches):
-                started = time.monotonic()
-                step = run.step
-                x, y = batches.chunk(at.step)
-                regularization = run.regularizer.draw(step, batches.all_targets(at.step)).of_rows(batches.rows)
-                rate = run.learning_rate(step)
-                loss, norm = trainer.train_step(x, y, rate, regularization)
-                # All processes must take the same decisions: what one of them asks for, all do.
-                asks = stop_requested(), run.state.is_due()
-                loss_sum, tokens, stop, save = run.group.totals(loss * x.size, x.size, *asks)
-                stopping.check_loss(loss_sum / tokens)
-                at.step += 1
-                at.loss_sum += loss_sum
-                at.norm_max = max(at.norm_max, norm)
-                at.seconds += time.monotonic() - started
-                report.step(int(tokens), loss_sum / tokens, norm, rate)
-                if stop:
-                    raise stopping.interrupted(run)
-                if save:
-                    run.save_state()
-            row = finish_epoch(run)
-            if row:
-                report.evaluation(row)
+                at.forget_losses()
+            started = time.monotonic()
+            step = run.step
+            x, y = batches.chunk(at.step)
+            regularization = run.regularizer.draw(step, batches.all_targets(at.step)).of_rows(batches.rows)
+            rate = run.learning_rate(step)
+            loss, norm = trainer.train_step(x, y, rate, regularization)
+            # All processes must take the same decisions: what one of them asks for, all do.
+            asks = stop_requested(), run.state.is_due()
+            loss_sum, tokens, stop, save = run.group.totals(loss * x.size, x.size, *asks)
+            stopping.check_loss(loss_sum / tokens)
+            at.add(loss_sum, int(tokens), norm)
+            at.seconds += time.monotonic() - started
+            at.step += 1
+            if at.step == len(batches):
+                at.epoch, at.step = at.epoch + 1, 0
+            report.step(int(tokens), loss_sum / tokens, norm, rate)
+            if stop:
+                raise stopping.interrupted(run)
+            if save:
+                run.save_state()
+        if run.corpus.test is not None:
+            report.test(test(run))
     if run.group.rank == 0:
         run.files.draw(at.history)
     run.files.check()
 
 
-def finish_epoch(run: Run) -> Row | None:
-    """Close the epoch; evaluate and save if the configuration says so. Returns the new line of the history."""
+def is_evaluation_due(run: Run) -> bool:
+    """Return whether the current weights are to be evaluated: the untrained ones, and then as --evaluate-every says.
+
+    A run may have been stopped just before its evaluation, and is resumed with it, or just after.
+    """
+    history = run.progress.history
+    if history and history[-1]["step"] >= run.step:
+        return False
+    return run.step == 0 or schedule.is_evaluated(run.config, run.step, len(run.batches))
+
+
+def evaluate(run: Run) -> Row:
+    """Evaluate the current weights, keep them if they are the best, and save. Returns the new line of the history."""
     at, config = run.progress, run.config
-    train_loss = at.loss_sum / run.batches.tokens
-    at.epoch, at.step = at.epoch + 1, 0
-    row = None
-    if schedule.is_evaluated(config, at.epoch):
-        row = evaluate(run, train_loss)
+    row = measure(run)
+    at.history.append(row)
+    if run.step > 0:
         if at.best_loss is None or row["validation_loss"] < at.best_loss:
-            at.best_loss, at.best_epoch, at.stale = row["validation_loss"], at.epoch, 0
+            at.best_loss, at.best_epoch, at.stale = row["validation_loss"], row["epoch"], 0
             run.best = run.trainer.weights()
             run.save_weights(run.best)
         else:
@@ -70,36 +85,64 @@ def finish_epoch(run: Run) -> Row | None:
             if config.schedule == "plateau" and not schedule.is_out_of_patience(config, at) and run.best is not None:
                 at.rate_scale *= 0.5
                 run.trainer.load_weights(run.best)
-    at.loss_sum = at.norm_max = 0.0
-    if row:
-        run.save_state()
+    at.forget_losses()
+    run.save_state()
     return row
 
 
-def evaluate(run: Run, train_loss: float | None = None) -> Row:
-    """Add the validation loss of the current weights to the history, and return its new line."""
+def measure(run: Run) -> Row:
+    """Return what the history keeps of the current weights."""
     at = run.progress
     started = time.monotonic()
     try:
-        loss = run.group.from_first(lambda: run.trainer.evaluate(run.validation))
+        loss = run.group.from_first(lambda: evaluate_on(run, "validation", run.validation))
         stopping.check_loss(loss)
     except FloatingPointError as error:
-        where = f"on the validation split after epoch {at.epoch}"
+        where = f"on the validation split after epoch {run.epochs:g}"
         raise stopping.diverged(run, where, run.config.learning_rate) from error
     at.evaluation_seconds += time.monotonic() - started
-    tokens = at.epoch * run.batches.tokens
-    row = {
-        "epoch": at.epoch,
+    return {
+        "epoch": run.epochs,
         "step": run.step,
-        "tokens": tokens,
-        "train_loss": train_loss,
+        "tokens": run.tokens,
+        "train_loss": at.mean_loss,
+        "train_loss_sampled": run.is_sampled,
         "validation_loss": loss,
         "validation_perplexity": perplexity(loss),
         "learning_rate": run.learning_rate(max(run.step - 1, 0)),
         "precision": run.config.precision,
         "gradient_norm": at.norm_max,
         "seconds": round(at.seconds, 3),
-        "tokens_per_second": round(tokens / at.seconds) if at.seconds else None,
+        "tokens_per_second": round(run.tokens / at.seconds) if at.seconds else None,
     }
-    at.history.append(row)
+
+
+def test(run: Run) -> Row:
+    """Evaluate the best weights on the test split, every token of it, and keep the result in the weights file.
+
+    Returns the line of the history that belongs to these weights, to which the result is added.
+    """
+    at, split = run.progress, run.corpus.test
+    assert split is not None and run.best is not None
+    best = run.best
+    # The first token is predicted too: a sentence begins after the <EOS> of the one before.
+    ids = np.concatenate([np.array([run.corpus.vocabulary.eos], dtype=np.int32), split])
+
+    def perplexity_of_best() -> float:
+        run.trainer.load_weights(best)
+        return evaluate_on(run, "test", ids)
+
+    try:
+        loss = run.group.from_first(perplexity_of_best)
+    except FloatingPointError as error:
+        raise stopping.diverged(run, "on the test split", run.config.learning_rate) from error
+    row = at.best_row
+    row |= {"test_loss": loss, "test_perplexity": perplexity(loss), "test_tokens": int(split.size)}
+    run.save_weights(best)
     return row
+
+
+def evaluate_on(run: Run, split: str, ids: I32) -> float:
+    """Return the mean nats per token of the current weights over `ids` (N,), and show how far the evaluation is."""
+    with progress(f"evaluating on {split}", ids.size - 1, "tokens") as shown:
+        return run.trainer.evaluate(ids, shown.advance)

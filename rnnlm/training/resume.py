@@ -29,7 +29,7 @@ SAVE_SECONDS = 180.0  # between evaluations, the state is saved this often
 DEFAULTS = TrainConfig().as_dict()
 
 # Options that may differ from those of the run that is resumed.
-FREE = ("epochs", "threads", "device", "out", "prompt", "patience", "tensorboard")
+FREE = ("epochs", "threads", "device", "out", "prompt", "patience", "tensorboard", "log_every")
 # Options of the text and the vectors, which are compared themselves: a release may change a default.
 FREE += ("validation", "test", "tokenizer", "lowercase", "embedding_size")
 

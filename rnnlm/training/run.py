@@ -43,11 +43,18 @@ class Run:
         self.batches = Batches(corpus.train, config.batch_size, config.bptt, rank=group.rank, processes=group.size)
         self.unigram_perplexity = unigram_perplexity(corpus.train_counts(), self.validation)
         self.regularizer = regularizer(config, corpus, vectors.shape[1])
+        self.is_sampled = self.regularizer.is_sampled  # whether the training loss is that of a sampled softmax
         data = fingerprint(corpus, vectors)
         if data != group.from_first(lambda: data):
             raise ConfigError(f"process {group.rank} has read another text than process 0: give all the same --corpus")
         is_first = group.rank == 0
         self.files = RunFiles(config.weights_path(trainer.backend), tensorboard=config.tensorboard and is_first)
+        self.about = {
+            "backend": trainer.backend,
+            "processes": group.size,
+            "vocabulary": len(corpus.vocabulary),
+            "config": config.as_dict(),
+        }
         self.state = State(self.files, config, data, trainer, vectors, group)
         self.progress = Progress()
         self.best: Weights | None = None  # of the best evaluation; the file may lag behind if the disk was full
@@ -93,6 +100,12 @@ class Run:
         return self.progress.epoch * len(self.batches) + self.progress.step
 
     @property
+    def epochs(self) -> float:
+        """The epochs that are done: a whole number, or with a fraction."""
+        at = self.progress
+        return at.epoch + at.step / len(self.batches) if at.step else at.epoch
+
+    @property
     def tokens(self) -> int:
         """The tokens learned from so far, over all processes."""
         return self.progress.epoch * self.batches.tokens + self.batches.tokens_before(self.progress.step)
@@ -102,9 +115,19 @@ class Run:
         total = self.config.epochs * len(self.batches)
         return learning_rate(self.config, step, total, self.progress.rate_scale)
 
-    def save_weights(self, weights: Weights) -> None:
-        """Write the weights file. If the disk is full, the run goes on: see RunFiles."""
+    def begin_metrics(self) -> None:
+        """Start the metrics file with the configuration, or continue that of a resumed run."""
         if self.group.rank == 0:
+            self.files.begin(self.about, self.progress.history, self.step)
+
+    def save_weights(self, weights: Weights) -> None:
+        """Write the weights file. If the disk is full, the run goes on: see RunFiles.
+
+        Its history ends with the evaluation of these weights.
+        """
+        if self.group.rank == 0:
+            history = self.progress.history
+            last = max((i for i, row in enumerate(history) if row["epoch"] == self.progress.best_epoch), default=0)
             source = Checkpoint(
                 weights=weights,
                 vocabulary=self.corpus.vocabulary.words,
@@ -112,7 +135,7 @@ class Run:
                 backend=self.trainer.backend,
                 config=self.config.as_dict()
                 | {"processes": self.group.size, "unigram_perplexity": self.unigram_perplexity},
-                history=self.progress.history,
+                history=history[: last + 1],
             )
             self.files.save_weights(source)
 
@@ -131,11 +154,20 @@ class Run:
         if loaded is None:
             return False
         self.progress, self.best, epochs = loaded
+        self._complete_progress()
         if self.group.rank == 0:
             warn_of_another_rate(self.config, epochs, self.progress, len(self.batches))
             if self.best is not None and not self.files.holds(self.best):
                 self.save_weights(self.best)
         return True
+
+    def _complete_progress(self) -> None:
+        """Bring the progress that an earlier release saved into its present form."""
+        at = self.progress
+        if at.loss_sum and not at.loss_tokens:
+            at.loss_tokens = self.batches.tokens_before(at.step)
+        if at.step == len(self.batches):
+            at.epoch, at.step = at.epoch + 1, 0
 
 
 def regularizer(config: TrainConfig, corpus: Corpus, input_size: int) -> Regularizer:

@@ -2,7 +2,7 @@
 
     NAME.safetensors    the weights of the best evaluation
     NAME.resume         what --resume needs, and NAME.resume.1, the one before it
-    NAME.jsonl          the metrics, a line for each evaluation
+    NAME.jsonl          the metrics: see metrics.py
     NAME.png            the loss curve
     NAME.tensorboard/   event files, with --tensorboard
 
@@ -12,7 +12,6 @@ save tries again. The curve and the event files are optional: without them a run
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -26,11 +25,13 @@ from rnnlm import checkpoint
 from rnnlm.checkpoint import Checkpoint, CheckpointError, OtherVersion, Weights
 from rnnlm.files import SaveError, atomic_write
 from rnnlm.training import curve, state_file
+from rnnlm.training.metrics import Metrics
 from rnnlm.training.progress import Row
 from rnnlm.training.tensorboard import Events
 
 log = logging.getLogger(__name__)
 
+_STEP_SCALARS = ("gradient_norm", "learning_rate", "tokens_per_second")
 DRAW_SECONDS = 10.0  # during the run, the curve is drawn this often
 OPTIONAL = ("curve", "events")
 
@@ -44,7 +45,7 @@ class RunFiles:
     def __init__(self, weights: Path, *, tensorboard: bool = False) -> None:
         self.weights = weights
         self.resume, self.before = weights.with_suffix(".resume"), weights.with_suffix(".resume.1")
-        self.metrics, self.curve = weights.with_suffix(".jsonl"), weights.with_suffix(".png")
+        self.metrics, self.curve = Metrics(weights.with_suffix(".jsonl")), weights.with_suffix(".png")
         self.events = Events(weights.with_suffix(".tensorboard")) if tensorboard else None
         self.unsaved: dict[str, SaveError] = {}
         self._damaged = False  # whether the last state is: it must not replace the one before it
@@ -61,6 +62,12 @@ class RunFiles:
             self.unsaved[name] = error
             log.warning("%s; the run goes on", error)
 
+    def begin(self, about: Mapping[str, Any], history: Sequence[Row], step: int) -> None:
+        """Start the metrics with what the run is, or continue those of a run that is resumed after `step` steps."""
+        self.attempt("metrics", lambda: self.metrics.begin(about, history, step))
+        if self.events:
+            self.events.hparams = {k: v for k, v in about["config"].items() if v is not None}
+
     def save_weights(self, source: Checkpoint) -> None:
         """Write the weights file."""
         self.attempt("weights", lambda: checkpoint.save(self.weights, source))
@@ -74,14 +81,13 @@ class RunFiles:
         return all(np.array_equal(saved[name], array) for name, array in weights.parameters().items())
 
     def save_state(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any], history: Sequence[Row]) -> None:
-        """Write the resume file, and keep the one before it; write the metrics, and from time to time the curve."""
+        """Write the resume file, and keep the one before it; draw the curve from time to time."""
         keep = None if self._damaged or self._is_new else self.before
         self.attempt("state", lambda: state_file.save(self.resume, arrays, metadata, keep=keep))
         if "state" not in self.unsaved:
             if self._is_new:
                 self.before.unlink(missing_ok=True)
             self._damaged = self._is_new = False
-        self.attempt("metrics", lambda: atomic_write(self.metrics, lines(history)))
         if time.monotonic() - self._drawn > DRAW_SECONDS:
             self.draw(history)
 
@@ -104,18 +110,36 @@ class RunFiles:
             if name not in OPTIONAL:
                 raise error
 
-    def step(self, step: int, loss: float, norm: float, rate: float) -> None:
-        """Write one training step to TensorBoard."""
-        if self.events and "events" not in self.unsaved:  # otherwise the next evaluation tries again, not each step
-            values = {"train/loss": loss, "train/gradient_norm": norm, "train/learning_rate": rate}
-            self.attempt("events", lambda: self.events.write(step, values))
+    def step(self, row: Row, *, in_metrics: bool) -> None:
+        """Write one training step to TensorBoard, and to the metrics too if `in_metrics`."""
+        # After a failure the next evaluation tries again, not each step.
+        if in_metrics:
+            self.metrics.add("step", row)
+            if "metrics" not in self.unsaved:
+                self.attempt("metrics", self.metrics.flush)
+        if self.events and "events" not in self.unsaved:
+            loss = "train/sampled_loss" if row["train_loss_sampled"] else "train/loss"
+            self._write_events(row, {"train_loss": loss, **{name: f"train/{name}" for name in _STEP_SCALARS}})
 
     def evaluation(self, row: Row) -> None:
-        """Write one line of the history to TensorBoard."""
+        """Write one line of the history to the metrics and to TensorBoard."""
+        self.metrics.add("evaluation", row)
+        self.attempt("metrics", self.metrics.flush)
+        tags = {"validation_loss": "validation/loss", "validation_perplexity": "validation/perplexity"}
+        self._write_events(row, tags | {"tokens_per_second": "tokens/per_second"})
+
+    def test(self, row: Row) -> None:
+        """Write the result of the test split, a part of its line of the history, to the metrics and to TensorBoard."""
+        names = ("epoch", "step", "test_loss", "test_perplexity", "test_tokens")
+        self.metrics.add("test", {name: row[name] for name in names})
+        self.attempt("metrics", self.metrics.flush)
+        self._write_events(row, {"test_loss": "test/loss", "test_perplexity": "test/perplexity"})
+
+    def _write_events(self, row: Row, tags: Mapping[str, str]) -> None:
+        """Write the numbers of a row as scalars, under their tags and the row's step."""
         if self.events:
-            names = ("validation_loss", "validation_perplexity", "tokens_per_second")
-            values = {name.replace("_", "/", 1): row[name] for name in names if row[name] is not None}
-            self.attempt("events", lambda: self.events.write(row["step"], values))
+            events, values = self.events, {tag: row[name] for name, tag in tags.items() if row[name] is not None}
+            self.attempt("events", lambda: events.write(row["step"], values))
 
     def close(self) -> None:
         """Close the event file."""
@@ -124,7 +148,7 @@ class RunFiles:
 
     def existing(self, *, tensorboard: bool) -> list[Path]:
         """Return those files that are there. tensorboard: count the folder of event files too."""
-        paths = [self.weights, self.resume, self.before, self.metrics, self.curve]
+        paths = [self.weights, self.resume, self.before, self.metrics.path, self.curve]
         paths += [self.weights.with_suffix(".tensorboard")] if tensorboard else []
         return [path for path in paths if os.path.lexists(path)]
 
@@ -161,14 +185,9 @@ class RunFiles:
         """Return each file with what it is, for people."""
         files: list[tuple[Path, str]] = [
             (self.weights, "the best weights"),
-            (self.metrics, "a line for each evaluation"),
+            (self.metrics.path, "the metrics, as JSON lines"),
             (self.curve, "the loss curve"),
             (self.resume, "for --resume, with more --epochs"),
         ]
         files += [(self.events.folder, "for tensorboard --logdir")] if self.events else []
         return [(path, what) for path, what in files if path.exists()]
-
-
-def lines(history: Sequence[Row]) -> bytes:
-    """Return the history as JSON lines."""
-    return "".join(json.dumps(row) + "\n" for row in history).encode()

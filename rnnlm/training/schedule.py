@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from rnnlm.training import interval
 from rnnlm.training.config import TrainConfig
 from rnnlm.training.progress import Progress
 
@@ -31,14 +32,19 @@ def average_decay(config: TrainConfig, updates: int) -> float:
     return min(config.average, (1 + updates) / (10 + updates)) ** AVERAGE_EVERY
 
 
-def is_evaluated(config: TrainConfig, epoch: int) -> bool:
-    """Return whether the weights at the end of `epoch`, counted from 1, are evaluated."""
-    return epoch % config.evaluate_every == 0 or epoch == config.epochs
+def is_evaluated(config: TrainConfig, step: int, steps_per_epoch: int) -> bool:
+    """Return whether the weights after `step` steps of the whole run are evaluated. The last ones always are."""
+    every = interval.steps(config.evaluate_every, steps_per_epoch)
+    return step // every > (step - 1) // every or step == config.epochs * steps_per_epoch
 
 
-def evaluations_left(config: TrainConfig, epoch: int) -> int:
-    """Return how many evaluations follow after `epoch` epochs. Takes no time: --epochs may be a huge number."""
-    return -(-config.epochs // config.evaluate_every) - epoch // config.evaluate_every
+def evaluations_left(config: TrainConfig, step: int, steps_per_epoch: int) -> int:
+    """Return how many evaluations follow after `step` steps. Takes no time: --epochs may be a huge number."""
+    every = interval.steps(config.evaluate_every, steps_per_epoch)
+    total = config.epochs * steps_per_epoch
+    count = total // every
+    is_last_extra = math.ceil(count * every) < total
+    return count - step // every + is_last_extra
 
 
 def is_out_of_patience(config: TrainConfig, at: Progress) -> bool:

@@ -91,7 +91,7 @@ def interrupted(run: Run) -> Interrupted:
 def diverged(run: Run, where: str, rate: float) -> Diverged:
     """Return the error to raise when the loss is not finite, or too large, `where`. Nothing is saved."""
     best = run.progress.best_epoch
-    kept = f"the weights of epoch {best} are in {run.files.weights}" if best else "no epoch was good enough to save"
+    kept = f"the weights of epoch {best:g} are in {run.files.weights}" if best else "no epoch was good enough to save"
     return Diverged(
         f"the run diverged {where}: its loss is not finite, or above {MAX_LOSS:g} nats per token (learning rate "
         f"{rate:g}): {kept}; lower --learning-rate or set --clip"
@@ -114,4 +114,6 @@ def lost(run: Run, error: PeerLost) -> PeerLost:
 
 
 def position(run: Run) -> str:
-    return f"after step {run.progress.step} of {len(run.batches)} in epoch {run.progress.epoch + 1}"
+    at, steps = run.progress, len(run.batches)
+    epoch, step = (at.epoch, steps) if at.step == 0 and at.epoch else (at.epoch + 1, at.step)
+    return f"after step {step} of {steps} in epoch {epoch}"

@@ -15,7 +15,9 @@ from rnnlm.training.config import ConfigError
 
 
 class Events:
-    """Writes scalars for TensorBoard, into a new file at each start of a run.
+    """Writes scalars for TensorBoard, into a new file at each start of a run, after its hyperparameters.
+
+    hparams: by name; to be set before the first `write`.
 
     A file begins with the step that it starts from, so that TensorBoard hides later steps of a run that was killed.
     The library's own writer is not used: its thread waits forever on a full disk.
@@ -31,6 +33,7 @@ class Events:
                 f"--tensorboard needs the package tensorboard ({error}): pip install tensorboard"
             ) from error
         self.folder = folder
+        self.hparams: dict[str, bool | int | float | str] = {}
         self._event, self._summary, self._records = event_pb2.Event, summary_pb2.Summary, RecordWriter
         self._session_start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._writer: Any = None
@@ -59,6 +62,10 @@ class Events:
         self._writer = self._records((self.folder / name).open("wb", buffering=0))
         self._add(file_version="brain.Event:2")
         self._add(step=step, session_log=self._session_start)
+        if self.hparams:
+            from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+            self._add(step=step, summary=hparams_pb(self.hparams))
 
     def _add(self, **fields: Any) -> None:
         self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -103,28 +103,31 @@ class TorchTrainer:
             for parameter, data in zip(self.parameters, current, strict=True):
                 parameter.data = data
 
-    def evaluate(self, ids: I32) -> float:
+    def evaluate(self, ids: I32, advance: Callable[[int], object] = lambda count: None) -> float:
         with _plain_errors(self.group), self.averaged():
-            return self._evaluate(ids)
+            return self._evaluate(ids, advance)
 
     @torch.inference_mode()
-    def _evaluate(self, ids: I32) -> float:
-        if self.rounded is not None:
-            total = self._evaluate_rounded(self.rounded, ids)
-        else:
-            losses = (nn.functional.cross_entropy(*part, reduction="sum") for part in self.model.predictions(ids))
-            total = sum(loss.item() for loss in losses)
+    def _evaluate(self, ids: I32, advance: Callable[[int], object]) -> float:
+        total = 0.0
+        for loss, count in self._losses(ids):
+            total += loss.item()
+            advance(count)
         if not np.isfinite(total):
             raise FloatingPointError(f"loss {total}")
         return total / (ids.size - 1)
 
-    def _evaluate_rounded(self, loss_of: RoundedLoss, ids: I32) -> float:
-        total, hidden = 0.0, self.model.zero_state()
+    def _losses(self, ids: I32) -> Iterator[tuple[torch.Tensor, int]]:
+        """Yield the summed loss and the number of tokens of each part of a text."""
+        if self.rounded is None:
+            for logits, targets in self.model.predictions(ids):
+                yield nn.functional.cross_entropy(logits, targets, reduction="sum"), len(targets)
+            return
+        hidden = self.model.zero_state()
         for start in range(0, ids.size - 1, EVALUATION_STEPS):
             part = self._ids(ids[start : start + EVALUATION_STEPS + 1]).unsqueeze(1)
-            loss, hidden = loss_of(part[:-1], hidden, part[1:], NO_REGULARIZATION)
-            total += loss.item()
-        return total
+            loss, hidden = self.rounded(part[:-1], hidden, part[1:], NO_REGULARIZATION)
+            yield loss, len(part) - 1
 
     def reset_state(self) -> None:
         self.hidden = torch.zeros_like(self.hidden)

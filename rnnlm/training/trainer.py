@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -39,9 +40,10 @@ class Trainer(Protocol):
         own chunk, the norm that of the whole gradient.
         """
 
-    def evaluate(self, ids: I32) -> float:
+    def evaluate(self, ids: I32, advance: Callable[[int], object] = lambda count: None) -> float:
         """Return the mean nats per token over `ids` (N,), read as one sequence from a zero state.
 
+        advance: called with the number of tokens of each part that is done.
         The carried hidden state is not touched.
         """
 

@@ -89,6 +89,7 @@ def test_curves_of_several_files_in_one_chart(server: Server, weights: Path, dem
         {"epoch": epoch, "tokens": epoch * 1000, "seconds": epoch / 2, "train_loss": 7 / epoch, "validation_loss": 5.0}
         for epoch in range(1, 30)
     ]
+    longer[-1]["train_loss_sampled"] = True
     checkpoint.save(weights / "longer.safetensors", source(demo, history=longer))
     page = open_page(server.url + VIEW)
     chart = page.locator("#chart")
@@ -104,7 +105,7 @@ def test_curves_of_several_files_in_one_chart(server: Server, weights: Path, dem
     frame = chart.locator("svg[role=img]").bounding_box()
     page.mouse.move(frame["x"] + frame["width"] - 70, frame["y"] + 100)
     key = keys.get_by_role("listitem").filter(has_text="longer")
-    expect(key).to_contain_text("14.5 s: validation 5.000 (perplexity 148), training 0.241")
+    expect(key).to_contain_text("14.5 s: validation 5.000 (perplexity 148), training 0.241 (sampled)")
     page.get_by_label("Show the curve of longer").uncheck()
     expect(chart.locator("polyline")).to_have_count(2)
     page.get_by_text("The numbers").click()

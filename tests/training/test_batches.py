@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from trainers import CTrainer
 
 from rnnlm.training.batches import Batches
 from rnnlm.training.cli import parse
-from rnnlm.training.config import TrainConfig
+from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import Group
 from rnnlm.training.initial import initial_weights
 from rnnlm.training.run import Run
@@ -87,12 +88,43 @@ def test_learning_rates() -> None:
     assert learning_rate(TrainConfig(learning_rate=1.0), 5, 10, 0.25) == 0.25
 
 
-@pytest.mark.parametrize("epochs", [9, 10, 11, 12])
-def test_the_evaluations_that_are_left_are_those_to_come(epochs: int) -> None:
-    config = TrainConfig(epochs=epochs, evaluate_every=5)
-    for epoch in range(epochs):
-        assert evaluations_left(config, epoch) == sum(is_evaluated(config, e) for e in range(epoch + 1, epochs + 1))
+@pytest.mark.parametrize("every", [5, 1, 0.25, 0.3, 1.7, 0.001, "1steps", "10steps", "1000steps"])
+@pytest.mark.parametrize("epochs", [1, 9, 12])
+def test_the_evaluations_that_are_left_are_those_to_come(epochs: int, every: Any) -> None:
+    config = TrainConfig(epochs=epochs, evaluate_every=every)
+    total = 7 * epochs
+    evaluated = [step for step in range(1, total + 1) if is_evaluated(config, step, 7)]
+    for step in range(total):
+        assert evaluations_left(config, step, 7) == sum(later > step for later in evaluated)
+    assert evaluated[-1] == total
+
+
+def test_fractions_of_an_epoch_do_not_drift() -> None:
+    """A tenth has no exact float: thirty of them are three epochs all the same."""
+    config = TrainConfig(epochs=3, evaluate_every=0.1)
+    assert [step for step in range(1, 301) if is_evaluated(config, step, 100)] == list(range(10, 301, 10))
+    uneven = TrainConfig(epochs=2, evaluate_every=0.4)
+    assert [step for step in range(1, 15) if is_evaluated(uneven, step, 7)] == [3, 6, 9, 12, 14]
+    assert [step for step in range(1, 15) if is_evaluated(TrainConfig(epochs=2, evaluate_every="4steps"), step, 7)] == [
+        *(4, 8, 12, 14)
+    ]
+
+
+@pytest.mark.parametrize(
+    "given,kept",
+    [("2", 2), (2, 2), ("2.0", 2), ("0.25", 0.25), ("1e-2", 0.01), ("500steps", "500steps"), ("1 step", "1steps")],
+)
+def test_an_interval_has_one_notation(given: Any, kept: Any) -> None:
+    assert TrainConfig(evaluate_every=given).evaluate_every == kept
+
+
+@pytest.mark.parametrize(
+    "given", ["0", "-1", "nan", "inf", "0steps", "1.5steps", "-3steps", "steps", "1/4", "often", ""]
+)
+def test_an_interval_that_is_none(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"--evaluate-every must be .* 0\.25, .* 500steps, got"):
+        TrainConfig(evaluate_every=given)
 
 
 def test_many_epochs_are_counted_at_once() -> None:
-    assert evaluations_left(TrainConfig(epochs=10**12, evaluate_every=5), 0) == 200_000_000_000
+    assert evaluations_left(TrainConfig(epochs=10**12, evaluate_every=5), 0, 1) == 200_000_000_000

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from running import options, refused, run, train
+from running import metrics, options, refused, run, train
 from trainers import CTrainer, small_run
 
 from rnnlm import checkpoint
+from rnnlm.progress import duration
 from rnnlm.training import reporting, state_file
 from rnnlm.training.runfiles import RunFiles
 
@@ -72,7 +73,7 @@ def test_the_pace_is_that_of_the_steps_after_the_first(tmp_path: Path, caplog: p
     "seconds,words", [(0.42, "0.4 s"), (35, "35 s"), (119, "2 min"), (2 * 3600, "2.0 h"), (3e5, "3.5 days")]
 )
 def test_durations(seconds: float, words: str) -> None:
-    assert reporting.duration(seconds) == words
+    assert duration(seconds) == words
 
 
 # ---- TensorBoard
@@ -85,6 +86,36 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def hyperparameters(folder: Path) -> dict[str, object]:
+    """What TensorBoard's hparams plugin reads."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    values = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
+
+
+def test_tensorboard_gets_the_hyperparameters_and_each_logged_step(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    chosen = options(text, out, log_every=7, learning_rate=0.0125, sampled_softmax=5, evaluate_every="10steps")
+    assert train("c", *chosen, "--tensorboard").returncode == 0
+    found = hyperparameters(out.with_suffix(".tensorboard"))
+    assert found["learning_rate"] == 0.0125 and found["optimizer"] == "adamw" and found["tensorboard"] is True
+    assert found["evaluate_every"] == "10steps" and "max_tokens" not in found  # not given: there is no number
+    seen, rows = scalars(out.with_suffix(".tensorboard")), metrics(out, "step")
+    assert (
+        [step for step, _ in seen["train/sampled_loss"]]
+        == [row["step"] for row in rows]
+        == [*range(7, 7 * len(rows) + 1, 7)]
+    )
+    for tag, name in (("train/sampled_loss", "train_loss"), ("train/gradient_norm", "gradient_norm")):
+        assert [value for _, value in seen[tag]] == pytest.approx([row[name] for row in rows], rel=1e-6)
+    assert "train/loss" not in seen and seen["train/tokens_per_second"]
 
 
 def test_tensorboard_reads_the_events_even_of_a_resumed_run(text: Path, tmp_path: Path) -> None:
@@ -110,12 +141,13 @@ def test_events_that_cannot_be_written_are_tried_again_at_the_next_evaluation(
     pytest.importorskip("tensorboard")
     files = RunFiles(tmp_path / "model.safetensors", tensorboard=True)
     (tmp_path / "model.tensorboard").write_text("in the way")
-    files.step(1, 1.0, 1.0, 1.0)
-    files.step(2, 1.0, 1.0, 1.0)
+    step = {"train_loss": 1.5, "train_loss_sampled": False, "gradient_norm": 1.0, "learning_rate": 1.0}
+    files.step(step | {"step": 1, "tokens_per_second": None}, in_metrics=False)
+    files.step(step | {"step": 2, "tokens_per_second": 9}, in_metrics=False)
     assert caplog.text.count("cannot be saved") == 1 and "events" in files.unsaved
     (tmp_path / "model.tensorboard").unlink()
     row = {"step": 2, "validation_loss": 2.0, "validation_perplexity": 7.4, "tokens_per_second": None}
     files.evaluation(row)
-    files.step(3, 1.5, 1.0, 1.0)
+    files.step(step | {"step": 3, "tokens_per_second": 9}, in_metrics=False)
     files.close()
     assert not files.unsaved and scalars(tmp_path / "model.tensorboard")["train/loss"] == [(3, 1.5)]

@@ -180,12 +180,14 @@ function read({ points, near, value }, pointer, { x, y }, unit) {
     value.textContent = `${PLACE[unit](point.x)}: ${described(point)}`;
 }
 
-function described({ training, validation }) {
+function described({ training, validation, isSampled }) {
     const parts = [];
     if (validation !== null) parts.push(`validation ${rounded(validation, 4)} (perplexity ${perplexity(validation)})`);
-    if (training !== null) parts.push(`training ${rounded(training, 4)}`);
+    if (training !== null) parts.push(`training ${trainingLoss({ training, isSampled })}`);
     return parts.join(", ");
 }
+
+const trainingLoss = ({ training, isSampled }) => rounded(training, 4) + (isSampled ? " (sampled)" : "");
 
 /** Return a key for each curve. Pointing at a key fades the other curves; clicking it keeps them faded. */
 function keys(curves, image) {
@@ -248,7 +250,7 @@ function styles() {
 }
 
 function table(curves, unit, isUnfolded) {
-    const cell = (value) => html("td", {}, rounded(value, 4));
+    const cell = (text) => html("td", {}, text);
     const lines = curves.flatMap((curve) =>
         curve.points.map((point) =>
             html(
@@ -256,8 +258,8 @@ function table(curves, unit, isUnfolded) {
                 {},
                 html("th", { scope: "row" }, curve.name),
                 html("td", {}, count(point.x)),
-                cell(point.validation),
-                cell(point.training),
+                cell(rounded(point.validation, 4)),
+                cell(point.training === null ? rounded(null, 4) : trainingLoss(point)),
             ),
         ),
     );

@@ -1,0 +1,42 @@
+"""Ctrl-C and its like, put off while a result is being saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows lacks the last
+
+
+class Deferred:
+    """A context manager. From `defer` on to its end, signals that would end the program wait; then they are raised.
+
+    Only the main thread can do that; in another one nothing is put off, since signals do not arrive there.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[signal.Signals, Any] = {}
+        self._arrived: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def defer(self) -> None:
+        """Put signals off from now on."""
+        if threading.current_thread() is not threading.main_thread() or self._before:
+            return
+        for name in _NAMES:
+            if number := getattr(signal, name, None):
+                self._before[number] = signal.signal(number, self._keep)
+
+    def _keep(self, number: int, _: FrameType | None) -> None:
+        self._arrived.append(number)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        self._before = {}
+        for number in self._arrived:
+            signal.raise_signal(number)
