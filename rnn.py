@@ -5,6 +5,7 @@
 
     python rnn.py weights/demo.safetensors "The prime minister"            generates
     python rnn.py weights/demo.safetensors "The prime minister" --score    scores
+    python rnn.py weights/demo.safetensors --evaluate FILE                 gives the perplexity of a whole text
 
 The C library does the work, through rnnlm/binding.py, and rnnlm/command_line.py reads the options. main.py trains.
 """
@@ -85,8 +86,8 @@ class RNN(LanguageModel):
     def open_sequence(self, prefix: list[int], sampling: Sampling) -> OpenSequence:
         return _Sequence(Decoder(self.model, threads=self.threads), prefix, sampling, self.vocabulary.unk)
 
-    def log_probabilities(self, ids: I32) -> F32:
-        return Decoder(self.model, max_sequences=16, threads=self.threads).score(self.token_ids(ids))
+    def log_probabilities(self, ids: I32, state: F32 | None = None) -> F32:
+        return Decoder(self.model, max_sequences=16, threads=self.threads).score(self.token_ids(ids), state)
 
     def hidden_states(self, ids: Sequence[int], state: F32 | None = None) -> F32:
         state = None if state is None else float_array("state", state)

@@ -181,20 +181,25 @@ class RNN(nn.Module, LanguageModel):
         return _Sequence(self, prefix, sampling)
 
     @torch.inference_mode()
-    def log_probabilities(self, ids: I32) -> F32:
-        parts = self.predictions(self.token_ids(ids))
+    def log_probabilities(self, ids: I32, state: F32 | None = None) -> F32:
+        hidden = self.zero_state() if state is None else self.tensor(state).view(1, 1, -1)
+        parts = self.predictions(self.token_ids(ids), hidden)
         losses = [nn.functional.cross_entropy(logits, y, reduction="none") for logits, y in parts]
+        if state is not None:
+            state[:] = _float32(hidden.flatten())
         return -_float32(torch.cat(losses))
 
-    def predictions(self, ids: I32) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def predictions(self, ids: I32, state: torch.Tensor | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield logits (T, V) with the tokens that they predict (T,), along the text `ids` (N,).
 
         T is EVALUATION_STEPS, but for the last.
+        state: (1, 1, H), the one before ids[0]; it is replaced by the one before ids[N - 1].
         """
-        hidden = self.zero_state()
+        state = self.zero_state() if state is None else state
         for start in range(0, ids.size - 1, EVALUATION_STEPS):
             part = torch.tensor(ids[start : start + EVALUATION_STEPS + 1], dtype=torch.long, device=self.device)
-            logits, hidden = self(part[:-1].unsqueeze(1), hidden)
+            logits, following = self(part[:-1].unsqueeze(1), state)
+            state.copy_(following)
             yield logits.flatten(0, 1), part[1:]
 
     @torch.inference_mode()

@@ -346,10 +346,14 @@ class Decoder:
         check(library().rnn_logits(self._handle, n, states, logits), f"logits of {n} states")
         return logits
 
-    def score(self, ids: I32) -> F32:
-        """Return log p(ids[i + 1] | ids[0..i]) as (N - 1,), from a hidden state of zeros."""
+    def score(self, ids: I32, state: F32 | None = None) -> F32:
+        """Return log p(ids[i + 1] | ids[0..i]) as (N - 1,).
+
+        state: (H,), before ids[0]; it is replaced by the state before ids[N - 1]. None: zeros.
+        """
         logprobs = np.empty(max(ids.size - 1, 0), dtype=np.float32)
-        state = np.zeros(self.model.hidden, dtype=np.float32)
+        state = np.zeros(self.model.hidden, dtype=np.float32) if state is None else state
+        require_shape("state", state, (self.model.hidden,))
         check(library().rnn_score(self._handle, ids, ids.size, state, logprobs), f"score of {ids.size} tokens")
         return logprobs
 

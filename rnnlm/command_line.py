@@ -1,17 +1,27 @@
-"""The command line that both models share: generate from a prompt, or score a text."""
+"""The command line that both models share: generate from a prompt, score a sentence, evaluate a text."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rnnlm import openmp, terminal
 from rnnlm.arrays import MAX_THREADS
-from rnnlm.data.text import EOS
+from rnnlm.data.text import EOS, TOKENIZERS
 from rnnlm.errors import ArgumentParser, UserError, output_lost, show_path
 from rnnlm.language_model import LanguageModel, shown
 from rnnlm.sampling import PromptError
+
+if TYPE_CHECKING:
+    from rnnlm.evaluation import Evaluation
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
 
 Load = Callable[[argparse.Namespace], LanguageModel]
 
@@ -24,7 +34,7 @@ def main(
     temperature: float,
     precisions: Sequence[str] = ("float32",),
 ) -> int:
-    """Generate, or score, as the command line asks. Returns the exit code; an error is one line on stderr.
+    """Generate, score or evaluate, as the command line asks. Returns the exit code; an error is one line on stderr.
 
     program: as a user starts it.   load: makes the model from the options weights, threads and precision.
     temperature: the default.   precisions: the choices of --precision.
@@ -33,10 +43,13 @@ def main(
     name = program.split()[0]
     try:
         options = _parse(program, arguments, temperature, precisions)
-        if options.prompt is None or options.prompt == "-":
+        if options.evaluate is None and options.prompt in (None, "-"):
             options.prompt = _prompt_from_standard_input()
         model = load(options)
-        unknown = _score(model, options) if options.score else _generate(model, options)
+        if options.evaluate is not None:
+            unknown = _evaluate(model, options)
+        else:
+            unknown = _score(model, options) if options.score else _generate(model, options)
         sys.stdout.flush()
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -51,7 +64,9 @@ def main(
 def _parse(
     program: str, arguments: Sequence[str] | None, temperature: float, precisions: Sequence[str]
 ) -> argparse.Namespace:
-    parser = ArgumentParser(prog=program, description="Generate from the weights of a model, or score a text.")
+    parser = ArgumentParser(
+        prog=program, description="Generate from the weights of a model, or score a text with them."
+    )
     parser.add_argument("weights", help="a weights file, such as weights/demo.safetensors")
     parser.add_argument(
         "prompt",
@@ -59,6 +74,16 @@ def _parse(
         help="the words to continue, or with --score the text to score; - or none: what comes from standard input",
     )
     parser.add_argument("--score", action="store_true", help="print the log-probability of each word, and perplexity")
+    parser.add_argument(
+        "--evaluate",
+        metavar="TEXT",
+        help="print the perplexity of a whole text: a file, - for standard input, or any corpus that training takes",
+    )
+    parser.add_argument("--per-line", action="store_true", help="with --evaluate: a JSON object for each line of it")
+    parser.add_argument("--split", choices=SPLITS, help="with --evaluate: of a corpus that has several (test)")
+    parser.add_argument(
+        "--tokenizer", choices=TOKENIZERS, help="with --evaluate: how the text is read; default: as the training text"
+    )
     parser.add_argument("-n", "--max-tokens", type=int, default=50, help="generate at most this many (%(default)s)")
     parser.add_argument("--temperature", type=float, default=temperature, help="0 is greedy (%(default)s)")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k most probable tokens; 0: all")
@@ -72,9 +97,69 @@ def _parse(
         options.threads = openmp.default_threads()
     if not 1 <= options.threads <= MAX_THREADS:
         parser.error(f"--threads must be from 1 to {MAX_THREADS}, got {options.threads}")
-    if options.prompt is None and (sys.stdin is None or sys.stdin.isatty()):
+    if options.evaluate is None:
+        for name in ("per_line", "split", "tokenizer"):
+            if getattr(options, name):
+                parser.error(f"--{name.replace('_', '-')} is for --evaluate TEXT")
+    elif options.prompt is not None or options.score:
+        what = "--score" if options.score else f"the prompt {options.prompt!r}"
+        parser.error(f"--evaluate reads its own text, {options.evaluate!r}: leave out {what}")
+    elif options.evaluate == "":
+        parser.error("--evaluate must name a text, got ''")
+    if options.evaluate is None and options.prompt is None and (sys.stdin is None or sys.stdin.isatty()):
         parser.error("give a prompt, or send one to standard input")
     return options
+
+
+def _evaluate(model: LanguageModel, options: argparse.Namespace) -> tuple[str, ...]:
+    from rnnlm import evaluation  # not needed to generate, nor what it takes to read a corpus
+    from rnnlm.data import corpus
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    vocabulary = model.vocabulary
+    try:
+        text = corpus.open_text(options.evaluate, options.split, keep_lines=options.per_line)
+        for note in text.notes:
+            log.info(note)
+        tokenizer = options.tokenizer or (vocabulary.corpus_tokenizer if text.is_tokenized else vocabulary.tokenizer)
+        if options.per_line:
+            whole = evaluation.Evaluation()
+            for number, line in enumerate(evaluation.evaluate_lines(model, text.pieces, tokenizer), start=1):
+                print(json.dumps({"line": number} | _as_dict(line)))
+                whole += line
+        else:
+            whole = evaluation.evaluate(model, text.pieces, tokenizer)
+    except ImportError as error:
+        raise UserError(
+            f"{options.evaluate!r} cannot be read without the package {error.name}: pip install {error.name}"
+        ) from error
+    if not whole.words:
+        raise UserError(f"{options.evaluate!r} has no word that the model knows: use another text")
+    name = "standard input" if options.evaluate == "-" else show_path(options.evaluate)
+    for line in _report(whole, f"{name}, {text.split} split, tokenizer {tokenizer}", vocabulary.unk is not None):
+        print(line, file=sys.stderr if options.per_line else sys.stdout)
+    return ()
+
+
+def _as_dict(found: Evaluation) -> dict[str, Any]:
+    means = (found.loss, found.perplexity, found.bits) if found.tokens else (None, None, None)
+    return {
+        **{"tokens": found.tokens, "unknown": found.unknown, "dropped": found.dropped, "nats": found.nats},
+        **dict(zip(("nats_per_token", "perplexity", "bits_per_word"), means, strict=True)),
+    }
+
+
+def _report(found: Evaluation, what: str, has_unk: bool) -> Iterator[str]:
+    """Yield the lines about a text for people."""
+    read = "read as <UNK>" if has_unk else "left out"
+    perplexity = f"{found.perplexity:,.2f}" if found.perplexity < 1e6 else shown(found.perplexity)
+    yield what
+    yield f"tokens          {found.tokens:,}: {found.words:,} words, {found.tokens - found.words:,} ends of sentences"
+    yield f"unknown words   {found.unknown:,}, {read}"
+    yield f"dropped words   {found.dropped:,}"
+    yield f"nats per token  {found.loss:.4f}"
+    yield f"perplexity      {perplexity}"
+    yield f"bits per word   {found.bits:.4f}"
 
 
 def _prompt_from_standard_input() -> str:

@@ -106,8 +106,11 @@ class LanguageModel(ABC):
         """Start a sequence whose hidden state has seen `prefix` (which may be empty)."""
 
     @abstractmethod
-    def log_probabilities(self, ids: I32) -> F32:
-        """Return log p(ids[i + 1] | ids[0..i]) for i in 0..N-2: (N - 1,) float32. N >= 2."""
+    def log_probabilities(self, ids: I32, state: F32 | None = None) -> F32:
+        """Return log p(ids[i + 1] | ids[0..i]) for i in 0..N-2: (N - 1,) float32. N >= 2.
+
+        state: (H,), the hidden state before ids[0], which is replaced by the one before ids[N - 1]; None: zeros.
+        """
 
     @abstractmethod
     def hidden_states(self, ids: Sequence[int], state: F32 | None = None) -> F32:

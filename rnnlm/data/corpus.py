@@ -6,10 +6,11 @@ Text files and the demo need only NumPy; see hub.py for data sets in the hub's l
 import functools
 import importlib.util
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -148,6 +149,32 @@ def load_corpus(
     )
 
 
+class Text(NamedTuple):
+    """One split of a corpus as text, to be read once.
+
+    pieces: the text, each piece cut at white space.   split: its name.   is_tokenized: as WikiText is.
+    notes: lines about where it comes from and how it is read.
+    """
+
+    pieces: Iterable[str]
+    split: str
+    is_tokenized: bool
+    notes: tuple[str, ...]
+
+
+def open_text(spec: str, split: str | None = None, *, keep_lines: bool = False) -> Text:
+    """Open a split of the corpus that `spec` names; None: test if there is one, else validation, else the only one.
+
+    keep_lines: do not join the lines of hard-wrapped text.   Raises CorpusError.
+    """
+    source = _reading(repr(spec), lambda: _open(spec, keep_lines))
+    texts = _reading(repr(spec), source.open)
+    chosen = split or next(name for name in ("test", "validation", "train") if name in texts)
+    if chosen not in texts:
+        raise CorpusError(f"corpus {spec!r} has no {chosen} split; it has {', '.join(texts)}")
+    return Text(texts[chosen], chosen, source.tokenizer == "wikitext", source.notes)
+
+
 def _reading(what: str, read: Callable[[], T]) -> T:
     try:
         return read()
@@ -155,19 +182,19 @@ def _reading(what: str, read: Callable[[], T]) -> T:
         raise CorpusError(f"cannot read {what}: {error.strerror or error}") from error
 
 
-def _open(spec: str) -> Source:
-    """Open the corpus that `spec` names. Raises CorpusError, OSError."""
+def _open(spec: str, keep_lines: bool = False) -> Source:
+    """Open the corpus that `spec` names. keep_lines: as in `open_text`. Raises CorpusError, OSError."""
     if spec == "demo":
         return _texts("plain", {"train": [text_files.open_path(_demo_path())]})
     if spec == "-":
-        return _texts("unicode", {"train": [text_files.open_standard_input()]})
+        return _texts("unicode", {"train": [text_files.open_standard_input()]}, keep_lines)
     if spec in hub.NAMES:
         return hub.open_hub(spec, *hub.NAMES[spec])
     path = Path(spec).expanduser()
     if spec and path.is_dir():  # Path("") would be the current folder
-        return _folder(path)
+        return _folder(path, keep_lines)
     if spec and path.exists():
-        return _texts("unicode", {"train": [text_files.open_path(path)]})
+        return _texts("unicode", {"train": [text_files.open_path(path)]}, keep_lines)
     source, _, config = spec.rpartition(":")
     if source and config:
         folder = Path(source).expanduser()
@@ -188,12 +215,11 @@ def _open_file(name: str) -> TextFile:
     return text_files.open_path(path)
 
 
-def _folder(path: Path) -> Source:
+def _folder(path: Path, keep_lines: bool) -> Source:
     """Open the texts of a folder. Raises CorpusError, OSError."""
     found = splits.find(path)
-    source = _texts(
-        "unicode", {split: [text_files.open_path(file) for file in files] for split, files in found.files.items()}
-    )
+    opened = {split: [text_files.open_path(file) for file in files] for split, files in found.files.items()}
+    source = _texts("unicode", opened, keep_lines)
     files = [f"{split}: {splits.listed(path, files, _LISTED_FILES)}" for split, files in found.files.items()]
     if found.left_out:
         files.append(f"not read, since they name no split: {splits.listed(path, found.left_out, _LISTED_FILES)}")
@@ -201,8 +227,11 @@ def _folder(path: Path) -> Source:
     return replace(source, notes=(f"{path}, sub-folders included ({how}): {'; '.join(files)}", *source.notes))
 
 
-def _texts(tokenizer: str, files: Mapping[str, Sequence[TextFile]]) -> Source:
+def _texts(tokenizer: str, files: Mapping[str, Sequence[TextFile]], keep_lines: bool = False) -> Source:
     """Make a source of the text files of each split."""
+    if keep_lines:
+        for file in chain.from_iterable(files.values()):
+            file.wrapping = None
     wrapped = [file for of in files.values() for file in of if file.wrapping]
     return Source(
         tokenizer=tokenizer,

@@ -168,6 +168,7 @@ class Vocabulary:
     """The words of a model, in id order, and how its prompts are read.
 
     eos, unk: the ids of `<EOS>` and `<UNK>`; unk is None if there is none.
+    tokenizer: that of prompts.   corpus_tokenizer: that of the corpus.
     """
 
     def __init__(self, words: Iterable[str], tokenizer: str = "plain") -> None:
@@ -179,7 +180,7 @@ class Vocabulary:
         _check_tokenizer(tokenizer)
         if isinstance(words, str):
             raise TypeError("words must be a sequence of strings, got one string")
-        self.tokenizer = of_prompts(tokenizer)
+        self.tokenizer, self.corpus_tokenizer = of_prompts(tokenizer), tokenizer
         self.words: tuple[str, ...] = tuple(words)
         ids: dict[str, int] = {}
         for i, word in enumerate(self.words):

@@ -24,7 +24,7 @@ from typing import IO
 from rnnlm.data.encoding import CorpusError, cache_folder
 from rnnlm.data.wrapping import Wrapping, unwrap, wrapping
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 16
 _HEAD_BYTES = 1 << 18  # enough to recognize the encoding and wrapped lines
 _MAX_TOKEN_CHARS = 1 << 22
 

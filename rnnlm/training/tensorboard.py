@@ -27,6 +27,7 @@ class Events:
         """Raise ConfigError if the library is missing. The folder and the file are made by the first `write`."""
         try:
             from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.plugins.hparams.summary_v2 import hparams_pb
             from tensorboard.summary.writer.record_writer import RecordWriter
         except Exception as error:  # ImportError; or what protobuf raises if its version does not fit
             raise ConfigError(
@@ -35,6 +36,7 @@ class Events:
         self.folder = folder
         self.hparams: dict[str, bool | int | float | str] = {}
         self._event, self._summary, self._records = event_pb2.Event, summary_pb2.Summary, RecordWriter
+        self._describe = hparams_pb
         self._session_start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._writer: Any = None
 
@@ -63,9 +65,7 @@ class Events:
         self._add(file_version="brain.Event:2")
         self._add(step=step, session_log=self._session_start)
         if self.hparams:
-            from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-
-            self._add(step=step, summary=hparams_pb(self.hparams))
+            self._add(step=step, summary=self._describe(self.hparams))
 
     def _add(self, **fields: Any) -> None:
         self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())

@@ -13,7 +13,7 @@ from running import BACKENDS, metrics, options, refused, train
 from trainers import CTrainer, small_run
 
 import torch_rnn
-from rnnlm import checkpoint, files
+from rnnlm import checkpoint, files, progress
 from rnnlm.training import curve, loop
 from rnnlm.training.metrics import Metrics, read
 from rnnlm.training.reporting import Report
@@ -203,9 +203,10 @@ def test_a_sampled_loss_is_labelled(text: Path, tmp_path: Path, monkeypatch: pyt
 
     plot = Axes.plot
     monkeypatch.setattr(Axes, "plot", lambda self, *a, **k: (titles.append(k["label"]), plot(self, *a, **k))[1])
-    out = tmp_path / "model.safetensors"
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     for sampled, words in ((5, "(sampled)"), (0, None), (1500, None)):  # a sample of all words is the full softmax
         titles.clear()
+        out = tmp_path / f"{sampled}.safetensors"
         result = train("c", *options(text, out, log_every=5, sampled_softmax=sampled))
         assert result.returncode == 0
         assert ("(sampled)" in result.stderr) == ("sampled loss" in result.stderr) == bool(words)
