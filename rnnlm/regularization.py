@@ -126,11 +126,6 @@ class Regularizer:
         self._output = hidden_size, dropout
         self._draws = bool(dropout or input_dropout or sampler)
 
-    @property
-    def is_sampled(self) -> bool:
-        """Whether training uses a sampled softmax."""
-        return self._sampler is not None
-
     def draw(self, step: int, y: I32) -> Regularization:
         """Draw for step `step`, counted from 0 over the whole run, and a chunk with targets y (T, B)."""
         if not self._draws:

@@ -121,9 +121,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            kind, _, optional = spec.type.partition(" | ")
-            if not optional or getattr(self, spec.name) is not None:
-                check_type(spec.name, getattr(self, spec.name), getattr(builtins, kind))
+            value, (first, *others) = getattr(self, spec.name), spec.type.split(" | ")
+            if not (value is None and "None" in others) and type(value).__name__ not in others:
+                check_type(spec.name, value, getattr(builtins, first))
 
         def require(condition: bool, name: str, limit: str) -> None:
             if not condition:

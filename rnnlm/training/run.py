@@ -43,7 +43,9 @@ class Run:
         self.batches = Batches(corpus.train, config.batch_size, config.bptt, rank=group.rank, processes=group.size)
         self.unigram_perplexity = unigram_perplexity(corpus.train_counts(), self.validation)
         self.regularizer = regularizer(config, corpus, vectors.shape[1])
-        self.is_sampled = self.regularizer.is_sampled  # whether the training loss is that of a sampled softmax
+        self.is_sampled = config.is_sampled(
+            len(corpus.vocabulary)
+        )  # whether the training loss is that of a sampled softmax
         data = fingerprint(corpus, vectors)
         if data != group.from_first(lambda: data):
             raise ConfigError(f"process {group.rank} has read another text than process 0: give all the same --corpus")

@@ -1,0 +1,8 @@
+"""Compare runs: `python -m rnnlm.compare weights/*.jsonl`. What does it is rnnlm/training/comparison.py."""
+
+import sys
+
+from rnnlm.training.comparison import main
+
+if __name__ == "__main__":
+    sys.exit(main())
