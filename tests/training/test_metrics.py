@@ -43,7 +43,7 @@ def test_the_metrics_begin_with_the_configuration(text: Path, tmp_path: Path) ->
     first = lines(out)[0]
     assert first["event"] == "config" and first["backend"] == "c" and first["processes"] == 1
     assert first["config"]["learning_rate"] == 0.0125 and first["config"]["corpus"] == str(text)
-    assert first["config"] | {"processes": 1} == checkpoint.load(out).config
+    assert first["config"].items() <= checkpoint.load(out).config.items()
     assert [line["event"] for line in lines(out)[1:]] == ["evaluation"] * 3
 
 
