@@ -264,12 +264,13 @@ def _wrapping_note(file: TextFile) -> str:
 def _joined(split: str, files: Sequence[TextFile]) -> Iterator[str]:
     with progress(f"reading {split}", sum(file.size for file in files), "bytes") as shown:
         for file in files:
-            done = 0
-            for piece in file.pieces():
+            done, piece = 0, "\n"
+            for piece in file.pieces():  # the last one is looked at below
                 yield piece
                 shown.advance(file.position - done)
                 done = file.position
-            yield "\n"  # the end of a file ends its last line
+            if not piece.endswith("\n"):
+                yield "\n"  # the end of a file ends its last line
 
 
 def _demo_path() -> Path:
