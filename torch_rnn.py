@@ -147,13 +147,21 @@ class RNN(nn.Module, LanguageModel):
 
         regularization: dropout masks, and the candidates of a sampled softmax: the logits are then theirs, (T, B, C).
         """
-        states, hidden = self.rnn(self.masked(self.embedding(x), regularization.input_mask), hidden)
+        states, hidden = self.rnn(self.vectors_of(x, regularization), hidden)
         states = self.masked(states, regularization.output_mask)
         if regularization.candidates is None:
             return self.output(states), hidden
         ids = torch.tensor(regularization.candidates.ids, dtype=torch.long, device=self.device)
         correction = self.tensor(regularization.candidates.correction)
         return nn.functional.linear(states, self.output.weight[ids], self.output.bias[ids] + correction), hidden
+
+    def vectors_of(self, x: torch.Tensor, regularization: Regularization) -> torch.Tensor:
+        """Return the vectors (T, B, E) of ids x (T, B) as the hidden layer gets them."""
+        vectors = self.masked(self.embedding(x), regularization.input_mask)
+        if regularization.dropped_words is None:
+            return vectors
+        dropped = torch.tensor(regularization.dropped_words, device=self.device)
+        return vectors.masked_fill(dropped[x].unsqueeze(-1), 0.0)
 
     def masked(self, values: torch.Tensor, mask: F32 | None) -> torch.Tensor:
         """Return `values` (T, B, N) times a dropout mask (B, N), if there is one."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rnnlm.arrays import F32, I32
+from rnnlm.arrays import F32, I32, Mask
 from rnnlm.checkpoint import Weights
 from rnnlm.library import (
     MAX_STEPS,
@@ -119,6 +119,9 @@ class Workspace:
         targets = y if candidates is None else candidates.targets
         self._require(params, embeddings, x, targets, state)
         require_shape("grads", grads, (self.gradient_count(candidates),))
+        if regularization.dropped_words is not None:
+            require_shape("dropped_words", regularization.dropped_words, (self.vocab,))
+            embeddings, x = _without(regularization.dropped_words, embeddings, x)
         loss = c_double()
         status = library().rnn_loss_grad(
             *(self._handle, params, embeddings, x, targets, *x.shape, scale),
@@ -147,6 +150,16 @@ class Workspace:
             struct.correction = _address(candidates.correction, np.float32)
             struct.candidate_count = candidates.ids.size
         return struct
+
+
+def _without(dropped: Mask, embeddings: F32, x: I32) -> tuple[F32, I32]:
+    """Return the vectors of a chunk's words, zeros for those that are dropped, and the chunk as places in them."""
+    words, places = np.unique(x, return_inverse=True)
+    if words[0] < 0 or words[-1] >= len(embeddings):
+        raise RNNInputError(-3, f"the chunk has the token ids {words[0]} to {words[-1]}, of {len(embeddings)} words")
+    vectors = embeddings[words]
+    vectors[dropped[words]] = 0.0
+    return vectors, places.reshape(x.shape).astype(np.int32)
 
 
 def _address(array: npt.NDArray[Any], dtype: type) -> int:

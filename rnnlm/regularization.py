@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rnnlm.arrays import F32, F64, I32, I64
+from rnnlm.arrays import F32, F64, I32, I64, Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +31,13 @@ class Regularization:
     """Holds what one step adds to the plain gradient.
 
     input_mask: (B, E), dropout of the word vectors.  output_mask: (B, H), dropout of the hidden state on its way to the
-    output layer.  candidates: the sampled softmax.  None: not used.
+    output layer.  dropped_words: (V,), True for a word whose vector is read as zeros.  candidates: the sampled softmax.
+    None: not used.
     """
 
     input_mask: F32 | None = None
     output_mask: F32 | None = None
+    dropped_words: Mask | None = None
     candidates: Candidates | None = None
 
     def of_rows(self, rows: slice) -> Regularization:
@@ -44,7 +46,7 @@ class Regularization:
         candidates = self.candidates
         if candidates is not None:
             candidates = replace(candidates, targets=np.ascontiguousarray(candidates.targets[:, rows]))
-        return Regularization(*masks, candidates)
+        return Regularization(*masks, self.dropped_words, candidates)
 
 
 NO_REGULARIZATION = Regularization()
@@ -119,23 +121,26 @@ class Regularizer:
         hidden_size: int,
         dropout: float = 0.0,
         input_dropout: float = 0.0,
+        word_dropout: float = 0.0,
+        vocab_size: int = 0,
         sampler: CandidateSampler | None = None,
     ) -> None:
         self._seed, self._sampler = seed, sampler
         self._input = input_size, input_dropout
         self._output = hidden_size, dropout
-        self._draws = bool(dropout or input_dropout or sampler)
+        self._words = vocab_size, word_dropout
+        self._draws = bool(dropout or input_dropout or word_dropout or sampler)
 
     def draw(self, step: int, y: I32) -> Regularization:
         """Draw for step `step`, counted from 0 over the whole run, and a chunk with targets y (T, B)."""
         if not self._draws:
             return NO_REGULARIZATION
         rng = np.random.default_rng([self._seed, step])
-        return Regularization(
-            input_mask=_mask(rng, y.shape[1], *self._input),
-            output_mask=_mask(rng, y.shape[1], *self._output),
-            candidates=self._sampler.draw(y, rng) if self._sampler else None,
-        )
+        masks = _mask(rng, y.shape[1], *self._input), _mask(rng, y.shape[1], *self._output)
+        candidates = self._sampler.draw(y, rng) if self._sampler else None
+        vocab_size, rate = self._words  # all processes drop the same words, as all have the same candidates
+        dropped = rng.random(vocab_size, dtype=np.float32) < rate if rate else None
+        return Regularization(*masks, dropped, candidates)
 
 
 def _mask(rng: np.random.Generator, batch: int, width: int, rate: float) -> F32 | None:

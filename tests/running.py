@@ -20,7 +20,7 @@ from conftest import ROOT
 from rnnlm import checkpoint
 
 BACKENDS = {"c": "main.py", "torch": "torch_rnn.py"}
-REGULARIZED = {"dropout": 0.3, "input_dropout": 0.1, "sampled_softmax": 5}
+REGULARIZED = {"dropout": 0.3, "input_dropout": 0.1, "word_dropout": 0.2, "sampled_softmax": 5}
 
 
 def options(text: Path, out: Path, **changed: object) -> list[str]:

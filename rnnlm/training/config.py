@@ -82,6 +82,7 @@ class TrainConfig:
     epsilon: float = option(1e-8, "what adamw adds to its divisor; more of it slows the weights with small gradients")
     dropout: float = option(0.0, "dropout of the hidden state on its way to the output layer")
     input_dropout: float = option(0.0, "dropout of the word vectors on their way to the hidden layer")
+    word_dropout: float = option(0.0, "share of the vocabulary whose vectors a step reads as zeros")
     sampled_softmax: int = option(
         0, "train with a softmax over N sampled words and those of the chunk; 0: over the whole vocabulary"
     )
@@ -146,7 +147,7 @@ class TrainConfig:
         for name, limit in (("embedding_size", MAX_EMBED), ("hidden_size", MAX_HIDDEN)):
             require((getattr(self, name) or 1) <= limit, name, f"at most {limit}")
         require(math.isfinite(self.learning_rate) and self.learning_rate > 0, "learning_rate", "a number above 0")
-        for name in ("momentum", "dropout", "input_dropout", "average"):
+        for name in ("momentum", "dropout", "input_dropout", "word_dropout", "average"):
             require(0.0 <= getattr(self, name) < 1.0, name, "from 0 to below 1")
         for name in ("learning_rate", "weight_decay", "epsilon", "clip"):
             require(getattr(self, name) < 3.4e38, name, "below 3.4e38, the largest float32")

@@ -181,6 +181,8 @@ def regularizer(config: TrainConfig, corpus: Corpus, input_size: int) -> Regular
         hidden_size=config.hidden_size,
         dropout=config.dropout,
         input_dropout=config.input_dropout,
+        word_dropout=config.word_dropout,
+        vocab_size=counts.size,
         sampler=CandidateSampler(counts, config.sampled_softmax) if config.is_sampled(counts.size) else None,
     )
 

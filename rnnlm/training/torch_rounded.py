@@ -80,7 +80,7 @@ class RoundedLoss(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the summed loss and the last hidden state (1, B, H) for x, targets (T, B) and hidden (1, B, H)."""
         rnn, output, state = self.model.rnn, self.model.output, hidden[0]
-        inputs = self.model.masked(self.model.embedding(x), regularization.input_mask)
+        inputs = self.model.vectors_of(x, regularization)
         states = []
         for step in inputs:
             projected = _Linear.apply(step, rnn.weight_ih_l0, rnn.bias_ih_l0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import INSTRUCTION_SETS, force_kernels, make_weights, relative_error
@@ -25,8 +27,9 @@ def some_regularization(
 ) -> Regularization:
     counts = np.random.default_rng(seed).integers(1, 1000, vocab)
     sampler = CandidateSampler(counts, sampled) if sampled else None
+    rates = {"dropout": 0.4, "input_dropout": 0.2, "word_dropout": 0.3}
     regularizer = Regularizer(
-        seed=seed, input_size=embed, hidden_size=hidden, dropout=0.4, input_dropout=0.2, sampler=sampler
+        seed=seed, input_size=embed, hidden_size=hidden, vocab_size=vocab, sampler=sampler, **rates
     )
     return regularizer.draw(3, y)
 
@@ -138,6 +141,28 @@ def test_no_dropout_means_no_mask() -> None:
     assert [(one.input_mask is None, one.output_mask is None) for one in drawn] == [(True, False), (False, True)]
 
 
+def test_dropped_words_are_a_share_of_the_vocabulary_drawn_for_each_step() -> None:
+    y = np.zeros((3, 2), dtype=np.int32)
+    regularizer = Regularizer(seed=1, input_size=5, hidden_size=50, word_dropout=0.2, vocab_size=5000)
+    first, second = (regularizer.draw(step, y) for step in (0, 1))
+    assert first.dropped_words.shape == (5000,) and abs(first.dropped_words.mean() - 0.2) < 0.03
+    assert (first.dropped_words != second.dropped_words).any()
+    assert first.of_rows(slice(1, 2)).dropped_words is first.dropped_words  # the same in all processes
+    assert first.output_mask is None and first.candidates is None
+
+
+def test_a_dropped_word_is_read_as_zeros_and_stays_a_target() -> None:
+    weights = make_weights(12, 5, 7, seed=1)
+    x, y, state = chunk(12, 7, 9, 2, seed=2)
+    dropped = np.isin(np.arange(12), [x[0, 0], y[0, 0]])
+    loss, grads, _ = by_c(weights, x, y, state, Regularization(dropped_words=dropped))
+    zeroed = replace(weights, embeddings=np.where(dropped[:, None], np.float32(0), weights.embeddings))
+    want_loss, want, _ = by_c(zeroed, x, y, state)
+    assert loss == want_loss and loss != by_c(weights, x, y, state)[0]
+    for name in PARAMETERS:
+        assert np.array_equal(grads[name], want[name]), name
+
+
 class TestRefusals:
     """Nothing is written where the library says no."""
 
@@ -206,6 +231,18 @@ class TestRefusals:
         x, y, state = chunk(self.V, self.H, 2, 2, seed=1)
         with pytest.raises(RNNError, match="option"):
             work.loss(weights.flat_parameters(), weights.embeddings, x, y, state)
+
+    def test_dropped_words_of_another_shape_and_tokens_that_are_no_words(self) -> None:
+        with pytest.raises(RNNInputError, match="shape"):
+            self.call(Regularization(dropped_words=np.zeros(self.V + 1, dtype=np.bool_)))
+        work = Workspace(self.V, self.E, self.H, max_steps=1, max_batch=1, threads=1)
+        weights = make_weights(self.V, self.E, self.H, seed=1)
+        y, state, grads = np.zeros((1, 1), np.int32), np.zeros((1, self.H), np.float32), weights.flat_parameters()
+        nothing = Regularization(dropped_words=np.zeros(self.V, dtype=np.bool_))
+        for token in (-1, self.V):
+            x = np.full((1, 1), token, dtype=np.int32)
+            with pytest.raises(RNNInputError, match=str(token)):
+                work.loss_grad(weights.flat_parameters(), weights.embeddings, x, y, state, grads, 1.0, nothing)
 
     def test_a_mask_of_another_shape_or_type(self) -> None:
         with pytest.raises(RNNInputError, match="shape"):

@@ -89,6 +89,7 @@ def test_the_command_line_wins_over_the_preset(preset: str) -> None:
         {"momentum": 1.0},
         {"dropout": 1.0},
         {"input_dropout": -0.1},
+        {"word_dropout": 1.0},
         {"average": 1.0},
         {"average": -0.5},
         {"sampled_softmax": -1},
