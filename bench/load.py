@@ -2,8 +2,9 @@
 
 Each client keeps one connection open and requests one streamed generation after the other. For several numbers of
 clients the script measures requests and tokens per second, and the median and 99th percentile of the time to the first
-token and of the time between two tokens: of the C model, the torch model, and a plain FastAPI route around the torch
-model (bench/plain_service.py). If several tokens arrive in one piece, all but the first count as 0 apart.
+token and of the time between two tokens: of the C model, the torch model, a plain FastAPI route around the torch model
+(bench/plain_service.py), and, if the packages that it needs are installed, llama.cpp's server with a model of the same
+size (bench/llama_service.py). If several tokens arrive in one piece, all but the first count as 0 apart.
 
 Only one server runs at a time, in a process of its own, and the clients run in another: on two processors they have one
 each. Prints a table and appends JSON lines to bench/results/load.jsonl.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -36,8 +38,13 @@ from worker import random_weights
 from rnnlm import checkpoint
 from rnnlm.data.text import EOS
 
-SYSTEMS = ("c", "torch", "plain")
+SYSTEMS = ("c", "torch", "plain", "llama")
 STARTUP_SECONDS = 120.0
+
+
+def can_run(system: str) -> bool:
+    """Return whether what a system needs is installed."""
+    return system != "llama" or all(importlib.util.find_spec(package) for package in ("xllamacpp", "gguf"))
 
 
 @dataclass
@@ -65,7 +72,11 @@ def make_weights(path: Path, vocab: int, embed: int, hidden: int) -> None:
 @contextlib.contextmanager
 def server(system: str, weights: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Start a server process, and yield once it answers."""
-    app = "bench.plain_service:app" if system == "plain" else "api:app"
+    if system == "llama":
+        command = [sys.executable, "bench/llama_service.py", "--port", str(port)]
+    else:
+        app = "bench.plain_service:app" if system == "plain" else "api:app"
+        command = [sys.executable, "-m", "uvicorn", app, "--http", "h11", "--port", str(port), "--no-access-log"]
     environment = {
         **os.environ,
         "RNN_WEIGHTS_DIR": str(weights.parent),
@@ -74,7 +85,6 @@ def server(system: str, weights: Path, port: int) -> Iterator[subprocess.Popen[b
         "RNN_LOG_LEVEL": "warning",
         "RNN_PLAIN_WEIGHTS": str(weights),
     }
-    command = [sys.executable, "-m", "uvicorn", app, "--http", "h11", "--port", str(port), "--no-access-log"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + STARTUP_SECONDS
@@ -97,19 +107,35 @@ def _answers(port: int) -> bool:
 # ---- Clients ---------------------------------------------------------------------------------------------------------
 
 
-async def client(port: int, path: str, tokens: int, tally: Tally, until: float) -> None:
+def route_and_body(system: str, tokens: int, top_p: float) -> tuple[str, dict[str, Any]]:
+    """Return where to ask a system for a streamed generation, and how."""
+    body = {"prompt": "waaaa", "temperature": 1.0, "ignore_eos": True}
+    if system == "llama":
+        ways = ["top_p", "temperature"] if top_p < 1 else ["temperature"]
+        return "/completion", {**body, "n_predict": tokens, "stream": True, "samplers": ways, "top_p": top_p}
+    body["max_tokens"] = tokens
+    if system == "plain":
+        return "/generate", body
+    return f"/generate/{system}", {**body, "stream": True, "top_p": top_p}
+
+
+async def client(port: int, system: str, options: argparse.Namespace, tally: Tally, until: float) -> None:
     """Request streamed generations, one after the other, on one connection; replies that end in time count."""
-    raw = json.dumps(
-        {"prompt": "waaaa", "max_tokens": tokens, "temperature": 1.0, "ignore_eos": True}
-        | ({"stream": True} if path != "/generate" else {})
-    ).encode()
+    path, body = route_and_body(system, options.tokens, options.top_p)
+    raw = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+    mark = b'"stop":false' if system == "llama" else b'"logprob":'  # once in every token's event
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     try:
         while time.perf_counter() < until:
             started = last = time.perf_counter()
             writer.write(head.encode() + raw)
-            status = await reader.readuntil(b"\r\n\r\n")
+            try:
+                status = await reader.readuntil(b"\r\n\r\n")
+            except (asyncio.IncompleteReadError, ConnectionResetError):  # llama.cpp closes it after some requests
+                writer.close()
+                reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+                continue
             if b" 200 " not in status.split(b"\r\n", 1)[0]:
                 tally.refused += 1
                 length = int(status.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
@@ -118,7 +144,7 @@ async def client(port: int, path: str, tokens: int, tally: Tally, until: float) 
                 continue
             seen = 0
             while size := int(await reader.readuntil(b"\r\n"), 16):
-                count = (await reader.readexactly(size + 2)).count(b'"logprob":')
+                count = (await reader.readexactly(size + 2)).count(mark)
                 now = time.perf_counter()
                 if count:
                     (tally.between if seen else tally.first).append(now - (last if seen else started))
@@ -131,10 +157,10 @@ async def client(port: int, path: str, tokens: int, tally: Tally, until: float) 
         writer.close()
 
 
-async def round_of(clients: int, port: int, path: str, tokens: int, seconds: float) -> Tally:
+async def round_of(clients: int, system: str, options: argparse.Namespace, seconds: float) -> Tally:
     tally = Tally()
     until = time.perf_counter() + seconds
-    await asyncio.gather(*(client(port, path, tokens, tally, until) for _ in range(clients)))
+    await asyncio.gather(*(client(options.port, system, options, tally, until) for _ in range(clients)))
     return tally
 
 
@@ -183,16 +209,19 @@ def measure_start(weights: Path, port: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="load.py", description="Measure the service under load.")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="systems to measure (all)")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="systems to measure (all that are installed)")
     parser.add_argument(
         "--clients", nargs="+", type=int, default=[1, 8, 32, 128], help="numbers of clients (%(default)s)"
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a round (%(default)s)")
     parser.add_argument("--tokens", type=int, default=50, help="tokens per generation (%(default)s)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="of the sampling, but for plain (%(default)s)")
     parser.add_argument("--weights", type=Path, help="a weights file (default: random weights of --size)")
     parser.add_argument("--size", nargs=3, type=int, default=[31_266, 300, 100], metavar=("V", "E", "H"))
     parser.add_argument("--port", type=int, default=8765)
     options = parser.parse_args(arguments)
+    if missing := [system for system in options.systems or () if not can_run(system)]:
+        parser.error(f"{missing[0]} needs two packages more: pip install xllamacpp gguf")
     results = ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, (results / "load.jsonl").open("a") as log:
@@ -211,13 +240,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ("system", "clients", "requests/s", "tokens/s", "first token p50 / p99 ms", "token p50 / p99 ms")
             )
         )
-        for system in options.systems:
-            path = "/generate" if system == "plain" else f"/generate/{system}"
+        for system in options.systems or filter(can_run, SYSTEMS):
             rows = []
             with server(system, weights.absolute(), options.port):
-                asyncio.run(round_of(1, options.port, path, options.tokens, 1.0))  # warm
+                asyncio.run(round_of(1, system, options, 1.0))  # warm
                 for clients in options.clients:
-                    tally = asyncio.run(round_of(clients, options.port, path, options.tokens, options.seconds))
+                    tally = asyncio.run(round_of(clients, system, options, options.seconds))
                     rows.append(row(system, clients, options.seconds, tally))
                     log.write(json.dumps(rows[-1]) + "\n")
                     print(line(rows[-1]), flush=True)

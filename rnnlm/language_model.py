@@ -9,6 +9,7 @@ tokens on both.
 from __future__ import annotations
 
 import math
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -322,7 +323,7 @@ class LanguageModel(ABC):
 def check_seed(seed: int | None) -> int:
     """Return `seed`, or a fresh one for None. Raises TypeError, PromptError (out of range)."""
     if seed is None:
-        return int(np.random.SeedSequence().generate_state(1)[0])
+        return secrets.randbits(32)
     check_type("seed", seed, int)
     if not 0 <= seed <= MAX_SEED:
         raise PromptError(f"seed must be from 0 to {MAX_SEED}, got {seed}")

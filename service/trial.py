@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="how the C model keeps Why")
     parser.add_argument("--memory-mb", type=int, help="how much memory of its own the trial may use")
     parser.add_argument("--service-bytes", type=int, help="how much memory the service has to hold the model")
+    parser.add_argument("--copies", action="store_true", help="the service copies its files instead of mapping them")
     options = parser.parse_args(arguments)
     path = options.file
     try:
@@ -52,8 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _limit_memory(options.memory_mb << 20)
         source = checkpoint.load(path)
         if options.service_bytes:
-            capacity = Capacity(options.service_bytes, tuple(options.backends), options.precision)
-            if objection := capacity.objection(source.weights.vocab_size, source.weights.hidden_size):
+            capacity = Capacity(options.service_bytes, tuple(options.backends), options.precision, options.copies)
+            sizes = source.weights.vocab_size, source.weights.hidden_size, source.weights.embed_size
+            if objection := capacity.objection(*sizes):
                 sys.stdout.write(objection + "\n")
                 return TOO_LARGE
         checkpoint.check_finite(source.weights, path)

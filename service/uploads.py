@@ -160,14 +160,9 @@ class Uploader:
         memory, capacity = self._settings.trial_memory_mb, Capacity.of(self._settings)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "service.trial", "--precision", self._settings.precision),
-            *(
-                "--memory-mb",
-                str(memory),
-                "--service-bytes",
-                str(capacity.memory),
-                path.absolute(),
-                *self._settings.served_backends,
-            ),
+            *("--memory-mb", str(memory), "--service-bytes", str(capacity.memory)),
+            *(["--copies"] if capacity.copies else []),
+            *(path.absolute(), *self._settings.served_backends),
             cwd=ROOT,
             env={key: value for key, value in os.environ.items() if key not in SECRETS},
             stdin=asyncio.subprocess.DEVNULL,

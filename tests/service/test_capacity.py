@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, no_sanitizer
-from serving import ADMIN, needs_library, refused, save_tiny, serving
+from serving import ADMIN, make_settings, needs_library, refused, save_tiny, serving
 from weights_files import resident
 
 from service import capacity
@@ -28,6 +28,27 @@ def test_what_fits_is_the_largest_that_fits() -> None:
     assert Capacity(GIB, ("c", "torch")).largest_vocabulary(100) > 200_000  # what bench/small.py shows
     assert Capacity(GIB, ("c",), "bfloat16").largest_vocabulary(100) < Capacity(GIB, ("c",)).largest_vocabulary(100)
     assert Capacity(1 << 20, ("c",)).largest_vocabulary(100) == 0
+
+
+def test_files_that_are_copied_count_twice(tmp_path: Path) -> None:
+    """Once for the model that is served, once for its replacement."""
+    mapped, copied = Capacity(GIB, ("c",)), Capacity(GIB, ("c",), copies=True)
+    assert copied.needs(1000, 50, 20) - mapped.needs(1000, 50, 20) == 2 * 1000 * 4 * (20 + 50 + 1)
+    assert copied.largest_vocabulary(100) < mapped.largest_vocabulary(100)
+    most = copied.largest_vocabulary(100, 20)
+    assert not copied.objection(most, 100, 20) and copied.objection(most + 1, 100, 20)
+    assert not Capacity.of(make_settings(tmp_path)).copies
+    assert Capacity.of(make_settings(tmp_path, weights_mode="read")).copies
+
+
+@needs_library
+def test_an_upload_that_fits_only_mapped(tmp_path: Path) -> None:
+    sizes = {"vocab": 40, "hidden": 12, "embed": 16_000}
+    sound = save_tiny(tmp_path, **sizes).read_bytes()
+    between = (Capacity(0, ("c",)).needs(40, 12) + Capacity(0, ("c",), copies=True).needs(40, 12, 16_000)) // 2
+    for mode, status in (("map", 201), ("read", 507)):
+        with serving(tmp_path / mode, memory_mb=between // 10**6, weights_mode=mode) as client:
+            assert client.post("/weights", files={"file": ("new", sound)}, headers=ADMIN).status_code == status
 
 
 def test_the_objection_names_value_limit_and_remedy() -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import iter_route_contexts
 from prometheus_client import multiprocess
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -115,3 +116,14 @@ def test_fastapi_tells_which_route_a_request_took() -> None:
 
     TestClient(outer).get("/things/a")
     assert seen[0].path == "/things/{name}", written_for("fastapi", "0.165")
+
+
+def test_fastapi_lists_the_routes_of_its_routers() -> None:
+    """The edge looks at their addresses and methods before FastAPI does."""
+    inner, app = APIRouter(), FastAPI()
+    inner.add_api_route("/things/{name}", lambda name: None, methods=["DELETE"])
+    app.include_router(inner, prefix="/all")
+    routes = [route for route in iter_route_contexts(app.routes) if route.path == "/all/things/{name}"]
+    message = written_for("fastapi", "0.165")
+    assert [route.methods for route in routes] == [{"DELETE"}], message
+    assert routes[0].path_regex.match("/all/things/a") and not routes[0].path_regex.match("/all/things/a/b"), message

@@ -47,15 +47,16 @@ def test_every_answer_is_what_the_openapi_document_says(start: StartServer, tmp_
     assert not [line for line in server.lines() if "stack_trace" in line]
 
 
+TRAINING = ("rnnlm.training", "rnnlm.data.corpus", "rnnlm.data.embeddings")
 HEAVY = ("gensim", "datasets", "matplotlib", "pandas", "scipy", "openai")
 
 
 @pytest.mark.parametrize(
     ("backend", "heavy"),
     [
-        ("c", ("torch", "rnnlm.training", "rnnlm.data.corpus", "rnnlm.data.embeddings", *HEAVY)),
+        ("c", ("torch", *TRAINING, *HEAVY)),
         # Torch's compiler takes a second, 70 MB and a server_folder to write to, which a read-only container lacks.
-        ("torch", ("torch._dynamo", "torch._inductor", "rnnlm.training", "rnnlm.data.corpus", *HEAVY)),
+        ("torch", ("torch._dynamo", "torch._inductor", *TRAINING, *HEAVY)),
     ],
 )
 def test_serving_loads_nothing_heavy(server_folder: Path, backend: str, heavy: Sequence[str]) -> None:
