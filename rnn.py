@@ -42,7 +42,7 @@ __all__ = ["RNN", "RNNError", "RNNInputError", "RNNLibraryError", "RNNMemoryErro
 class RNN(LanguageModel):
     """The C model, ready to generate and score. Read-only, and safe to share between threads.
 
-    precision: how Why is stored, one of binding.PRECISIONS.  threads: how many threads one call may use.
+    precision: how Why is stored, one of library.PRECISIONS.  threads: how many threads one call may use.
     vocabulary: that of the checkpoint, if it exists already.
     """
 

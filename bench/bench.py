@@ -1,6 +1,6 @@
 """Compare C with PyTorch: training, generation, loading. `make bench` runs it.
 
-    python bench/bench.py [--quick] [--only NAME] [--rounds 5] [--threads 2]            about 25 minutes in all
+    python bench/bench.py [--quick] [--only NAME] [--rounds 5] [--threads 2]            about half an hour
 
 Each engine runs in a process of its own, because PyTorch's idle threads spin and would slow the other. The processes
 take turns, one sample at a time, so that a machine whose speed drifts slows all of them alike. A figure is the median
@@ -78,7 +78,7 @@ def cases(threads: int, quick: bool, folder: Path) -> Iterator[Case]:
     shapes = [(1, 250), (20, 35), (32, 35), (64, 35), (1, 5000), (1, 20)]
     for batch, steps in shapes:
         yield training("train", f"{batch} x {steps}", batch, steps, training_engines + (() if quick else ("compile",)))
-    yield training("train", "32 x 35, `best`", 32, 35, preset="best", hidden=300)
+    yield training("train best", "32 x 35, H=300", 32, 35, preset="best", hidden=300)
     for batch, steps in [(1, 250), (32, 35)] if quick else shapes:
         yield training("train V=200k", f"{batch} x {steps}", batch, steps, vocab=200_000)
     for sequences in (1, 16) if quick else (1, 2, 4, 8, 16, 32):
