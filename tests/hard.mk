@@ -2,7 +2,7 @@
 # of the Makefile; docs/reliability.md has the figures.
 
 .PHONY: test-c test-san test-threads run-threads test-valgrind run-valgrind fuzz run-fuzz fuzz-weights fuzz-python \
-        faults soak audit test-windows test-arm test-macos fixed-run
+        faults test-hosts soak audit test-windows test-arm test-macos fixed-run
 
 ## The C tests, and tests that try to break the program
 
@@ -105,6 +105,9 @@ faults: $(VENV)/.dev lib ## kill -9, full disks, no memory, changed files, hangi
 	    --moments $(MOMENTS) --durations=0
 
 SOAK_MINUTES ?= 20
+
+test-hosts: $(LIBRARY) $(VENV)/.dev ## two machines and a cable between them: network namespaces, as root
+	$(VENV_PYTHON) -m pytest -q -n 0 -m slow tests/hard/test_hosts.py
 
 soak: $(VENV)/.dev lib ## mixed load for SOAK_MINUTES (20), new weights every 5 s: no 5xx; memory and open files stay flat
 	$(PY) tests/hard/soak.py --minutes $(SOAK_MINUTES)

@@ -85,7 +85,7 @@ def test_scripts_and_their_options_exist(page: str) -> None:
         ("docs/generating.md", ["rnn.py"]),
         ("docs/results.md", ["main.py", "bench/results.py"]),
         ("docs/performance.md", ["main.py", "rnn.py", "bench/bench.py"]),
-        ("docs/scaling.md", ["main.py"]),
+        ("docs/scaling.md", ["main.py", "-m torch.distributed.run"]),
         ("docs/serving.md", ["-m uvicorn"]),
     ],
 )

@@ -6,12 +6,13 @@ import argparse
 import contextlib
 import io
 import logging
+import os
 import signal
 import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from rnnlm.language_model import shown
 from rnnlm.training import beginning, distributed, lock
 from rnnlm.training.beginning import Options
 from rnnlm.training.config import DOCUMENTED, PRESETS, TrainConfig
-from rnnlm.training.distributed import Group, PeerFailed
+from rnnlm.training.distributed import Group, PeerFailed, PeerLost
 from rnnlm.training.loop import train
+from rnnlm.training.resume import FREE
 from rnnlm.training.run import Run
 from rnnlm.training.stopping import Diverged, Interrupted
 from rnnlm.training.trainer import Trainer
+from rnnlm.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +45,18 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
     group: Group | None = None
     config: TrainConfig | None = None
     try:
-        with contextlib.redirect_stderr(io.StringIO()) if rank else contextlib.nullcontext():  # argparse's own errors
+        # argparse's own errors
+        with contextlib.nullcontext() if distributed.speaks() else contextlib.redirect_stderr(io.StringIO()):
             options = parse(trainer_class.backend, arguments)
             config = options.config()
+        if distributed.restarted():
+            options = replace(options, resume=True, overwrite=False)
         if config.threads is None:
             openmp.threads_asked()  # raises now what it would raise after the corpus is read
         device = trainer_class.check(config)
         with own_files(options) if rank == 0 else contextlib.nullcontext():
-            group = distributed.join(cuda=device == "cuda")
+            group = distributed.join(cuda=device == "cuda", lost=end)
+            group.agree(common(config, options))
             run = Run.prepare(config, trainer_class, group)
             if options.resume:
                 run.resume()
@@ -59,7 +66,7 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
     except (UserError, MemoryError, KeyboardInterrupt) as error:
         text, code = describe(error)
         if should_report(error, config, group):
-            print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
+            report(text)
         return code
 
 
@@ -71,6 +78,13 @@ def own_files(options: Options) -> Iterator[None]:
     with lock.held(weights):
         beginning.check(options)
         yield
+
+
+def common(config: TrainConfig, options: Options) -> dict[str, Any]:
+    """Return what all processes of a run must have in common. Paths may differ: what was read is compared later."""
+    own = {*FREE, "corpus", "embeddings"}
+    chosen = {f"--{name.replace('_', '-')}": value for name, value in config.as_dict().items() if name not in own}
+    return {"release": VERSION, "back end": options.backend, "--resume": options.resume} | chosen
 
 
 # ---- Options
@@ -171,15 +185,28 @@ def describe(error: BaseException) -> tuple[str, int]:
 
 
 def should_report(error: BaseException, config: TrainConfig | None, group: Group | None) -> bool:
-    """Return whether this process reports the error: of several processes, one does.
+    """Return whether this process reports the error: of the processes of a machine, one does.
 
     config: None before the options are parsed.  group: None before the processes have met.
     """
-    if isinstance(error, PeerFailed):
-        return False  # process 0 reports what failed
     if config is None or isinstance(error, Interrupted | Diverged):
-        return distributed.rank() == 0  # all processes have the same error
+        return distributed.speaks()  # all processes have the same error
+    if isinstance(error, PeerFailed) and distributed.machine() == 0:
+        return False  # process 0 is on this machine, and says what failed
     if group is None:
-        # One machine may lack what others have, a library or a GPU. Ctrl-C reaches all processes.
-        return distributed.rank() == 0 or not isinstance(error, KeyboardInterrupt)
+        # One process may lack what others have, a library or a GPU. Ctrl-C reaches all processes.
+        return distributed.speaks() or not isinstance(error, KeyboardInterrupt)
     return group.may_report()
+
+
+def report(text: str) -> None:
+    print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True)
+
+
+def end(error: PeerLost) -> None:
+    """End the process at once: the main thread hangs in an exchange with a process that will not answer."""
+    if distributed.speaks():
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # a bar is on the current line
+        report(str(error))
+    os._exit(error.exit_code)

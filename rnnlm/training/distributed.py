@@ -23,9 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnlm import openmp
-from rnnlm.errors import Failure
+from rnnlm.errors import Failure, UserError
 from rnnlm.openmp import processors
+from rnnlm.training import network
 from rnnlm.training.config import ConfigError
+from rnnlm.training.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +37,11 @@ Array = npt.NDArray[Any]
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets them
 _LOST = re.compile(r"connect|peer|timed? ?out|socket|broken pipe", re.IGNORECASE)  # words of gloo's messages
 
-# How long a process waits for the others. It need not be short: a process that dies closes its connections, and the
-# others notice at once. It must not be short: reading a corpus of many GB, or evaluating, may take hours.
+# How long a process waits for the others in an exchange. It must not be short: reading a corpus of many GB, or
+# evaluating, may take hours. It need not be short: a process that dies closes its connections, so the others notice at
+# once, and a machine that cannot be reached is what `Watch` finds out.
 PATIENCE = timedelta(days=1)
+MEETING = timedelta(minutes=5)  # how long it looks for the store of the first machine
 
 
 class PeerLost(Failure):
@@ -45,7 +49,7 @@ class PeerLost(Failure):
 
 
 class PeerFailed(PeerLost):
-    """Rank 0 failed at what all wait for, and reports the reason itself."""
+    """Rank 0 failed at what all wait for."""
 
 
 class Group:
@@ -53,6 +57,7 @@ class Group:
 
     rank, size = 0, 1
     local_rank, local_size = 0, 1  # among the processes of this machine
+    explain: Callable[[PeerLost], PeerLost] = staticmethod(lambda error: error)  # adds how far the run was
 
     def threads(self, wanted: int | None) -> int:
         """Return how many threads this process uses: `wanted`, or OMP_NUM_THREADS, or its share of the processors.
@@ -79,6 +84,9 @@ class Group:
         """Call `make` on rank 0 and return its result on every rank. If it raises, the others raise PeerFailed."""
         return make()
 
+    def agree(self, facts: dict[str, Any]) -> None:
+        """Compare what all processes must have in common. Raises ConfigError, on all of them, naming what differs."""
+
     def array_from_first(self, array: Array | None) -> Array:
         """Return rank 0's array on every rank. The others pass None."""
         assert array is not None
@@ -94,8 +102,12 @@ class Group:
         yield
 
     def may_report(self) -> bool:
-        """Return whether this process is the first to fail, so that one failure makes one message."""
+        """Return whether this process is its machine's first to fail, so that one failure makes one message there."""
         return True
+
+    def exchange(self) -> contextlib.AbstractContextManager[None]:
+        """Return a block in which torch may exchange with the other processes by itself."""
+        return contextlib.nullcontext()
 
     def leave(self) -> None:
         """End the exchange: the run is over."""
@@ -104,7 +116,8 @@ class Group:
 class TorchGroup(Group):
     """The processes that torchrun started. Every exchange raises PeerLost if another process is gone."""
 
-    def __init__(self, cuda: bool) -> None:
+    def __init__(self, cuda: bool, lost: Callable[[PeerLost], None]) -> None:
+        """lost: called in another thread if a process cannot be reached while this one waits; it ends this process."""
         missing = [name for name in _NEEDED if not os.environ.get(name)]
         if missing:
             raise ConfigError(
@@ -116,36 +129,76 @@ class TorchGroup(Group):
         except ImportError as error:
             raise ConfigError(f"a run of several processes needs torch ({error}): pip install torch") from error
         self.dist = dist
-        with self._talking():
-            # As init_process_group does when it is given no store; this one is also for `may_report`.
-            self._store, self.rank, self.size = next(dist.rendezvous("env://", timeout=PATIENCE))
-            self._store.set_timeout(PATIENCE)
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo",
-                store=dist.PrefixStore("group", self._store),
-                rank=self.rank,
-                world_size=self.size,
-                timeout=PATIENCE,
-            )
         self.local_rank, self.local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        rank, size, master = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), os.environ["MASTER_ADDR"]
+        if size > self.local_size:
+            network.check_master(master, machine())
+        self._watch = Watch(
+            rank, size, speaks=speaks(), lost=lambda why: lost(self.explain(self._lost(f"cannot be reached ({why})")))
+        )
+        try:
+            with self._talking(f"the first machine's store at {_place()}"):
+                # As init_process_group does when it is given no store; this one is also for `may_report`.
+                store, self.rank, self.size = next(dist.rendezvous("env://", timeout=MEETING))
+                store.set_timeout(PATIENCE)
+                # torchrun may keep the store when it starts the processes again: they meet under another name then.
+                attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+                self._store = dist.PrefixStore(f"rnn/{attempt}", store)
+            with self._talking("the other processes to come"):
+                if self.size > 1:
+                    self._watch.join(dist.PrefixStore(f"rnn/{attempt}", store.clone()))
+                if self.size > self.local_size:
+                    network.choose_interface(self._own_address(master))
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                    store=dist.PrefixStore("group", self._store),
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=PATIENCE,
+                )
+        except BaseException:
+            self._watch.stop()
+            raise
+
+    def _own_address(self, master: str) -> str:
+        """Return the address of this machine that the others can reach. Raises PeerLost (there is no route)."""
+        try:
+            mine = network.address_towards(master)
+            if not network.is_loopback(mine):
+                self._store.set(f"address/{machine()}", mine)
+                return mine
+            # The master's name is its own name, and leads it to itself: it looks for the way to another machine.
+            return network.address_towards(self._store.get(f"address/{1 if machine() == 0 else 0}").decode())
+        except OSError as error:
+            raise PeerLost(f"there is no way to {master} (MASTER_ADDR): {error.strerror}") from error
 
     @contextlib.contextmanager
-    def _talking(self) -> Iterator[None]:
+    def _talking(self, to: str = "") -> Iterator[None]:
+        """Turn the errors of an exchange into PeerLost. to: whom this process waits for."""
         try:
-            yield
+            others = self.size - 1
+            with self._watch.waiting(to or ("the other process" if others == 1 else f"the other {others} processes")):
+                yield
         except RuntimeError as error:  # gloo, nccl and the store raise it, and types derived from it
             self.raise_lost(error)
             raise
+
+    def exchange(self) -> contextlib.AbstractContextManager[None]:
+        return self._talking()
+
+    def _lost(self, what: str) -> PeerLost:
+        return PeerLost(f"another of the {self.size} processes {what}")
 
     def raise_lost(self, error: RuntimeError) -> None:
         """Raise PeerLost, with torch's message in a few words, if this error of torch's means that."""
         if isinstance(error, self.dist.DistError) or _LOST.search(str(error)):
             if self.size > 1:
-                what = f"another of the {self.size} processes ended, or cannot be reached"
-            else:  # they have not met yet: a single process has none to lose
-                place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-                what = f"the processes of the run cannot meet at {place}"
-            raise PeerLost(f"{what} ({_first_line(error)})") from error
+                raise self._lost(f"ended, or cannot be reached ({_first_line(error)})") from error
+            # They have not met yet: a single process has none to lose.
+            raise PeerLost(
+                f"the processes of the run cannot meet at {_place()} ({_first_line(error)}): check that torchrun runs "
+                "on the first machine, and that its address and port are free and can be reached from here"
+            ) from error
 
     def sum(self, array: Array) -> None:
         import torch
@@ -162,23 +215,36 @@ class TorchGroup(Group):
         if self.rank == 0:
             try:
                 result = make()
-            except BaseException:
+            except BaseException as error:
                 with contextlib.suppress(PeerLost):
-                    self._share((False, None))
+                    self._share((False, str(error) if isinstance(error, UserError) else type(error).__name__))
                 raise
             self._share((True, result))
             return result
         done, result = self._share(None)
         if not done:
-            raise PeerFailed("process 0 failed")
+            raise PeerFailed(f"process 0 failed: {result}")
         return result
+
+    def agree(self, facts: dict[str, Any]) -> None:
+        everybody: list[Any] = [None] * self.size
+        with self._talking():
+            self.dist.all_gather_object(everybody, facts)
+        for rank, theirs in enumerate(everybody):
+            first = everybody[0]
+            different = [name for name in first.keys() | theirs.keys() if first.get(name) != theirs.get(name)]
+            if different:
+                what = ", ".join(
+                    f"{name} {theirs.get(name)} instead of {first.get(name)}" for name in sorted(different)
+                )
+                raise ConfigError(f"process {rank} differs from process 0: {what}; all must have the same")
 
     def _share(self, value: Any) -> Any:
         """Return the value of rank 0, which travels as a pickle."""
         import torch
 
         box = [value]
-        with self._talking():
+        with self._talking("process 0"):
             self.dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
@@ -187,7 +253,7 @@ class TorchGroup(Group):
 
         shape, dtype = self._share(None if array is None else (array.shape, array.dtype))
         mine = np.empty(shape, dtype) if array is None else array
-        with self._talking():
+        with self._talking("process 0"):
             self.dist.broadcast(torch.from_numpy(mine), src=0)
         return mine
 
@@ -214,11 +280,12 @@ class TorchGroup(Group):
 
     def may_report(self) -> bool:
         try:  # torchrun's own process keeps the store, so it outlives any rank
-            return self._store.add("rnn/failed", 1) == 1
+            return self._store.add(f"failed/{machine()}", 1) == 1
         except RuntimeError:
             return True
 
     def leave(self) -> None:
+        self._watch.stop()
         self.dist.destroy_process_group()
 
 
@@ -244,12 +311,33 @@ def local_rank() -> int:
     return int(value) if torchrun() and value.isdigit() else 0
 
 
-def join(*, cuda: bool) -> Group:
+def machine() -> int:
+    """Return the number of this machine among those of the run: torchrun's node rank."""
+    value = os.environ.get("GROUP_RANK", "")
+    return int(value) if torchrun() and value.isdigit() else 0
+
+
+def speaks() -> bool:
+    """Return whether this process is the one that tells its machine what all processes know."""
+    return local_rank() == 0
+
+
+def restarted() -> bool:
+    """Return whether torchrun has started the processes again, after one of them failed (--max-restarts)."""
+    return torchrun() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def join(*, cuda: bool, lost: Callable[[PeerLost], None]) -> Group:
     """Meet the other processes, if there are any. cuda: whether the model is on a GPU.
 
+    lost: is called, in another thread, if a process cannot be reached while this one waits for it. It does not return.
     Raises ConfigError (WORLD_SIZE is set, but not by torchrun; no torch), PeerLost.
     """
-    return TorchGroup(cuda) if torchrun() else Group()
+    return TorchGroup(cuda, lost) if torchrun() else Group()
+
+
+def _place() -> str:
+    return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
 
 
 def launcher() -> str:

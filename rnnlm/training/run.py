@@ -47,8 +47,7 @@ class Run:
             len(corpus.vocabulary)
         )  # whether the training loss is that of a sampled softmax
         data = fingerprint(corpus, vectors)
-        if data != group.from_first(lambda: data):
-            raise ConfigError(f"process {group.rank} has read another text than process 0: give all the same --corpus")
+        group.agree({"text or vectors": data})
         is_first = group.rank == 0
         self.files = RunFiles(config.weights_path(trainer.backend), tensorboard=config.tensorboard and is_first)
         self.about = {

@@ -59,6 +59,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 @contextlib.contextmanager
 def in_order(run: Run) -> Iterator[Callable[[], bool]]:
     """Yield the flag of `stop_signals`, turn what may end the training into one line, and close the files."""
+    run.group.explain = lambda error: lost(run, error)
     try:
         with stop_signals() as requested:
             yield requested
@@ -66,7 +67,7 @@ def in_order(run: Run) -> Iterator[Callable[[], bool]]:
         at = run.progress
         raise diverged(run, f"at step {at.step + 1} of epoch {at.epoch + 1}", run.learning_rate(run.step)) from error
     except PeerFailed:
-        raise  # process 0 explains itself
+        raise  # it names the reason
     except PeerLost as error:
         raise lost(run, error) from error
     finally:
@@ -107,8 +108,9 @@ def lost(run: Run, error: PeerLost) -> PeerLost:
     if run.state.saved_at is None:
         return PeerLost(f"{where}; nothing was saved yet")
     epoch, step = run.state.saved_at
+    machine = "" if distributed.machine() == 0 else "on the first machine, "
     return PeerLost(
-        f"{where}; saved in {run.files.resume} after step {step} of epoch {epoch + 1}; go on from there with: "
+        f"{where}; saved {machine}in {run.files.resume} after step {step} of epoch {epoch + 1}; go on from there with: "
         f"{resume.command()}"
     )
 

@@ -38,7 +38,7 @@ class TorchTrainer:
         if config.threads or openmp.threads_asked() or self.group.size > 1:
             torch.set_num_threads(self.group.threads(config.threads))
         self.device = _device(config.device, self.group.local_rank)
-        with _plain_errors(self.group):
+        with _plain_errors(self.group), self.group.exchange():
             self.model = self.model_class(weights).to(self.device)
             self.rounded = RoundedLoss(self.model) if config.precision == "bfloat16" else None
             step_model = self.rounded or self.model
@@ -57,7 +57,7 @@ class TorchTrainer:
     def train_step(
         self, x: I32, y: I32, learning_rate: float, regularization: Regularization = NO_REGULARIZATION
     ) -> tuple[float, float]:
-        with _plain_errors(self.group):
+        with _plain_errors(self.group), self.group.exchange():
             return self._train_step(x, y, learning_rate, regularization)
 
     def _train_step(self, x: I32, y: I32, learning_rate: float, regularization: Regularization) -> tuple[float, float]:

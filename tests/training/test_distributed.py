@@ -27,6 +27,10 @@ STEPS = 20
 EXACT = {"max_tokens": 8 * 16 * STEPS + 1, "epochs": 1, "bptt": 16}  # 20 steps of 8 batch rows
 
 
+def never(error: PeerLost) -> None:
+    raise AssertionError(error)
+
+
 def torchrun(backend: str, *arguments: str, processes: int = 2) -> list[str]:
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
@@ -169,7 +173,7 @@ def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_stray_world_size_is_refused(no_torchrun: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ConfigError, match=r"not RANK, .* torchrun"):
-        distributed.join(cuda=False)
+        distributed.join(cuda=False, lost=never)
 
 
 def test_an_address_that_is_taken(no_torchrun: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,16 +183,18 @@ def test_an_address_that_is_taken(no_torchrun: None, monkeypatch: pytest.MonkeyP
         for name, value in ({name: "1" for name in distributed._NEEDED} | at).items():
             monkeypatch.setenv(name, value)
         with pytest.raises(PeerLost, match=f"processes of the run cannot meet at 127.0.0.1:{port} \\("):
-            distributed.join(cuda=False)
+            distributed.join(cuda=False, lost=never)
 
 
 def test_a_process_reports_what_only_its_machine_lacks(text: Path, tmp_path: Path) -> None:
-    """Before the processes have met. Wrong options are found by all of them, and process 0 reports them."""
-    second = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    """Before the processes have met. Wrong options are found by all of them, and one on each machine reports them."""
+    second = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     arguments = options(text, tmp_path / "model")
     refused(run("c", *arguments, RNNLIB_PATH=str(tmp_path / "none.so"), **second), 1, "none.so", "make lib")
     result = run("c", *options(text, tmp_path / "model", learning_rate=0), **second)
     assert result.returncode == 2 and not result.stderr
+    another = second | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "1"}
+    refused(run("c", *options(text, tmp_path / "model", learning_rate=0), **another), 2, "--learning-rate")
 
 
 def test_one_process_never_imports_torch(text: Path, tmp_path: Path) -> None:
@@ -202,7 +208,7 @@ def test_one_process_never_imports_torch(text: Path, tmp_path: Path) -> None:
 
 
 def test_one_process_is_its_own_group(no_torchrun: None) -> None:
-    group = distributed.join(cuda=False)
+    group = distributed.join(cuda=False, lost=never)
     array = np.arange(3.0)
     group.sum(array)
     assert array.tolist() == [0.0, 1.0, 2.0] and group.gather(array) is array and group.totals(1, 2) == (1, 2)
@@ -253,7 +259,7 @@ def test_a_process_without_a_gpu_of_its_own_says_so_before_it_meets_the_others(
 
 
 def test_a_process_waits_longer_than_torchs_half_hour(no_torchrun: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the first to read a large corpus: at the meeting, in the store, and in every exchange."""
+    """For the first to read a large corpus: in the store, and in every exchange, but not until they have met."""
     import torch.distributed as dist
 
     met: list[timedelta] = []
@@ -267,8 +273,9 @@ def test_a_process_waits_longer_than_torchs_half_hour(no_torchrun: None, monkeyp
     monkeypatch.setattr(dist, "init_process_group", lambda *_, timeout, **__: met.append(timeout))
     for name in distributed._NEEDED:
         monkeypatch.setenv(name, "1")
-    distributed.join(cuda=False)
-    assert [*met, store.timeout] == [distributed.PATIENCE] * 3 and distributed.PATIENCE.days >= 1
+    distributed.join(cuda=False, lost=never)
+    assert [*met, store.timeout] == [distributed.MEETING, distributed.PATIENCE, distributed.PATIENCE]
+    assert distributed.PATIENCE.days >= 1
 
 
 def test_of_one_failure_one_process_reports(no_torchrun: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,12 +287,15 @@ def test_of_one_failure_one_process_reports(no_torchrun: None, monkeypatch: pyte
     at = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for name, value in ({name: "1" for name in distributed._NEEDED} | at).items():
         monkeypatch.setenv(name, value)
-    group = distributed.join(cuda=False)
+    group = distributed.join(cuda=False, lost=never)
     try:
         assert (group.rank, group.size, group.totals(2.5)) == (0, 1, (2.5,))
         assert [group.may_report() for _ in range(3)] == [True, False, False]
-        monkeypatch.setattr(group, "_store", dist.TCPStore("127.0.0.1", int(port), is_master=False))
+        store = dist.TCPStore("127.0.0.1", int(port), is_master=False)
+        monkeypatch.setattr(group, "_store", dist.PrefixStore("rnn/0", store))
         assert not group.may_report()
+        monkeypatch.setenv("GROUP_RANK", "1")  # another machine has a terminal of its own
+        assert group.may_report()
     finally:
         group.leave()
 
