@@ -34,7 +34,7 @@ HOP_SECONDS = 30e-6  # assumed time from one machine to the next over TCP, softw
 
 def work(backend: str, threads: int, rounds: int, sampled: int) -> None:
     """Run one process of a measurement. Rank 0 prints the medians as JSON."""
-    group = distributed.join(cuda=False)
+    group = distributed.join(cuda=False, lost=sys.exit)
     if backend == "c":
         from main import Trainer
     else:
