@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ from rnnlm.openmp import processors
 from rnnlm.training import network
 from rnnlm.training.config import ConfigError
 from rnnlm.training.watch import Watch
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -203,8 +206,12 @@ class TorchGroup(Group):
     def sum(self, array: Array) -> None:
         import torch
 
+        self.sum_tensor(torch.from_numpy(array))
+
+    def sum_tensor(self, tensor: torch.Tensor) -> None:
+        """Replace `tensor`, on the processor or a GPU, by its sum over all processes."""
         with self._talking():
-            self.dist.all_reduce(torch.from_numpy(array))
+            self.dist.all_reduce(tensor)
 
     def totals(self, *values: float) -> tuple[float, ...]:
         array = np.array(values, dtype=np.float64)

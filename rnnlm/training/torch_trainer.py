@@ -23,7 +23,11 @@ from rnnlm.training.torch_rounded import RoundedLoss
 
 
 class TorchTrainer:
-    """Trains the torch model. DistributedDataParallel sums the gradients of several processes."""
+    """Trains the torch model.
+
+    DistributedDataParallel takes the mean of the gradients of several processes, while the backward pass still runs.
+    With a sampled softmax most rows of the output layer's gradient are zero, and only those of the candidates travel.
+    """
 
     backend = "torch"
     model_class: ClassVar[Any]  # torch_rnn.RNN, which torch_rnn.py sets: this file does not import it
@@ -42,7 +46,9 @@ class TorchTrainer:
             self.model = self.model_class(weights).to(self.device)
             self.rounded = RoundedLoss(self.model) if config.precision == "bfloat16" else None
             step_model = self.rounded or self.model
-            self.step_model = step_model if self.group.size == 1 else _data_parallel(step_model)
+            self.is_sampled = 0 < config.sampled_softmax < weights.vocab_size
+            is_alone = self.group.size == 1 or self.is_sampled
+            self.step_model = step_model if is_alone else _data_parallel(step_model)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if config.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(parameters, config.learning_rate, momentum=config.momentum)
@@ -69,8 +75,10 @@ class TorchTrainer:
             logits, hidden = self.step_model(self._ids(x), self.hidden, regularization)
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=self.config.reduction)
         self.optimizer.zero_grad()
-        # DistributedDataParallel takes the mean over the processes, whatever the reduction.
+        # The processes take the mean of their gradients, whatever the reduction.
         (loss * (self.group.size if self.config.reduction == "sum" else 1)).backward()
+        if regularization.candidates and isinstance(self.group, TorchGroup):
+            self._average_gradients(self.group, torch.tensor(regularization.candidates.ids, device=self.device))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
         value = loss.item() / (1 if self.config.reduction == "mean" else x.size)
         # With several processes only the norm counts: it is the same on all, so all stop at the same step.
@@ -82,6 +90,22 @@ class TorchTrainer:
         self.update_averages()
         self.hidden = hidden.detach()  # truncated BPTT: the state is carried over, the gradient is not
         return value, norm.item()
+
+    @torch.no_grad()
+    def _average_gradients(self, group: TorchGroup, candidates: torch.Tensor) -> None:
+        """Replace the gradients by their mean over the processes. candidates: (C,), the same ids on all of them."""
+        output = list(self.model.output.parameters())
+        whole = [p.grad for p in self.parameters if p.grad is not None and not any(p is other for other in output)]
+        rows = [p.grad for p in output if p.grad is not None]
+        parts = whole + [grad[candidates] for grad in rows]
+        flat = torch.cat([part.flatten() for part in parts])
+        group.sum_tensor(flat)
+        flat /= group.size
+        means = flat.split([part.numel() for part in parts])
+        for grad, mean in zip(whole, means, strict=False):
+            grad.copy_(mean.view_as(grad))
+        for grad, mean in zip(rows, means[len(whole) :], strict=True):
+            grad[candidates] = mean.view(candidates.numel(), *grad.shape[1:])
 
     @torch.no_grad()
     def update_averages(self) -> None:
