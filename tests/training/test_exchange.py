@@ -33,7 +33,7 @@ class Twin(TorchGroup):
         return contextlib.nullcontext()
 
 
-@pytest.mark.parametrize("backend", ["torch"])
+@pytest.mark.parametrize("backend", TRAINERS)
 def test_only_the_candidates_rows_of_the_gradient_travel(backend: str) -> None:
     config = TrainConfig(
         batch_size=B, sampled_softmax=20, optimizer="adamw", reduction="mean", threads=1, learning_rate=0.01, clip=0.5
