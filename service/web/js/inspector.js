@@ -46,7 +46,12 @@ export function show(element, token, { note = null, body = null } = {}) {
     place(element.getBoundingClientRect());
 }
 
-export const isAt = (element) => shown === element;
+/** Keep the card if it is beside `element`. Returns whether it is. */
+export function stay(element) {
+    if (shown !== element) return false;
+    clearTimeout(timer);
+    return true;
+}
 
 /** Hide the card when the pointer leaves, unless the word has the keyboard's focus or was tapped. */
 export function hideSoon() {

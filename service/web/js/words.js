@@ -75,7 +75,7 @@ export class Words {
 
     #show(target) {
         const token = this.#tokens.get(target);
-        if (!token || this.#isQuiet || inspector.isAt(target)) return;
+        if (!token || this.#isQuiet || inspector.stay(target)) return;
         const index = [...this.#tokens.keys()].indexOf(target);
         inspector.show(target, token, { body: this.#card?.(index) });
     }
