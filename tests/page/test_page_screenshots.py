@@ -37,13 +37,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     ):
         command = [sys.executable, program, "--preset", "demo", *options.split(), "--out", str(folder / name)]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    with running(folder, RNN_BACKENDS="c,torch") as server:
+    with running(folder, RNN_BACKENDS="c,torch", RNN_PRELOAD="c,torch") as server:
         yield server
 
 
 def generated(page: Any) -> None:
-    for _ in range(2):  # the first loads the models
-        browsing.generate(page, "c", "torch")
+    browsing.generate(page, "c", "torch")
     places = words(page, "c").evaluate_all("words => words.map(word => word.getBoundingClientRect().left)")
     words(page, "c").nth(places.index(min(places))).hover()
     expect(browsing.card(page)).to_be_visible()
@@ -68,7 +67,7 @@ def listed(page: Any) -> None:
 @pytest.mark.parametrize(
     "name, theme, size, view, prepare",
     [
-        ("page-light", "light", (1280, 1180), f"generate&prompt={PROMPT}&seed=21", generated),
+        ("page-light", "light", (1280, 1340), f"generate&prompt={PROMPT}&seed=21", generated),
         ("page-score", "light", (1280, 980), "score", compared),
         ("page-inside", "light", (1280, 1320), "inside", looked_into),
         ("page-dark", "dark", (1280, 1080), "weights", listed),
