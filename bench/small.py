@@ -2,8 +2,8 @@
 
 Starts the service under `taskset -c 0 prlimit --data=1073741824`, with random weights of a given size. 16 clients
 stream generations, half from each back end; halfway, an upload replaces the weights. Every request must be answered, or
-refused with 429, 503, 504 or 507. Prints the server's peak resident memory (VmHWM), rates and times. Exits with 1 if a
-request failed or the memory exceeded 1 GiB.
+refused with 429, 503, 504 or 507. Prints the server's peak resident memory (VmHWM), rates and times, and how much
+service/capacity.py says that the model needs. Exits with 1 if a request failed, or the memory exceeded that or 1 GiB.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from load import make_weights
+
+from service.capacity import Capacity
 
 LIMIT = 1 << 30
 TOKEN = secrets.token_urlsafe()
@@ -165,6 +167,8 @@ def measure(size: Sequence[int], clients: int, seconds: float, tokens: int, port
             process.terminate()
             process.wait()
         upload_status, upload_seconds, reply = tally["upload"]
+        vocab, embedding, hidden = size
+        needs = Capacity(LIMIT, ("c", "torch")).needs(vocab, hidden, embedding)
         result = {
             "size": list(size),
             "file_mb": round(weights.stat().st_size / 1e6),
@@ -177,10 +181,11 @@ def measure(size: Sequence[int], clients: int, seconds: float, tokens: int, port
             "upload_seconds": round(upload_seconds, 1),
             "peak_mb": round(highest / 1e6),
             "peak_own_with_trial_mb": round(peak.together / 1e6),
+            "needs_mb": round(needs / 1e6),
         }
         assert set(tally["answers"]) <= POLITE and upload_status in POLITE, (result, reply)
         assert tally["answers"][200] > 0 and set(tally["tokens"]) == {"c", "torch"}, result
-        assert highest < LIMIT, result
+        assert highest < LIMIT and peak.together < needs, result
         return result
 
 
