@@ -115,7 +115,9 @@ def _evaluate(model: LanguageModel, options: argparse.Namespace) -> tuple[str, .
     from rnnlm import evaluation  # not needed to generate, nor what it takes to read a corpus
     from rnnlm.data import corpus
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # A bar would be drawn over the lines, if these go to the terminal too.
+    level = logging.WARNING if options.per_line and sys.stdout.isatty() else logging.INFO
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     vocabulary = model.vocabulary
     try:
         text = corpus.open_text(options.evaluate, options.split, keep_lines=options.per_line)

@@ -24,12 +24,14 @@ import numpy as np
 from rnnlm.arrays import F32, Mask
 from rnnlm.data.gensim_files import VectorsRefused, read_gensim
 from rnnlm.errors import UserError
+from rnnlm.progress import progress
 
 log = logging.getLogger(__name__)
 
 _GZIP, _PICKLE, _ZIP = b"\x1f\x8b", b"\x80", b"PK"
 _MAX_COUNT, _MAX_SIZE = 1 << 31, 1 << 12  # rows; numbers per row
 _MAX_HEADER_BYTES, _MAX_WORD_BYTES, _MAX_NUMBER_BYTES = 64, 1 << 12, 32
+_SHOWN_ROWS = 1000  # are read between two drawings of the bar
 _CHUNK_BYTES = 1 << 23
 
 
@@ -112,15 +114,18 @@ class _Word2VecFile:
         is_text = self.count is None or self.is_text()
         next_row, parse = (self.next_line, self.parse_text) if is_text else (self.next_record, self.parse_binary)
         slack = 1 if is_text else 0  # whoever wrote the header may have counted it too, or not the last line
-        while self.count is None or self.row < self.count + slack:
-            if (self.count is None or self.row >= self.count - 1) and not self.has_more():
-                break
-            self.row += 1
-            word, numbers = next_row()
-            i = wanted.get(word)
-            if i is not None and not found[i]:
-                vectors[i] = parse(numbers)
-                found[i] = True
+        with progress("reading vectors", self.count or 0, "rows") as shown:
+            while self.count is None or self.row < self.count + slack:
+                if (self.count is None or self.row >= self.count - 1) and not self.has_more():
+                    break
+                self.row += 1
+                word, numbers = next_row()
+                i = wanted.get(word)
+                if i is not None and not found[i]:
+                    vectors[i] = parse(numbers)
+                    found[i] = True
+                if self.row % _SHOWN_ROWS == 0:
+                    shown.advance(_SHOWN_ROWS)
         if self.has_more():
             raise self.damaged("goes on after its last row:")
         if self.count is not None and self.row + slack < self.count:

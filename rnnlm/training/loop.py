@@ -52,7 +52,7 @@ def train(run: Run) -> None:
                 raise stopping.interrupted(run)
             if save:
                 run.save_state()
-        if run.corpus.test is not None:
+        if run.corpus.test is not None and run.best is not None:
             report.test(test(run))
     if run.group.rank == 0:
         run.files.draw(at.history)

@@ -15,7 +15,7 @@ from running import BACKENDS, options, train
 from trainers import CTrainer, small_run
 
 from rnnlm import progress
-from rnnlm.data import embeddings
+from rnnlm.data import embeddings, vector_files
 from rnnlm.data.corpus import load_corpus
 from rnnlm.signals import Deferred
 from rnnlm.training import loop
@@ -169,3 +169,17 @@ def test_signals_wait_only_from_defer_on_and_only_in_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_reading_vectors_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(vector_files, "_SHOWN_ROWS", 2)
+    for header, total in (("", ""), ("5 2\n", " of 5")):
+        caplog.clear()
+        (tmp_path / "vectors.txt").write_text(header + "".join(f"w{i} 0.5 {i}.25\n" for i in range(5)))
+        vector_files.read_vectors(tmp_path / "vectors.txt", ["w1"], None)
+        assert len(caplog.messages) == 2 and all(f"{total} rows, " in line for line in caplog.messages)
+        assert caplog.messages[1].startswith("reading vectors: 80% of" if total else "reading vectors: 4 rows")
