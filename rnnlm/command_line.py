@@ -138,7 +138,8 @@ def _evaluate(model: LanguageModel, options: argparse.Namespace) -> tuple[str, .
     if not whole.words:
         raise UserError(f"{options.evaluate!r} has no word that the model knows: use another text")
     name = "standard input" if options.evaluate == "-" else show_path(options.evaluate)
-    for line in _report(whole, f"{name}, {text.split} split, tokenizer {tokenizer}", vocabulary.unk is not None):
+    name += f", {text.split} split" if text.split else ""
+    for line in _report(whole, f"{name}, tokenizer {tokenizer}", vocabulary.unk is not None):
         print(line, file=sys.stderr if options.per_line else sys.stdout)
     return ()
 
@@ -156,7 +157,7 @@ def _report(found: Evaluation, what: str, has_unk: bool) -> Iterator[str]:
     read = "read as <UNK>" if has_unk else "left out"
     perplexity = f"{found.perplexity:,.2f}" if found.perplexity < 1e6 else shown(found.perplexity)
     yield what
-    yield f"tokens          {found.tokens:,}: {found.words:,} words, {found.tokens - found.words:,} ends of sentences"
+    yield f"tokens          {found.tokens:,}, of which {found.words:,} are words, the others ends of sentences"
     yield f"unknown words   {found.unknown:,}, {read}"
     yield f"dropped words   {found.dropped:,}"
     yield f"nats per token  {found.loss:.4f}"

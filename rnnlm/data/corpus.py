@@ -152,7 +152,8 @@ def load_corpus(
 class Text(NamedTuple):
     """One split of a corpus as text, to be read once.
 
-    pieces: the text, each piece cut at white space.   split: its name.   is_tokenized: as WikiText is.
+    pieces: the text, each piece cut at white space.   split: its name; "" if it is the whole corpus.
+    is_tokenized: as WikiText is.
     notes: lines about where it comes from and how it is read.
     """
 
@@ -172,7 +173,7 @@ def open_text(spec: str, split: str | None = None, *, keep_lines: bool = False) 
     chosen = split or next(name for name in ("test", "validation", "train") if name in texts)
     if chosen not in texts:
         raise CorpusError(f"corpus {spec!r} has no {chosen} split; it has {', '.join(texts)}")
-    return Text(texts[chosen], chosen, source.tokenizer == "wikitext", source.notes)
+    return Text(texts[chosen], chosen if len(texts) > 1 else "", source.tokenizer == "wikitext", source.notes)
 
 
 def _reading(what: str, read: Callable[[], T]) -> T:
