@@ -56,7 +56,7 @@ export function candidates(branch, index, { count: k, form, readRule, choose }) 
             note.textContent =
                 answer.drawable === 1
                     ? "This rule always takes the same word."
-                    : `Dark: as drawn, from ${count(answer.drawable)} words. Light: the model itself.`;
+                    : `Upper bars: the model itself. Lower bars: as drawn, from ${count(answer.drawable)} words.`;
         } catch (error) {
             note.textContent = `What the rule makes of these is not known. ${explain(error)}`;
         }
