@@ -109,12 +109,14 @@ def load_corpus(
     lowercase: bool = False,
     vocab_size: int | None = None,
     max_tokens: int | None = None,
+    words: Sequence[str] = (),
 ) -> Corpus:
     """Read the corpus that `spec` names, in one pass. From the next start on, its ids come from a cache.
 
     spec: one of ACCEPTED.   validation, test: text files that take the place of the corpus's own splits.
     tokenizer: "plain", "unicode" or "wikitext"; None: "wikitext" for WikiText, "plain" for demo, else "unicode".
     vocab_size: how many words to keep, including `<EOS>` and `<UNK>` (None, or more than there are: all).
+    words: more words for the vocabulary, whether the text has them or not.
     max_tokens: how many tokens at the start of the training split to keep (2 or more); the vocabulary and the counts
     are still those of the whole split.
     Without a validation split, the last tenth of the training sentences becomes one.
@@ -129,7 +131,7 @@ def load_corpus(
         file = _reading(f"{split} text {name!r}", functools.partial(_open_file, name))
         source = _with_split(source, split, file)
     name = (tokenizer or source.tokenizer) + (LOWERCASE if lowercase else "")
-    encoded = encode(spec, source, name, vocab_size)
+    encoded = encode(spec, source, name, vocab_size, words)
     notes = source.notes
     if vocab_size is not None and len(encoded.vocabulary) < vocab_size:
         notes = (f"the vocabulary has all {len(encoded.vocabulary):,} words: no {vocab_size:,} to cut to", *notes)

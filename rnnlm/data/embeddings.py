@@ -150,7 +150,7 @@ def load_embeddings(source: str, corpus: Corpus, *, size: int | None = None, see
             )
         if cached is None:
             _save_cached(file, key, _Rows(vectors, found, lowered))
-    _fill(vectors, found, words, seed, _scale(vectors, found))
+    fill_missing(vectors, found, words, seed)
     return Embeddings(
         vectors=vectors,
         found=found,
@@ -165,6 +165,11 @@ def _random(words: Sequence[str], size: int, seed: int) -> Embeddings:
     vectors, found = np.zeros((len(words), size), dtype=np.float32), np.zeros(len(words), dtype=np.bool_)
     _fill(vectors, found, words, seed, _RANDOM_SCALE)
     return Embeddings(vectors, found, "random", type_coverage=0.0, token_coverage=0.0)
+
+
+def fill_missing(vectors: F32, found: Mask, words: Sequence[str], seed: int) -> None:
+    """Give each word without a vector a random one, of the scale of the others. Those are zeros before."""
+    _fill(vectors, found, words, seed, _scale(vectors, found))
 
 
 def _scale(vectors: F32, found: Mask) -> np.float32:

@@ -20,7 +20,7 @@ import logging
 import os
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -107,16 +107,20 @@ class Encoded:
     words: WordCount
 
 
-def encode(name: str, source: Source, tokenizer: str, vocab_size: int | None) -> Encoded:
+def encode(name: str, source: Source, tokenizer: str, vocab_size: int | None, words: Sequence[str] = ()) -> Encoded:
     """Return the ids of a text, from the cache if they are there.
 
-    name: for messages.   Raises CorpusError, TextError (vocab_size, tokenizer), and whatever the source raises.
+    name: for messages.   words: more words for the vocabulary.
+    Raises CorpusError, TextError (vocab_size, tokenizer), and whatever the source raises.
     """
     if source.identity is None:
-        return _in_memory(name, tokenizer, source.open(), vocab_size)
-    key = [_code_version(), tokenizer, vocab_size, source.identity]
+        return _in_memory(name, tokenizer, source.open(), vocab_size, words)
+    more = digest("\n".join(words).encode()) if words else None
+    key = [_code_version(), tokenizer, vocab_size, more, source.identity]
     # One folder for each name, tokenizer and size: the ids of an older state of the text are replaced.
-    folder = cache_folder() / f"tokens-{digest(json.dumps([name, os.getcwd(), tokenizer, vocab_size]).encode())[:32]}"
+    folder = (
+        cache_folder() / f"tokens-{digest(json.dumps([name, os.getcwd(), tokenizer, vocab_size, more]).encode())[:32]}"
+    )
     stored = _load(folder, key, tokenizer)
     if stored is not None:
         return stored
@@ -126,17 +130,17 @@ def encode(name: str, source: Source, tokenizer: str, vocab_size: int | None) ->
             tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name, suffix=".tmp") as temporary,
             _Pass(name, tokenizer, source.open(), temporary) as read,
         ):
-            _store(Path(temporary, "new"), folder, key, read.plan(vocab_size))
+            _store(Path(temporary, "new"), folder, key, read.plan(vocab_size, words))
     except OSError as error:  # of the cache: an error of the text would be a CorpusError
         log.warning(
             "the tokens of %s are not cached: %s; set RNN_CACHE_DIR to a folder with room",
             name,
             error.strerror or error,
         )
-        return _in_memory(name, tokenizer, source.open(), vocab_size)
+        return _in_memory(name, tokenizer, source.open(), vocab_size, words)
     stored = _load(folder, key, tokenizer)
     if stored is None:  # another process has just replaced it
-        return _in_memory(name, tokenizer, source.open(), vocab_size)
+        return _in_memory(name, tokenizer, source.open(), vocab_size, words)
     return stored
 
 
@@ -275,7 +279,7 @@ class _Pass:
         most = np.argsort(-named, kind="stable")[:_NAMED_UNKNOWN]
         return WordCount(kept, int(self._dropped.sum()), tuple((self._types.dropped[i], int(named[i])) for i in most))
 
-    def plan(self, vocab_size: int | None) -> _Plan:
+    def plan(self, vocab_size: int | None, words: Sequence[str]) -> _Plan:
         """Decide on vocabulary, counts and splits. Raises CorpusError, TextError."""
         types = self.types
         parts = {split: _Part(spool, 0, spool.size) for split, spool in self.spools.items() if spool.size}
@@ -295,6 +299,7 @@ class _Pass:
             {types[i]: int(counts["train"][i]) for i in np.flatnonzero(seen)},
             vocab_size=vocab_size,
             has_unseen=has_unseen,
+            more=words,
         )
         vocabulary = Vocabulary(ranked, self._tokenizer)
         kept = sum(int(c.sum() - c[eos]) for c in counts.values())
@@ -336,9 +341,9 @@ class _Pass:
         raise AssertionError("fewer sentence ends than were counted")
 
 
-def _in_memory(name: str, tokenizer: str, texts: Texts, vocab_size: int | None) -> Encoded:
+def _in_memory(name: str, tokenizer: str, texts: Texts, vocab_size: int | None, words: Sequence[str]) -> Encoded:
     with _Pass(name, tokenizer, texts, None) as read:
-        plan = read.plan(vocab_size)
+        plan = read.plan(vocab_size, words)
         splits = {}
         for split, part in plan.parts.items():
             ids, position = np.empty(len(part), dtype=np.int32), 0

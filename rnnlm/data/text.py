@@ -253,13 +253,17 @@ def tokens_of(spans: Iterable[Span]) -> tuple[list[int], list[str]]:
     return ids, list(unknown)
 
 
-def rank_words(counts: Mapping[str, int], *, vocab_size: int | None = None, has_unseen: bool = False) -> dict[str, int]:
+def rank_words(
+    counts: Mapping[str, int], *, vocab_size: int | None = None, has_unseen: bool = False, more: Iterable[str] = ()
+) -> dict[str, int]:
     """Choose the words of a vocabulary: word to count, by decreasing count, ties in code point order.
 
     counts: the count of each word of the training text, at least 1; `<EOS>` is one of them.
     vocab_size: how many words to keep in all, with `<EOS>` and `<UNK>`; None, or more than there are, keeps all.
     has_unseen: whether other splits have words that are not in `counts`.
-    `<UNK>` is included only if words are cut or has_unseen is true. Its count is the sum over the words that are cut.
+    more: words to keep beside these, whatever their count.
+    `<UNK>` is included only if words are cut, has_unseen is true, or it is one of `more`. Its count is the sum over the
+    words that are cut.
     Raises TextError for a vocab_size below 3.
     """
     available = len(counts) + has_unseen
@@ -273,7 +277,10 @@ def rank_words(counts: Mapping[str, int], *, vocab_size: int | None = None, has_
             if len(kept) == vocab_size - 1:
                 break
             kept.setdefault(word, counts[word])
-        kept[UNK] = sum(counts.values()) - sum(kept.values())
+        kept[UNK] = 0
     elif has_unseen:
         kept[UNK] = 0
+    kept |= {word: counts.get(word, 0) for word in more}
+    if UNK in kept:
+        kept[UNK] = sum(counts.values()) - sum(count for word, count in kept.items() if word != UNK)
     return dict(sorted(kept.items(), key=lambda item: (-item[1], item[0])))

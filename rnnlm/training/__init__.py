@@ -7,7 +7,8 @@ Read loop.py first: it is the whole training on one page. Around it, a file for 
     trainer                   what the loop needs of a back end: c_trainer (c_parameters: what the optimizer changes),
                               torch_trainer (torch_rounded: bfloat16)
     schedule                  learning rate, evaluations, the end
-    beginning, lock           what a run begins from; no run destroys another's files
+    beginning, lock           how a run begins; no run destroys another's files
+    resume_options, init_from the options of a run that is resumed; starting from the weights of another
     progress, resume          how far the run is, and what it continues from (state_file: the format of that file)
     run, runfiles             the parts of a run, and the files that it writes: metrics, curve, tensorboard
     reporting, stopping       what the terminal shows, how a run ends early

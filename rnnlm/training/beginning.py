@@ -1,24 +1,31 @@
-"""How a run begins: afresh, or with --resume where a stopped one was. No run destroys another's files."""
+"""How a run begins: afresh, or with --resume where another one stopped. No run destroys another's files."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rnnlm.errors import show_path
+from rnnlm.training import distributed, init_from, resume_options
 from rnnlm.training.config import DOCUMENTED, PRESETS, ConfigError, TrainConfig
 from rnnlm.training.runfiles import RunFiles
 
 log = logging.getLogger(__name__)
 
 
+# What may differ from machine to machine: the processors, and where the texts and the vectors are.
+_OF_MACHINE = ("threads", "device", "corpus", "validation", "test", "embeddings")
+
+
 @dataclass(frozen=True)
 class Options:
     """A command line.
 
-    given: the options that it names, but for --preset, which is None if it is not named.
+    given: the options that it names.   preset: None if it names none.
     """
 
     backend: str
@@ -27,30 +34,58 @@ class Options:
     resume: bool = False
     overwrite: bool = False
 
-    def config(self) -> TrainConfig:
-        """Return the configuration of a new run. Raises ConfigError."""
+    def config(self, found: Mapping[str, Any] = MappingProxyType({})) -> TrainConfig:
+        """Return the configuration of a new run. Raises ConfigError.
+
+        found: options that win over the preset, but not over the command line.
+        """
         preset = self.preset or "reference"
-        chosen = DOCUMENTED[self.backend] | PRESETS[preset]
+        chosen = DOCUMENTED[self.backend] | self.of_preset(preset) | {**found}
+        return TrainConfig(**(chosen | self.given | {"preset": preset}))
+
+    def of_preset(self, preset: str) -> dict[str, Any]:
+        """Return the options of a preset that the command line does not name."""
+        chosen = {name: value for name, value in PRESETS[preset].items() if name not in self.given}
         if "embeddings" in self.given:
             chosen.pop("embedding_size", None)  # it is that of the preset's vectors
-        return TrainConfig(**(chosen | self.given | {"preset": preset}))
+        return chosen
+
+    def of_machine(self) -> dict[str, Any]:
+        """Return the options of this command line that may be others than those of process 0."""
+        return {name: self.given[name] for name in _OF_MACHINE if name in self.given}
 
     def weights_path(self) -> Path:
         """Return where the run saves its weights. Raises ConfigError."""
         return TrainConfig(preset=self.preset or "reference", out=self.given.get("out")).weights_path(self.backend)
 
 
-def check(options: Options) -> None:
-    """Raise ConfigError if the run would replace another's files. Call it in process 0, while holding the lock."""
+def begin(options: Options) -> dict[str, Any]:
+    """Return the options of the run, all of them. Call it in process 0, while holding the lock of the run's files.
+
+    Raises ConfigError (it would replace another run's files, or resume with what may not change), CheckpointError.
+    """
     files = RunFiles(options.weights_path())
-    if options.overwrite or (options.resume and files.has_state()):
-        return
+    state = files.last_state()[0] if options.resume else None
+    if state is not None:
+        preset = {} if options.preset is None else options.of_preset(options.preset)
+        given = options.given | ({} if options.preset is None else {"preset": options.preset})
+        restored = resume_options.restored(files.resume, state[1], given, preset, options.backend, distributed.size())
+        log.info("resuming %s: %s", files.resume, resume_options.listed(restored))
+        return restored
     there = files.existing(tensorboard=options.given.get("tensorboard", False))
     if options.resume and not there:
+        if options.preset is None and "out" in options.given and options.given.keys() <= {*resume_options.FREE}:
+            raise ConfigError(
+                f"nothing to resume: {show_path(files.resume)} does not exist; correct --out, or give the options of "
+                "a new run, such as --preset"
+            )
         log.warning("nothing to resume: %s does not exist; training starts from the beginning", files.resume)
-    elif there:
-        begin = f"{show_path(there[0])} exists"
+    elif there and not options.overwrite:
+        found = f"{show_path(there[0])} exists"
         if options.resume:
-            begin += f", but not {files.resume.name}, so there is no run to go on with"
-        resume = "" if options.resume else "go on with that run (--resume), "
-        raise ConfigError(f"{begin}: {resume}replace it (--overwrite), or choose another --out")
+            found += f", but not {files.resume.name}, so there is no run to go on with"
+        goes_on = "" if options.resume else "go on with that run (--resume), "
+        raise ConfigError(f"{found}: {goes_on}replace it (--overwrite), or choose another --out")
+    source = options.given.get("init_from")
+    found = {} if source is None else init_from.options_of(source, files.weights, options.given)
+    return options.config(found).as_dict()

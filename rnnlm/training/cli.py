@@ -24,8 +24,9 @@ from rnnlm.training.beginning import Options
 from rnnlm.training.config import DOCUMENTED, PRESETS, TrainConfig
 from rnnlm.training.distributed import Group, PeerFailed, PeerLost
 from rnnlm.training.loop import train
-from rnnlm.training.resume import FREE
+from rnnlm.training.resume_options import DATA, DEFAULTS, FREE
 from rnnlm.training.run import Run
+from rnnlm.training.runfiles import RunFiles
 from rnnlm.training.stopping import Diverged, Interrupted
 from rnnlm.training.trainer import Trainer
 from rnnlm.version import VERSION
@@ -48,15 +49,18 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
         # argparse's own errors
         with contextlib.nullcontext() if distributed.speaks() else contextlib.redirect_stderr(io.StringIO()):
             options = parse(trainer_class.backend, arguments)
-            config = options.config()
-        if distributed.restarted():
-            options = replace(options, resume=True, overwrite=False)
-        if config.threads is None:
-            openmp.threads_asked()  # raises now what it would raise after the corpus is read
-        device = trainer_class.check(config)
-        with own_files(options) if rank == 0 else contextlib.nullcontext():
+            if distributed.restarted():
+                options = replace(options, resume=True, overwrite=False)
+            config = TrainConfig(**options.of_machine()) if options.resume else options.config()
+        with own_files(options) if rank == 0 else contextlib.nullcontext({}) as chosen:
+            if rank == 0:
+                config = TrainConfig(**chosen)
+            if config.threads is None:
+                openmp.threads_asked()  # raises now what it would raise after the corpus is read
+            device = trainer_class.check(config)
             group = distributed.join(cuda=device == "cuda", lost=end)
-            group.agree(common(config, options))
+            group.agree(common(options))
+            config = TrainConfig(**group.from_first(lambda: chosen) | options.of_machine())
             run = Run.prepare(config, trainer_class, group)
             if options.resume:
                 run.resume()
@@ -71,19 +75,24 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
 
 
 @contextlib.contextmanager
-def own_files(options: Options) -> Iterator[None]:
-    """Keep other runs away from the files of this one, within this block. Raises what would be raised hours later."""
+def own_files(options: Options) -> Iterator[dict[str, Any]]:
+    """Keep other runs away from the files of this one within this block, and yield its options.
+
+    Raises what would otherwise be raised minutes or hours later.
+    """
     weights = options.weights_path()
     files.check_writable(weights)
     with lock.held(weights):
-        beginning.check(options)
-        yield
+        chosen = beginning.begin(options)
+        RunFiles(weights, tensorboard=chosen["tensorboard"])  # which needs a package
+        yield chosen
 
 
-def common(config: TrainConfig, options: Options) -> dict[str, Any]:
+def common(options: Options) -> dict[str, Any]:
     """Return what all processes of a run must have in common. Paths may differ: what was read is compared later."""
-    own = {*FREE, "corpus", "embeddings"}
-    chosen = {f"--{name.replace('_', '-')}": value for name, value in config.as_dict().items() if name not in own}
+    own = {*FREE, *DATA, "corpus", "embeddings", "init_from"}
+    asked = DEFAULTS | options.given | {"preset": options.preset}
+    chosen = {f"--{name.replace('_', '-')}": value for name, value in asked.items() if name not in own}
     return {"release": VERSION, "back end": options.backend, "--resume": options.resume} | chosen
 
 
@@ -101,13 +110,15 @@ def parser(backend: str) -> argparse.ArgumentParser:
     )
     options.add_argument("--preset", choices=PRESETS, help="a named set of the options below (default: reference)")
     begin = options.add_mutually_exclusive_group()
-    begin.add_argument("--resume", action="store_true", help="continue the run that was stopped")
+    begin.add_argument("--resume", action="store_true", help="continue the run of --out, with its options")
     begin.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run")
     types_of = typing.get_type_hints(TrainConfig)
     for spec in fields(TrainConfig):
         default = DOCUMENTED[backend].get(spec.name, spec.default)
         if "help" in spec.metadata and types_of[spec.name] is bool:
-            options.add_argument("--" + spec.name.replace("_", "-"), action="store_true", help=spec.metadata["help"])
+            options.add_argument(
+                "--" + spec.name.replace("_", "-"), action=argparse.BooleanOptionalAction, help=spec.metadata["help"]
+            )
         elif "help" in spec.metadata:
             options.add_argument(
                 "--" + spec.name.replace("_", "-"),

@@ -62,6 +62,10 @@ class TrainConfig:
         ("given", "root"),
     )
 
+    init_from: str | None = option(
+        None, "a weights file to start from: its words, vectors and sizes are kept, and new words are added"
+    )
+
     # Model
     hidden_size: int = option(100, "hidden units H")
     init: str = option(

@@ -312,6 +312,12 @@ def rank() -> int:
     return int(value) if torchrun() and value.isdigit() else 0
 
 
+def size() -> int:
+    """Return the number of processes. It is known before they meet."""
+    value = os.environ.get("WORLD_SIZE", "")
+    return int(value) if value.isdigit() and int(value) else 1
+
+
 def local_rank() -> int:
     """Return this process's rank on its machine. It is known before the processes meet."""
     value = os.environ.get("LOCAL_RANK", "")

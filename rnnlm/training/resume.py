@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from rnnlm.training import distributed
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import Group
 from rnnlm.training.progress import Progress
+from rnnlm.training.resume_options import AFRESH, DATA, DEFAULTS, FREE
 from rnnlm.training.runfiles import RunFiles
 from rnnlm.training.schedule import learning_rate
 from rnnlm.training.trainer import Trainer
@@ -25,13 +27,6 @@ from rnnlm.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 180.0  # between evaluations, the state is saved this often
-
-DEFAULTS = TrainConfig().as_dict()
-
-# Options that may differ from those of the run that is resumed.
-FREE = ("epochs", "threads", "device", "out", "prompt", "patience", "tensorboard", "log_every")
-# Options of the text and the vectors, which are compared themselves: a release may change a default.
-FREE += ("validation", "test", "tokenizer", "lowercase", "embedding_size")
 
 
 class State:
@@ -43,7 +38,14 @@ class State:
     """
 
     def __init__(
-        self, files: RunFiles, config: TrainConfig, data: str, trainer: Trainer, vectors: F32, group: Group
+        self,
+        files: RunFiles,
+        config: TrainConfig,
+        data: str,
+        tokenizer: str,
+        trainer: Trainer,
+        vectors: F32,
+        group: Group,
     ) -> None:
         """data: the fingerprint of the text and the vectors.  vectors: (V, E), the frozen embeddings."""
         self._files, self._config, self._trainer, self._vectors, self._group = files, config, trainer, vectors, group
@@ -52,6 +54,7 @@ class State:
             "data": data,
             "backend": trainer.backend,
             "processes": group.size,
+            "tokenizer": tokenizer,
         }
         self.saved_at: tuple[int, int] | None = None
         self._saved = time.monotonic()
@@ -108,7 +111,7 @@ class State:
             if isinstance(error, UserError):
                 raise
             raise CheckpointError(
-                f"{self._files.resume}: it does not hold the state of such a run: {error}; train without --resume"
+                f"{self._files.resume}: it does not hold the state of such a run: {error}; {AFRESH}"
             ) from error
 
     def _refuse_fewer_epochs(self, at: Progress) -> None:
@@ -129,10 +132,10 @@ class State:
 
         mine, other = flat(self._identity), flat(theirs)
         for name in mine:
-            if name not in FREE and mine[name] != other[name]:
+            if name not in (*FREE, *DATA) and mine[name] != other[name]:
                 raise ConfigError(
                     f"cannot resume {self._files.resume}: its {name} is {other[name]}, this run's is {mine[name]}; "
-                    f"give the options of that run, or leave out --resume"
+                    f"give what that run had, or choose another --out"
                 )
 
 
@@ -150,6 +153,6 @@ def warn_of_another_rate(config: TrainConfig, epochs: int, at: Progress, steps_p
     )
 
 
-def command() -> str:
+def command(weights: Path) -> str:
     """Return the command that continues this run."""
-    return f"{distributed.launcher()} {shlex.join([*sys.argv, *([] if '--resume' in sys.argv else ['--resume'])])}"
+    return f"{distributed.launcher()} {shlex.join([sys.argv[0], '--resume', '--out', str(weights)])}"

@@ -17,6 +17,7 @@ from rnnlm.regularization import CandidateSampler, Regularizer
 from rnnlm.training.batches import Batches
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import Group
+from rnnlm.training.init_from import Base
 from rnnlm.training.initial import initial_weights
 from rnnlm.training.progress import Progress
 from rnnlm.training.resume import State, warn_of_another_rate
@@ -56,7 +57,7 @@ class Run:
             "vocabulary": len(corpus.vocabulary),
             "config": config.as_dict(),
         }
-        self.state = State(self.files, config, data, trainer, vectors, group)
+        self.state = State(self.files, config, data, corpus.tokenizer, trainer, vectors, group)
         self.progress = Progress()
         self.best: Weights | None = None  # of the best evaluation; the file may lag behind if the disk was full
 
@@ -65,6 +66,7 @@ class Run:
         """Read the corpus and the vectors, and make the trainer. Logs what was read."""
         if group.size > 1 and "-" in (config.corpus, config.validation, config.test):
             raise ConfigError("several processes cannot share standard input: give a text file instead of -")
+        base = Base.load(config.init_from, group) if config.init_from else None
         with group.machine_first():
             corpus = load_corpus(
                 config.corpus,
@@ -74,6 +76,7 @@ class Run:
                 lowercase=config.lowercase,
                 vocab_size=config.vocab_size,
                 max_tokens=config.max_tokens,
+                words=base.words if base else (),
             )
         for line in corpus.report():
             log.info(line)
@@ -85,14 +88,22 @@ class Run:
         loaded: list[F32] = []
 
         def load_vectors() -> str:
+            if base:
+                embeddings = base.vectors(corpus, config)
+                loaded.append(embeddings.vectors)
+                return embeddings.report()
             embeddings = load_embeddings(config.embeddings, corpus, size=config.embedding_size, seed=config.seed)
             loaded.append(root_lengths(embeddings.vectors) if config.vector_lengths == "root" else embeddings.vectors)
             return embeddings.report()
 
         log.info(group.from_first(load_vectors))
         vectors = group.array_from_first(loaded.pop() if loaded else None)
-        counts = corpus.train_counts() if config.init == "unigram" else None
-        trainer = trainer_class(initial_weights(vectors, config.hidden_size, config.seed, counts), config, group)
+        if base:
+            weights = base.extended(corpus.vocabulary.words, vectors, group)
+        else:
+            counts = corpus.train_counts() if config.init == "unigram" else None
+            weights = initial_weights(vectors, config.hidden_size, config.seed, counts)
+        trainer = trainer_class(weights, config, group)
         return cls(config, corpus, trainer, vectors, group)
 
     @property

@@ -152,34 +152,34 @@ class RunFiles:
         paths += [self.weights.with_suffix(".tensorboard")] if tensorboard else []
         return [path for path in paths if os.path.lexists(path)]
 
-    def has_state(self) -> bool:
-        """Return whether there is a state to resume, damaged or not."""
-        return self.resume.exists() or self.before.exists()
-
     def load_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """Return the last state, or the one before if the last is damaged; None if there is none.
+        """Return the last state, or with a warning the one before if the last is damaged; None if there is none.
 
         Raises CheckpointError (no state can be read), OtherVersion.
         """
-        first: CheckpointError | None = None
+        loaded, damage = self.last_state()
+        if loaded is not None:
+            self._is_new = False
+        if damage is not None:
+            self._damaged = True
+            log.warning("%s; using the state saved before it, %s", damage, self.before)
+        return loaded
+
+    def last_state(self) -> tuple[tuple[dict[str, np.ndarray], dict[str, Any]] | None, CheckpointError | None]:
+        """Return what load_state returns, and why it is not the last state. Raises the same."""
+        damage: CheckpointError | None = None
         for path in (self.resume, self.before):
             if not path.exists():
                 continue
             try:
-                loaded = state_file.load(path)
+                return state_file.load(path), damage
             except OtherVersion:
                 raise
             except CheckpointError as error:
-                first = first or error
-                continue
-            self._is_new = False
-            if first:
-                self._damaged = True
-                log.warning("%s; using the state saved before it, %s", first, path)
-            return loaded
-        if first:
-            raise first
-        return None
+                damage = damage or error
+        if damage:
+            raise damage
+        return None, None
 
     def listing(self) -> list[tuple[Path, str]]:
         """Return each file with what it is, for people."""

@@ -85,7 +85,11 @@ def interrupted(run: Run) -> Interrupted:
     failed = run.files.unsaved.get("state")
     return Interrupted(
         f"stopped {position(run)}: "
-        + (f"not saved: {failed}" if failed else f"saved {run.files.resume}; go on with: {resume.command()}")
+        + (
+            f"not saved: {failed}"
+            if failed
+            else f"saved {run.files.resume}; go on with: {resume.command(run.files.weights)}"
+        )
     )
 
 
@@ -111,7 +115,7 @@ def lost(run: Run, error: PeerLost) -> PeerLost:
     machine = "" if distributed.machine() == 0 else "on the first machine, "
     return PeerLost(
         f"{where}; saved {machine}in {run.files.resume} after step {step} of epoch {epoch + 1}; go on from there with: "
-        f"{resume.command()}"
+        f"{resume.command(run.files.weights)}"
     )
 
 

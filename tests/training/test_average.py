@@ -92,7 +92,7 @@ def test_a_state_without_an_average_cannot_go_on_with_one(backend: str, text: Pa
     out = tmp_path / "model.safetensors"
     assert train(backend, *options(text, out, epochs=1)).returncode == 0
     result = train(backend, *options(text, out, epochs=2, average=0.9), "--resume")
-    refused(result, 2, "cannot resume", "average is 0.0, this run's is 0.9")
+    refused(result, 2, "cannot resume", "--average 0.9 (it was 0.0)")
 
 
 def test_the_average_is_in_the_saved_configuration(text: Path, tmp_path: Path) -> None:

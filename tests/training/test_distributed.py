@@ -110,7 +110,7 @@ def test_a_killed_process_ends_the_run_with_one_message_and_resume_goes_on(
     result = run(backend, *options(text, killed, **long | {"batch_size": 8, "epochs": 13}), "--resume")
     assert result.returncode == 0, result.stderr
     assert state_file.load(killed.with_suffix(".resume"))[1]["progress"]["epoch"] == 13
-    refused(run(backend, *options(text, killed, **long), "--resume"), 2, "batch_size", "8", "4")
+    refused(run(backend, *options(text, killed, **long), "--resume"), 2, "--batch-size 4 (it was 8)")
 
 
 @pytest.mark.slow

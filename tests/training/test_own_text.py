@@ -75,7 +75,7 @@ def test_a_run_of_an_earlier_release_on_own_text_goes_on(text: Path, tmp_path: P
     """It read every text as plain text, and did not say so in its options."""
     out = tmp_path / "old.safetensors"
     assert train("c", *options(text, out), "--tokenizer", "plain").returncode == 0
-    refused(train("c", *options(text, out, hidden_size=11), "--resume"), 2, "hidden_size")
+    refused(train("c", *options(text, out, hidden_size=11), "--resume"), 2, "--hidden-size 11 (it was 10)")
     assert train("c", *options(text, out, epochs=3), "--tokenizer", "plain", "--resume").returncode == 0
 
 

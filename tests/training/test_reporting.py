@@ -130,9 +130,10 @@ def test_tensorboard_reads_the_events_even_of_a_resumed_run(text: Path, tmp_path
         assert [value for _, value in seen[tag]] == pytest.approx([row[name] for row in rows], rel=1e-6)
 
 
-def test_a_missing_tensorboard(text: Path, tmp_path: Path) -> None:
+def test_a_missing_tensorboard_is_reported_before_the_corpus_is_read(tmp_path: Path) -> None:
     (tmp_path / "tensorboard.py").write_text("raise ImportError('not here')")
-    refused(run("c", *options(text, tmp_path / "m"), "--tensorboard", PYTHONPATH=str(tmp_path)), 2, "pip install")
+    missing = options(tmp_path / "no-such-corpus", tmp_path / "m")
+    refused(run("c", *missing, "--tensorboard", PYTHONPATH=str(tmp_path)), 2, "pip install")
 
 
 def test_events_that_cannot_be_written_are_tried_again_at_the_next_evaluation(

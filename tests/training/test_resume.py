@@ -275,9 +275,9 @@ def test_resume_refuses_another_run(text: Path, tmp_path: Path) -> None:
     out, mine = tmp_path / "model.safetensors", tmp_path / "mine.txt"
     mine.write_text(text.read_text())
     assert train("c", *options(mine, out)).returncode == 0
-    refused(train("c", *options(mine, out, learning_rate=0.5), "--resume"), 2, "learning_rate", "0.5", "0.003")
-    refused(train("torch", *options(mine, out), "--resume"), 2, "back end")
-    refused(train("c", *options(text, out), "--resume"), 2, "corpus", "mine.txt")
+    refused(train("c", *options(mine, out, learning_rate=0.5), "--resume"), 2, "--learning-rate 0.5 (it was 0.003)")
+    refused(train("torch", *options(mine, out), "--resume"), 2, "torch_rnn.py (it was main.py)")
+    refused(train("c", *options(text, out), "--resume"), 2, "--corpus", "mine.txt")
     mine.write_text(text.read_text() + "\nthe king sat.")
     refused(train("c", *options(mine, out), "--resume"), 2, "text or vectors")
 
