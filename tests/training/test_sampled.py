@@ -82,10 +82,10 @@ def test_torch_takes_the_same_steps(changed: dict[str, object]) -> None:
     weights = make_weights(V, E, H)
     ours, theirs = (trainer(weights, config(**changed)) for trainer in (CTrainer, TorchTrainer))
     a, b = np.array(steps(ours, 0, STEPS)), np.array(steps(theirs, 0, STEPS))
-    assert np.abs(a - b).max() < 1e-4
+    assert np.abs(a - b).max() < 1e-5
     mine, other = ours.weights(), theirs.weights()
     for name in PARAMETERS:
-        assert np.abs(getattr(mine, name) - getattr(other, name)).max() < 1e-4, name
+        assert np.abs(getattr(mine, name) - getattr(other, name)).max() < 1e-5, name
         assert np.abs(getattr(mine, name) - getattr(weights, name)).max() > 1e-2, name
     ids = np.arange(V, dtype=np.int32)
     assert ours.evaluate(ids) == pytest.approx(theirs.evaluate(ids), abs=1e-5)
@@ -134,4 +134,4 @@ def test_restored_weights_are_those_given() -> None:
         trainer.load_weights(weights)
     assert_same(ours.weights(), weights)
     a, b = np.array(steps(ours, 30, 60)), np.array(steps(theirs, 30, 60))
-    assert np.abs(a - b).max() < 1e-4
+    assert np.abs(a - b).max() < 1e-5
