@@ -31,6 +31,7 @@ from worker import random_weights
 
 from rnnlm import checkpoint, library
 from rnnlm.data.text import EOS
+from rnnlm.errors import counted
 
 RESULTS = HERE / "results"
 CASE_SECONDS = 20  # no new round of a case starts after this long, once it has had LEAST_ROUNDS
@@ -99,7 +100,7 @@ def cases(threads: int, quick: bool, folder: Path) -> Iterator[Case]:
     for hidden in HIDDEN:
         yield training("train by H", f"32 x 35, H={hidden}", 32, 35, hidden=hidden)
     for count in sorted({1, 2, threads}):
-        yield training("train by threads", f"32 x 35, {count} threads", 32, 35, threads=count)
+        yield training("train by threads", f"32 x 35, {counted(count, 'thread')}", 32, 35, threads=count)
     for vocab in VOCABS:
         yield generation("generate by V", f"1 sequence, V={vocab:,}", 1, vocab=vocab)
     for hidden in HIDDEN:

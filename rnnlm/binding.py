@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from rnnlm.arrays import F32, I32, Mask
 from rnnlm.checkpoint import Weights
+from rnnlm.errors import counted
 from rnnlm.library import (
     MAX_STEPS,
     PRECISIONS,
@@ -303,14 +304,14 @@ class Decoder:
         self.max_sequences = max_sequences
         self._handle = handle(
             *("rnn_decoder_create", "rnn_decoder_destroy", model._handle, max_sequences, threads),
-            context=f"decoder for {max_sequences} sequences on {threads} threads",
+            context=f"decoder for {counted(max_sequences, 'sequence')} on {counted(threads, 'thread')}",
         )
 
     def prefill(self, tokens: Sequence[int] | I32, state: F32) -> None:
         """Feed `tokens` (N,) through the hidden layer; state (H,) is replaced. Raises RNNInputError (token id)."""
         require_shape("state", state, (self.model.hidden,))
         ids = np.asarray(tokens, dtype=np.int32)
-        check(library().rnn_prefill(self._handle, ids, ids.size, state), f"prompt of {ids.size} tokens")
+        check(library().rnn_prefill(self._handle, ids, ids.size, state), f"prompt of {counted(ids.size, 'token')}")
 
     def decode(
         self,
@@ -339,7 +340,7 @@ class Decoder:
             if array is not None:
                 require_shape(name, array, shape)
         status = library().rnn_decode(self._handle, n, tokens, sampling, states, following, logprobs, logits)
-        check(status, f"step of {n} sequences (the decoder has room for {self.max_sequences})")
+        check(status, f"step of {counted(n, 'sequence')} (the decoder has room for {self.max_sequences})")
 
     def hidden_states(self, tokens: Sequence[int] | I32, state: F32 | None = None) -> F32:
         """Return the hidden state after each of `tokens` (N,): (N, H). state: (H,), before the first; None: zeros."""
@@ -356,7 +357,7 @@ class Decoder:
         n = states.shape[0]
         require_shape("states", states, (n, self.model.hidden))
         logits = np.empty((n, self.model.vocab), dtype=np.float32)
-        check(library().rnn_logits(self._handle, n, states, logits), f"logits of {n} states")
+        check(library().rnn_logits(self._handle, n, states, logits), f"logits of {counted(n, 'state')}")
         return logits
 
     def score(self, ids: I32, state: F32 | None = None) -> F32:
@@ -367,7 +368,8 @@ class Decoder:
         logprobs = np.empty(max(ids.size - 1, 0), dtype=np.float32)
         state = np.zeros(self.model.hidden, dtype=np.float32) if state is None else state
         require_shape("state", state, (self.model.hidden,))
-        check(library().rnn_score(self._handle, ids, ids.size, state, logprobs), f"score of {ids.size} tokens")
+        status = library().rnn_score(self._handle, ids, ids.size, state, logprobs)
+        check(status, f"score of {counted(ids.size, 'token')}")
         return logprobs
 
 

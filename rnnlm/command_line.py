@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rnnlm import openmp, terminal
 from rnnlm.arrays import MAX_THREADS
 from rnnlm.data.text import EOS, TOKENIZERS
-from rnnlm.errors import ArgumentParser, UserError, output_lost, show_path
+from rnnlm.errors import ArgumentParser, UserError, counted, output_lost, show_path
 from rnnlm.language_model import LanguageModel, shown
 from rnnlm.sampling import PromptError
 
@@ -184,7 +184,8 @@ def _generate(model: LanguageModel, options: argparse.Namespace) -> tuple[str, .
         ignore_eos=options.ignore_eos,
     )
     print(options.prompt, generation.text)
-    print(f"{len(generation.tokens)} tokens, {generation.finish_reason}, seed {generation.seed}", file=sys.stderr)
+    length = counted(len(generation.tokens), "token")
+    print(f"{length}, {generation.finish_reason}, seed {generation.seed}", file=sys.stderr)
     return generation.unknown
 
 
@@ -198,6 +199,6 @@ def _score(model: LanguageModel, options: argparse.Namespace) -> tuple[str, ...]
             print(f"{text:<{width}}  {'dropped' if span.kind == 'dropped' else 'not in the vocabulary'}")
         else:
             print(f"{text:<{width}}  {next(tokens).logprob:9.4f}{'  as <UNK>' if span.kind == 'unknown' else ''}")
-    perplexity = f"{score.perplexity:.2f}" if score.perplexity < 1e6 else shown(score.perplexity)
-    print(f"perplexity {perplexity} over {len(score.tokens)} tokens")
+    perplexity = f"{score.perplexity:,.2f}" if score.perplexity < 1e6 else shown(score.perplexity)
+    print(f"perplexity {perplexity} over {counted(len(score.tokens), 'token')}")
     return score.unknown

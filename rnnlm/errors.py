@@ -54,6 +54,11 @@ def output_lost(program: str, error: OSError | UnicodeError) -> int:
     return Failure.exit_code
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number and what it counts, for a message: 1 word, 31,266 words."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def show_path(path: str | os.PathLike[str]) -> str:
     """Return the path as given, quoted if it would break the line."""
     text = os.fspath(path)

@@ -76,7 +76,7 @@ class Sampling:
         """Raise PromptError unless every token of logit_bias is one of a model's vocabulary."""
         for token in self.logit_bias:
             if not 0 <= token < vocab_size:
-                raise PromptError(f"logit_bias must name token ids from 0 to {vocab_size - 1}, got {token}")
+                raise PromptError(f"logit_bias must name token ids from 0 to {vocab_size - 1:,}, got {token}")
 
 
 def distribution(logits: F32, sampling: Sampling, banned: int | None = None) -> F64:

@@ -106,7 +106,9 @@ class Edge:
         scope, service = exchange.scope, self._service
         path = errors.route_path(scope)
         if len(service.tasks) > service.settings.max_requests and path not in _PROBES:
-            raise Busy(f"{service.settings.max_requests} requests are in progress already: try again later", 1)
+            raise Busy(
+                f"at most {service.settings.max_requests:,} requests can be in progress at once: try again later", 1
+            )
         if self._cors and _is_preflight(exchange):
             response = self._cors.preflight_response(exchange.headers)
             await response(scope, exchange.receive, exchange.send)

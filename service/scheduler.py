@@ -56,7 +56,7 @@ class Scheduler:
             present = sum(_is_active(*pair) for pair in (*self._running, *self._waiting))
             if present + len(request.sequences) > self._max_sequences + self._max_waiting:
                 raise Busy(
-                    f"{len(self._waiting)} sequences are waiting, the limit is {self._max_waiting}: try again later",
+                    f"{len(self._waiting):,} of at most {self._max_waiting:,} sequences are waiting: try again later",
                     self._retry_after(),
                 )
             self._waiting.extend((request, sequence) for sequence in request.sequences)
@@ -118,7 +118,7 @@ class Scheduler:
         with self._condition:
             pairs = (*self._waiting, *self._running)
         for request in {request for request, _ in pairs if now > request.deadline and not request.done}:
-            limit = f"{request.seconds:g} seconds"
+            limit = f"{request.seconds:g} second{'s' * (request.seconds != 1)}"
             self._fail({request}, TimeLimit(f"not finished within {limit}: ask for fewer tokens, or try again later"))
         with self._condition:
             if ended := {pair for pair in pairs if not _is_active(*pair)}:

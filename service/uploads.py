@@ -309,7 +309,7 @@ class _Form:
             return
         self._values[self._current] += piece
         if len(self._values[self._current]) > MAX_FIELD_BYTES:
-            raise InvalidRequest(f"the field {self._current} has more than {MAX_FIELD_BYTES} bytes")
+            raise InvalidRequest(f"the field {self._current} has more than {MAX_FIELD_BYTES:,} bytes")
 
     def _on_end(self) -> None:
         self._complete = True

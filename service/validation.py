@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,6 +73,7 @@ def _message(error: Any) -> str:
     context = {key: _shown(value) for key, value in (error.get("ctx") or {}).items()}
     pattern = _WORDS.get(error["type"])
     words = pattern.format(**context) if pattern else error["msg"].removeprefix("Value error, ")
+    words = re.sub(r"\b1 (character|item)s", r"1 \1", words)
     got = error.get("input")
     if isinstance(got, int | float) and not isinstance(got, bool) and math.isfinite(got) and words.startswith("must"):
         words += f", got {_shown(got)}"

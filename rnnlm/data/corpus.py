@@ -21,6 +21,7 @@ from rnnlm.data.hub import CorpusUnavailable
 from rnnlm.data.text import Vocabulary
 from rnnlm.data.text_files import TextFile
 from rnnlm.data.tokenizers import LOWERCASE
+from rnnlm.errors import counted
 from rnnlm.progress import progress
 
 __all__ = ["Corpus", "CorpusError", "CorpusUnavailable", "SplitStats", "WordCount", "load_corpus"]
@@ -72,16 +73,16 @@ class Corpus:
 
     def report(self) -> list[str]:
         """Describe the corpus in lines: vocabulary, splits with their unknown words, dropped words, notes."""
-        lines = [f"{self.name}: {len(self.vocabulary):,} words in the vocabulary, tokenizer {self.tokenizer}"]
+        lines = [f"{self.name}: {counted(len(self.vocabulary), 'word')} in the vocabulary, tokenizer {self.tokenizer}"]
         for split, of in self.stats.items():
             line = f"{split:<10} {of.tokens:>11,} tokens {of.types:>9,} types {1 - of.unknown_rate:>8.3%} covered"
             if of.unknown_types:
                 more = ", ..." if of.unknown_types > len(of.unknown_words) else ""
-                line += f"; {of.unknown_types:,} unknown words: {', '.join(of.unknown_words)}{more}"
+                line += f"; {counted(of.unknown_types, 'unknown word')}: {', '.join(of.unknown_words)}{more}"
             lines.append(line)
         words = self.words
         read = words.kept + words.dropped
-        lines.append(f"{read:,} words read, {words.kept:,} kept, {words.dropped:,} dropped{self._most()}")
+        lines.append(f"{counted(read, 'word')} read, {words.kept:,} kept, {words.dropped:,} dropped{self._most()}")
         return [*lines, *self.notes]
 
     def warning(self) -> str | None:

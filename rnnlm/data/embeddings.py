@@ -29,6 +29,7 @@ from rnnlm.data.encoding import cache_folder
 from rnnlm.data.network import why_unreachable
 from rnnlm.data.text import EOS, UNK
 from rnnlm.data.vector_files import EmbeddingsError, check_size, read_vectors
+from rnnlm.errors import counted
 from rnnlm.files import digest
 from rnnlm.progress import Progress, progress
 from rnnlm.signals import Deferred
@@ -79,7 +80,7 @@ class Embeddings:
         words, size = self.vectors.shape
         if not self.found.any():
             return f"{self.source}: vectors of {size} for the {words:,} words"
-        lowered = f", {self.lowered:,} words in lower case" if self.lowered else ""
+        lowered = f", {counted(self.lowered, 'word')} in lower case" if self.lowered else ""
         rest = "" if self.found.all() else "; random ones for the rest"
         return (
             f"{self.source}: vectors of {size} for {self.type_coverage:.2%} of the {words:,} words, "

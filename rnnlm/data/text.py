@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from rnnlm.arguments import check_type
 from rnnlm.data import tokenizers
 from rnnlm.data.tokenizers import DROPPED, EOS, TOKENIZERS, Piece, of_prompts
-from rnnlm.errors import UserError
+from rnnlm.errors import UserError, counted
 
 __all__ = [
     "DROPPED_MARK",
@@ -190,7 +190,7 @@ class Vocabulary:
             if ids.setdefault(word, i) != i:
                 raise TextError(f"vocabulary words {ids[word]} and {i} are both {word!r}: each word must occur once")
         if EOS not in ids:
-            raise TextError(f"the vocabulary of {len(ids)} words lacks {EOS}, which ends every sentence")
+            raise TextError(f"the vocabulary of {counted(len(ids), 'word')} lacks {EOS}, which ends every sentence")
         self.ids: Mapping[str, int] = MappingProxyType(ids)
         self.eos: int = ids[EOS]
         self.unk: int | None = ids.get(UNK)

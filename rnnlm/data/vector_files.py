@@ -154,8 +154,8 @@ class _Word2VecFile:
         self.count, self.size = map(int, fields)
         if not (1 <= self.count <= _MAX_COUNT and 1 <= self.size <= _MAX_SIZE):
             raise EmbeddingsError(
-                f"{str(self.path)!r} says that it holds {self.count} vectors of {self.size} numbers; "
-                f"1 to {_MAX_COUNT} vectors of 1 to {_MAX_SIZE} numbers can be read"
+                f"{str(self.path)!r} says that it holds {self.count:,} vectors of {self.size:,} numbers; "
+                f"1 to {_MAX_COUNT:,} vectors of 1 to {_MAX_SIZE:,} numbers can be read"
             )
         self.position = len(line) + 1
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from rnnlm.arrays import I32
+from rnnlm.errors import counted
 from rnnlm.training.config import ConfigError
 
 
@@ -33,8 +34,8 @@ class Batches:
         if self._length < 1:
             each = f" in each of {processes} processes" if processes > 1 else ""
             raise ConfigError(
-                f"the corpus has {ids.size} training tokens, too few for one batch of --batch-size {batch_size}{each}; "
-                f"use at most {max((ids.size - 1) // processes, 1)} or a larger text"
+                f"the corpus has {counted(ids.size, 'training token')}, too few for one batch of "
+                f"--batch-size {batch_size}{each}; use at most {max((ids.size - 1) // processes, 1)} or a larger text"
             )
         self._bptt = min(bptt or self._length, self._length)
         self.rows = slice(rank * batch_size, (rank + 1) * batch_size)

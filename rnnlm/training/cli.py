@@ -173,7 +173,8 @@ def summary(run: Run) -> Iterator[str]:
             f"weights, over {best['test_tokens']:,} tokens"
         )
     if at.epoch < config.epochs:
-        yield f"stopped {config.epochs - run.epochs:g} epochs early (--patience {config.patience})"
+        early = config.epochs - run.epochs
+        yield f"stopped {early:g} epoch{'s' * (early != 1)} early (--patience {config.patience})"
     try:
         model = run.trainer.model_class.load(run.files.weights)
         sample = model.generate(config.prompt, max_tokens=SAMPLE_TOKENS, seed=config.seed, ignore_eos=True)

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnlm import openmp
-from rnnlm.errors import Failure, UserError
+from rnnlm.errors import Failure, UserError, counted
 from rnnlm.openmp import processors
 from rnnlm.training import network
 from rnnlm.training.config import ConfigError
@@ -73,7 +73,8 @@ class Group:
         if not wanted and (asked := openmp.threads_asked()) and (asked > 1 or self.local_size == 1):
             wanted, source = asked, "OMP_NUM_THREADS"
         if wanted and wanted > most and self.rank == 0:
-            log.warning("%s %d: using %d, as this machine has %d processors", source, wanted, most, processors())
+            have = counted(processors(), "processor")
+            log.warning("%s %d: using %d, as this machine has %s", source, wanted, most, have)
         return min(wanted, most) if wanted else max(1, processors() // self.local_size)
 
     def sum(self, array: Array) -> None:

@@ -46,7 +46,7 @@ def test_the_report_says_what_there_is(write) -> None:
     assert words == "6 words read, 6 kept, 0 dropped"
     assert train.split() == ["train", "6", "tokens", "4", "types", "100.000%", "covered"]
     assert validation.split()[:7] == ["validation", "3", "tokens", "3", "types", "66.667%", "covered;"]
-    assert validation.endswith("; 1 unknown words: d")
+    assert validation.endswith("; 1 unknown word: d")
 
 
 def test_the_report_names_the_most_frequent_unknown_words(write) -> None:

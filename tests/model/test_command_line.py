@@ -16,6 +16,7 @@ from running import refused
 
 from rnnlm import checkpoint, openmp
 from rnnlm.data.text import EOS, UNK
+from rnnlm.errors import counted
 
 PROGRAMS = {"c": ("rnn.py",), "torch": ("torch_rnn.py", "--generate")}
 
@@ -76,6 +77,14 @@ def test_the_prompt_may_come_from_standard_input(program: tuple[str, ...], weigh
     for prompt in ((), ("-",)):
         piped = rnn_command(str(weights_file), *prompt, *options, program=program, standard_input=b"waa wab\r\n")
         assert piped.stdout == given.stdout and piped.returncode == 0
+
+
+def test_counts_are_words_of_plain_english(weights_file: Path) -> None:
+    one = rnn_command(str(weights_file), "waa", "-n", "1", "--ignore-eos", "--seed", "3")
+    assert one.stderr == "1 token, length, seed 3\n"
+    assert rnn_command(str(weights_file), "waa", "--score").stdout.endswith(" over 1 token\n")
+    assert [counted(n, "word") for n in (0, 1, 2, 31_266)] == ["0 words", "1 word", "2 words", "31,266 words"]
+    assert counted(2, "batch", "batches") == "2 batches"
 
 
 def test_torch_is_greedy_and_c_samples_unless_told_otherwise(weights_file: Path) -> None:

@@ -213,7 +213,7 @@ def test_address_and_method_are_checked_before_the_body(client: TestClient) -> N
         ({"prompt": "waa", "n": 9}, "n must be 8 or less, got 9"),
         ({"prompt": "waa", "n": "9"}, "n must be an integer"),
         ({"prompt": "waa", "temperature": -1}, "temperature must be 0 or more, got -1"),
-        ({"prompt": "waa", "weights": ""}, "weights must have at least 1 characters"),
+        ({"prompt": "waa", "weights": ""}, "weights must have at least 1 character"),
         ({"prompt": ["waa", 1]}, "prompt must be a text or a list of texts"),
         ({"prompt": ["waa", ""]}, "prompt item 1 must not be empty"),
         ({"prompt": "w" * 201}, "prompt must have at most 200 characters, got 201"),
