@@ -190,7 +190,7 @@ def test_a_run_stopped_around_an_evaluation_ends_as_if_never_stopped(
 def test_a_resumed_run_keeps_its_interval(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     assert train("c", *options(text, out, evaluate_every="5steps")).returncode == 0
-    refused(train("c", *options(text, out, evaluate_every=0.5), "--resume"), 2, "evaluate_every", "5steps", "0.5")
+    refused(train("c", *options(text, out, evaluate_every=0.5), "--resume"), 2, "--evaluate-every 0.5 (it was 5steps)")
     refused(train("c", *options(text, out, evaluate_every="never")), 2, "--evaluate-every", "never", "500steps")
 
 
