@@ -15,6 +15,7 @@ from rnnlm.data import embeddings
 from rnnlm.data.corpus import Corpus, load_corpus
 from rnnlm.data.embeddings import Embeddings, EmbeddingsError, load_embeddings, root_lengths
 from rnnlm.data.text import EOS, UNK
+from rnnlm.progress import Progress
 
 own_folders, corpus = tiny_vectors.own_folders, tiny_vectors.corpus  # fixtures
 
@@ -170,19 +171,23 @@ def test_words_cut_from_the_vocabulary_are_learned_as_unk(tmp_path: Path) -> Non
     assert found.found.all() and found.found[corpus.vocabulary.unk]
 
 
+def sentences_of(corpus: Corpus) -> list[list[str]]:
+    return list(embeddings._Sentences(corpus, 1, Progress("word2vec", 0, "tokens", 0, None)))
+
+
 def test_no_word_of_a_very_long_sentence_is_dropped(tmp_path: Path) -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = [a + b + c for a in letters for b in letters for c in letters][:12_000]
     corpus = make_corpus(tmp_path, " ".join(words) + ". the end.")
-    assert list(map(len, embeddings._Sentences(corpus))) == [10_000, 2_001]
+    assert [len(sentence) for sentence in sentences_of(corpus)] == [10_000, 2_001]
     assert load("train", corpus, size=2).token_coverage == 1.0
 
 
 def test_sentences_are_what_the_corpus_holds(corpus: Corpus) -> None:
-    sentences = list(embeddings._Sentences(corpus))
+    sentences = sentences_of(corpus)
     assert sentences[:2] == [["the", "king", "sat", EOS], ["the", "queen", "sat", EOS]]
     assert sum(map(len, sentences)) == len(corpus.whole_train)
-    assert sentences == list(embeddings._Sentences(corpus))
+    assert sentences == sentences_of(corpus)
 
 
 def test_training_learns_which_words_go_together(tmp_path: Path, fresh: Callable[[], None]) -> None:
