@@ -314,7 +314,7 @@ def _train(corpus: Corpus, settings: dict[str, Any], signals: Deferred) -> _Rows
             signals.defer()  # these minutes are not lost to a Ctrl-C before the result is saved
 
     words, size = corpus.vocabulary.words, settings["vector_size"]
-    log.info("training word2vec on %d tokens, %d times over", len(corpus.whole_train), settings["epochs"])
+    log.info(f"training word2vec on {len(corpus.whole_train):,} tokens, {settings['epochs']} times over")
     passes = settings["epochs"]
     with quiet_gensim(), progress("training word2vec", passes * len(corpus.whole_train), "tokens") as shown:
         model = Word2Vec(_Sentences(corpus, passes, shown), **settings, callbacks=[WhenTrained()])
