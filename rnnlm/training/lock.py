@@ -41,7 +41,7 @@ def held(weights: Path) -> Iterator[None]:
 
 def _acquire(path: Path) -> int | None:
     """Return a descriptor that holds the lock; None if another process holds it. Raises OSError."""
-    while True:
+    for _ in range(100):
         # A symbolic link is not followed, nor is anything written: what others put there comes to no harm.
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
@@ -57,6 +57,7 @@ def _acquire(path: Path) -> int | None:
         if not is_locked:
             return None
         # The run that held the lock has just removed the file, so this lock keeps nobody out: once more.
+    raise OSError(errno.EBUSY, "it is replaced again and again")
 
 
 def _lock(handle: int) -> bool:

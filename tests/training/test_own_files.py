@@ -155,6 +155,12 @@ def test_a_lock_whose_file_was_just_removed_keeps_nobody_out(tmp_path: Path, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_a_lock_that_is_always_replaced_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_is_at", lambda *_: False)
+    with pytest.raises(ConfigError, match="replaced again and again"), lock.held(tmp_path / "model"):
+        pass
+
+
 def test_a_file_system_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
