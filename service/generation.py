@@ -135,12 +135,18 @@ def _stop_maker(request: Request) -> Callable[[Prompt], Stop | None]:
     return make
 
 
-def read_prompts(engine: Engine, inputs: Sequence[str | tuple[int, ...]], field: str) -> list[Prompt]:
-    """Read the prompts of a body's field. Raises InvalidRequest."""
+def read_prompts(
+    engine: Engine, inputs: Sequence[str | tuple[int, ...]], field: str, *, instead: str = "send texts instead"
+) -> list[Prompt]:
+    """Read the prompts of a body's field.   instead: the remedy for the token ids of another model's tokenizer.
+
+    Raises InvalidRequest.
+    """
     prompts = []
     for index, given in enumerate(inputs):
         try:
-            prompts.append(_read_text(given, engine) if isinstance(given, str) else _read_ids(given, engine))
+            is_text = isinstance(given, str)
+            prompts.append(_read_text(given, engine) if is_text else _read_ids(given, engine, instead))
         except PromptError as error:
             place = f"{field} {index}" if len(inputs) > 1 else field
             message = f"cannot be used: {error}"
@@ -153,10 +159,12 @@ def _read_text(text: str, engine: Engine) -> Prompt:
     return Prompt(text, [engine.model.vocabulary.eos, *tokens_of(spans)[0]], spans)
 
 
-def _read_ids(ids: tuple[int, ...], engine: Engine) -> Prompt:
+def _read_ids(ids: tuple[int, ...], engine: Engine, instead: str) -> Prompt:
     vocabulary = engine.model.vocabulary
     if outside := [token for token in ids if not 0 <= token < len(vocabulary)]:
-        raise PromptError(f"the token ids must be from 0 to {len(vocabulary) - 1}, got {outside[0]}")
+        raise PromptError(
+            f"the token ids must be those of this model, from 0 to {len(vocabulary) - 1}, got {outside[0]}: {instead}"
+        )
     if ids[0] == vocabulary.eos:
         ids = ids[1:]
     return Prompt(vocabulary.decode(ids), [vocabulary.eos, *ids], [])

@@ -17,6 +17,9 @@ from service.routes.openai.models import split
 
 EXAMPLES = {"one": {"summary": "one text", "value": {"model": "c/demo", "input": "The prime minister"}}}
 
+# By default LangChain sends the token ids of an OpenAI tokenizer.
+INSTEAD = "send texts instead (LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False)"
+
 
 def add(routes: APIRouter, service: Service, bodies: Bodies) -> None:
     @routes.post("/embeddings", summary="Embed texts", responses=openai_errors(401, *BODY, *MODEL))
@@ -35,7 +38,7 @@ def _reply(body: EmbeddingRequest, engine: Engine) -> JSONResponse:
         )
     vocabulary = engine.model.vocabulary
     tokens, data = 0, []
-    for index, prompt in enumerate(read_prompts(engine, body.input, "input")):
+    for index, prompt in enumerate(read_prompts(engine, body.input, "input", instead=INSTEAD)):
         words = [token for token in prompt.ids if token not in (vocabulary.eos, vocabulary.unk)]
         if not words:
             raise InvalidRequest.of("input", "must have ids of words, not only of <EOS> and <UNK>")
