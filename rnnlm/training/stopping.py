@@ -6,7 +6,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
-from rnnlm.errors import Failure
+from rnnlm.errors import Failure, counted
 from rnnlm.training import distributed, resume
 from rnnlm.training.distributed import PeerFailed, PeerLost
 from rnnlm.training.run import Run
@@ -65,7 +65,8 @@ def in_order(run: Run) -> Iterator[Callable[[], bool]]:
             yield requested
     except FloatingPointError as error:
         at = run.progress
-        raise diverged(run, f"at step {at.step + 1} of epoch {at.epoch + 1}", run.learning_rate(run.step)) from error
+        where = f"at step {at.step + 1:,} of epoch {at.epoch + 1:,}"
+        raise diverged(run, where, run.learning_rate(run.step)) from error
     except PeerFailed:
         raise  # it names the reason
     except PeerLost as error:
@@ -96,7 +97,7 @@ def interrupted(run: Run) -> Interrupted:
 def diverged(run: Run, where: str, rate: float) -> Diverged:
     """Return the error to raise when the loss is not finite, or too large, `where`. Nothing is saved."""
     best = run.progress.best_epoch
-    kept = f"the weights of epoch {best:g} are in {run.files.weights}" if best else "no epoch was good enough to save"
+    kept = f"the weights of epoch {best:,g} are in {run.files.weights}" if best else "no epoch was good enough to save"
     return Diverged(
         f"the run diverged {where}: its loss is not finite, or above {MAX_LOSS:g} nats per token (learning rate "
         f"{rate:g}): {kept}; lower --learning-rate or set --clip"
@@ -111,15 +112,19 @@ def lost(run: Run, error: PeerLost) -> PeerLost:
     where = f"{error}, {position(run)}"
     if run.state.saved_at is None:
         return PeerLost(f"{where}; nothing was saved yet")
-    epoch, step = run.state.saved_at
+    saved = after(*run.state.saved_at, len(run.batches))
     machine = "" if distributed.machine() == 0 else "on the first machine, "
     return PeerLost(
-        f"{where}; saved {machine}in {run.files.resume} after step {step} of epoch {epoch + 1}; go on from there with: "
+        f"{where}; saved {machine}in {run.files.resume} {saved}; go on from there with: "
         f"{resume.command(run.files.weights)}"
     )
 
 
 def position(run: Run) -> str:
-    at, steps = run.progress, len(run.batches)
-    epoch, step = (at.epoch, steps) if at.step == 0 and at.epoch else (at.epoch + 1, at.step)
-    return f"after step {step} of {steps} in epoch {epoch}"
+    return after(run.progress.epoch, run.progress.step, len(run.batches))
+
+
+def after(epochs: int, step: int, steps: int) -> str:
+    """Return where a run is after so many whole epochs and `step` of the `steps` of the next one."""
+    epoch, step = (epochs, steps) if step == 0 and epochs else (epochs + 1, step)
+    return f"after {step:,} of {counted(steps, 'step')} in epoch {epoch:,}"

@@ -70,7 +70,7 @@ def test_the_step_lines_of_a_resumed_run_are_those_of_one_that_was_not_stopped(
     assert train("c", *options(text, whole, **chosen)).returncode == 0
     with monkeypatch.context() as patch:
         stop_before(5, patch)
-        refused(train("c", *options(text, stopped, **chosen)), 130, "after step 5 of 7 in epoch 1")
+        refused(train("c", *options(text, stopped, **chosen)), 130, "after 5 of 7 steps in epoch 1")
     # As after a kill: later steps were logged, the last line is cut.
     with stopped.with_suffix(".jsonl").open("a") as file:
         file.write(json.dumps({"event": "step", "step": 6, "train_loss": -1.0}) + '\n{"event": "st')
@@ -181,7 +181,7 @@ def test_a_run_stopped_around_an_evaluation_ends_as_if_never_stopped(
     assert train(backend, *options(text, whole, **chosen)).returncode == 0
     with monkeypatch.context() as patch:
         stop_before(stop_at, patch)
-        refused(train(backend, *options(text, stopped, **chosen)), 130, f"after step {stop_at} of 7")
+        refused(train(backend, *options(text, stopped, **chosen)), 130, f"after {stop_at} of 7 steps")
     assert train(backend, *options(text, stopped, **chosen), "--resume").returncode == 0
     ours, theirs = ([timeless(row) for row in metrics(out)] for out in (whole, stopped))
     assert ours == theirs and [row["step"] for row in ours] == [0, 3, 6, 8, 11, 13, 14]

@@ -24,7 +24,7 @@ from rnnlm.training.distributed import Group
 from rnnlm.training.progress import Progress
 from rnnlm.training.reporting import Report
 from rnnlm.training.run import Run, fingerprint
-from rnnlm.training.stopping import Interrupted
+from rnnlm.training.stopping import Interrupted, after
 
 
 def same_losses(first: Path, second: Path) -> bool:
@@ -78,7 +78,7 @@ def test_a_run_stopped_within_an_epoch_ends_as_if_never_stopped(
     chosen = {"max_tokens": 450} | changed  # 7 steps an epoch
     assert train(backend, *options(text, whole, epochs=3, **chosen)).returncode == 0
     step = Report.step
-    for stop_at, where in ((3, "after step 3 of 7 in epoch 1"), (14, "after step 7 of 7 in epoch 2")):
+    for stop_at, where in ((3, "after 3 of 7 steps in epoch 1"), (14, "after 7 of 7 steps in epoch 2")):
 
         def stop(self: Report, *arguments: float, at: int = stop_at) -> None:
             step(self, *arguments)
@@ -120,8 +120,20 @@ def test_a_stop_on_a_full_disk_says_that_nothing_was_saved(tmp_path: Path, monke
         return step(*arguments)
 
     monkeypatch.setattr(CTrainer, "train_step", stop)
-    with pytest.raises(Interrupted, match="after step 1 of 7 in epoch 1: not saved: full"):
+    with pytest.raises(Interrupted, match="after 1 of 7 steps in epoch 1: not saved: full"):
         loop.train(one)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "step", "steps", "says"),
+    [
+        (0, 0, 7, "after 0 of 7 steps in epoch 1"),
+        (1, 0, 1, "after 1 of 1 step in epoch 1"),
+        (1233, 4567, 12345, "after 4,567 of 12,345 steps in epoch 1,234"),
+    ],
+)
+def test_where_a_run_is(epochs: int, step: int, steps: int, says: str) -> None:
+    assert after(epochs, step, steps) == says
 
 
 # ---- Killed
