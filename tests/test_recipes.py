@@ -48,10 +48,11 @@ def folder(tmp_path: Path) -> Path:
     data = tmp_path / "simple-examples" / "data"
     for made in (data, tmp_path / "archive"):
         made.mkdir(parents=True)
-    for name in ("deutsch.txt", "my.txt", "train.txt", "valid.txt", "test.txt"):
+    for name in ("deutsch.txt", "my.txt", "novels.txt", "train.txt", "valid.txt", "test.txt"):
         (tmp_path / name).write_text(text)
     for split in ("train", "valid", "test"):
         (data / f"ptb.{split}.txt").write_text(text)
+    (tmp_path / "letters.txt").write_text("Dear king, the old minister wrote here.\n" * 100)
     for name in "ab":
         (tmp_path / "archive" / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
     words = sorted({word.strip(".").lower() for sentence in SENTENCES for word in sentence.split()})
@@ -140,7 +141,6 @@ def test_your_own_text_in_another_language(folder: Path) -> None:
     [
         ("simple-examples", ("ptb", "files")),
         ("glove", ("glove",)),
-        ("for rate in", ("rate-0.001", "rate-0.003", "rate-0.01")),
         ("torchrun", ("two",)),
     ],
 )
@@ -151,10 +151,25 @@ def test_training_recipes(words: str, made: tuple[str, ...], folder: Path) -> No
 
 
 @pytest.mark.slow
+def test_a_model_is_tuned_to_other_words(folder: Path) -> None:
+    assert "unknown words   0" in run(block("letters.txt"), folder)
+    novels, letters = (checkpoint.load(folder / "weights" / f"{name}.safetensors") for name in ("novels", "letters"))
+    assert set(letters.vocabulary) == {*novels.vocabulary, "Dear", "wrote"}
+
+
+@pytest.mark.slow
+def test_learning_rates_are_compared(folder: Path) -> None:
+    lines = run(block("for rate in"), folder).splitlines()
+    for rate in ("0.001", "0.003", "0.01"):
+        assert any(line.startswith(f"rate-{rate} ") and line.endswith(f"learning_rate {rate}") for line in lines)
+    assert (folder / "weights" / "comparison.png").exists()
+
+
+@pytest.mark.slow
 def test_a_run_on_a_server_is_ended_and_continued(folder: Path) -> None:
     text = "\n".join(np.random.default_rng(0).choice(SENTENCES, 15_000))  # more than 20 seconds of work
     (folder / "my.txt").write_text(text)
-    assert "--resume" in run(block("nohup"), folder)
+    assert "--resume --out weights/server" in run(block("nohup"), folder)
     assert checkpoint.load(folder / "weights" / "server.safetensors").history[-1]["epoch"] == 8
 
 
