@@ -85,6 +85,7 @@ def test_branches_are_a_tree_that_the_keyboard_walks(server: Server, open_page: 
     keyboard = page.keyboard
     seen = [written(page)]
     for index in (2, 4):  # from the first text, and from the branch
+        before = words(page, "c").nth(index).text_content() or ""
         open_card(page, index)
         keyboard.press("Enter")
         expect(card(page).locator("[aria-current] button")).to_be_focused()
@@ -93,6 +94,7 @@ def test_branches_are_a_tree_that_the_keyboard_walks(server: Server, open_page: 
             keyboard.press(key)
         card(page).locator("li:not([aria-current]) button:enabled").first.focus()
         keyboard.press("Enter")
+        expect(words(page, "c").nth(index)).not_to_have_text(before)  # the old text stays until a new word comes
         ended(page, "c")
         seen.append(written(page))
     assert seen[1][:2] == seen[0][:2] and seen[1][2] != seen[0][2]

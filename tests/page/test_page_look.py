@@ -212,6 +212,7 @@ def test_everything_works_by_keyboard(server: Server, open_page: OpenPage) -> No
     tab_to("Score", "Shift+Tab")
     keyboard.press("Enter")
     expect(page.get_by_label("Text to score")).to_be_visible()
+    expect(page.get_by_text("of 50,000 characters")).to_be_visible()  # the view's module has come
     tab_to("Text to score")
     keyboard.press("ControlOrMeta+Enter")
     expect(page.get_by_text("perplexity", exact=True)).to_be_visible()
