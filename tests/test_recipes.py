@@ -71,7 +71,7 @@ def save_demo(path: Path) -> None:
 
 
 def run(code: str, folder: Path) -> str:
-    """Run a block of the shell as a user does who has activated the virtual environment. Returns its output."""
+    """Run a block of shell commands with the virtual environment activated, as a user would. Returns the output."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     done = subprocess.run(
         ["bash", "-e", "-o", "pipefail", "-c", code],

@@ -162,14 +162,14 @@ def start(
 def test_two_machines_train_as_one_process_does(
     backend: str, meeting: list[str], machines: list[Machine], text: Path, tmp_path: Path
 ) -> None:
-    alone = tmp_path / "alone.safetensors"
-    result = run(backend, *options(text, alone, batch_size=8, **EXACT))
+    single = tmp_path / "single.safetensors"
+    result = run(backend, *options(text, single, batch_size=8, **EXACT))
     assert result.returncode == 0, result.stderr
     machines[0].start(backend, meeting[0], **EXACT)
     time.sleep(3)  # the second one may come later
     machines[1].start(backend, meeting[1], **EXACT)
     assert [machine.ended() for machine in machines] == [0, 0], machines[0].output()
-    rows = [checkpoint.load(path).history[1] for path in (alone, machines[0].folder / "model.safetensors")]
+    rows = [checkpoint.load(path).history[1] for path in (single, machines[0].folder / "model.safetensors")]
     assert rows[0]["step"] == rows[1]["step"] == STEPS
     for name in ("train_loss", "validation_loss", "gradient_norm"):
         assert rows[0][name] == pytest.approx(rows[1][name], abs=1e-5), name

@@ -41,15 +41,15 @@ def test_only_the_candidates_rows_of_the_gradient_travel(backend: str) -> None:
     sampler = CandidateSampler(np.arange(V, 0, -1), 20)
     draws = Regularizer(seed=4, input_size=E, hidden_size=H, sampler=sampler)
     twin = Twin()
-    alone, paired = (TRAINERS[backend](make_weights(V, E, H), config, group) for group in (None, twin))
+    single, paired = (TRAINERS[backend](make_weights(V, E, H), config, group) for group in (None, twin))
     sizes = []
     for step in range(5):
         x, y = np.random.default_rng(step).integers(0, V, (2, T, B), dtype=np.int32)
         regularization = draws.draw(step, y)
         sizes.append(E * H + H * H + H + regularization.candidates.ids.size * (H + 1))
-        losses = [trainer.train_step(x, y, 0.01, regularization) for trainer in (alone, paired)]
+        losses = [trainer.train_step(x, y, 0.01, regularization) for trainer in (single, paired)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert twin.sent == sizes
     for name in PARAMETERS:
-        a, b = (getattr(trainer.weights(), name) for trainer in (alone, paired))
+        a, b = (getattr(trainer.weights(), name) for trainer in (single, paired))
         assert np.abs(a - b).max() < 1e-5, name
