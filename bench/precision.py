@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rnn import RNN
 from rnnlm.data.corpus import load_corpus
-from rnnlm.errors import UserError
+from rnnlm.errors import UserError, exit_code_of
 from rnnlm.language_model import perplexity
 from rnnlm.library import PRECISIONS
 
@@ -26,12 +26,7 @@ def main() -> int:
     parser.add_argument("corpus", help="a corpus with a test split, as main.py's --corpus takes it")
     options = parser.parse_args()
 
-    try:
-        compare(options.weights, options.corpus)
-    except UserError as error:
-        print(f"precision.py: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code_of("precision.py", lambda: compare(options.weights, options.corpus))
 
 
 def compare(weights: str, name: str) -> None:

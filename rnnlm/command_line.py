@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rnnlm import openmp, terminal
 from rnnlm.arrays import MAX_THREADS
 from rnnlm.data.text import EOS, TOKENIZERS
-from rnnlm.errors import ArgumentParser, UserError, counted, output_lost, show_path
+from rnnlm.errors import ArgumentParser, UserError, counted, exit_code_of, show_path
 from rnnlm.language_model import LanguageModel, shown
 from rnnlm.sampling import PromptError
 
@@ -40,8 +40,8 @@ def main(
     temperature: the default.   precisions: the choices of --precision.
     """
     terminal.prepare()
-    name = program.split()[0]
-    try:
+
+    def work() -> None:
         options = _parse(program, arguments, temperature, precisions)
         if options.evaluate is None and options.prompt in (None, "-"):
             options.prompt = _prompt_from_standard_input()
@@ -51,14 +51,10 @@ def main(
         else:
             unknown = _score(model, options) if options.score else _generate(model, options)
         sys.stdout.flush()
-    except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return error.exit_code
-    except (OSError, UnicodeError) as error:
-        return output_lost(name, error)
-    if unknown:
-        print(f"not in the vocabulary: {', '.join(unknown)}", file=sys.stderr)
-    return 0
+        if unknown:
+            print(f"not in the vocabulary: {', '.join(unknown)}", file=sys.stderr)
+
+    return exit_code_of(program.split()[0], work)
 
 
 def _parse(

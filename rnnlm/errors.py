@@ -9,6 +9,7 @@ Modules derive their own types from these. Only a `main()` turns them into one l
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 
@@ -39,6 +40,19 @@ class ArgumentParser(argparse.ArgumentParser):
             print(self.format_help(), end="", file=file, flush=True)
         except (OSError, UnicodeError) as error:
             self.exit(output_lost(self.prog, error))
+
+
+def exit_code_of(program: str, work: Callable[[], None]) -> int:
+    """Do the work of a program that prints its result, and return its exit code. An error is one line on stderr."""
+    try:
+        work()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return error.exit_code
+    except (OSError, UnicodeError) as error:
+        return output_lost(program, error)
+    return 0
 
 
 def output_lost(program: str, error: OSError | UnicodeError) -> int:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rnnlm import checkpoint
+from rnnlm import checkpoint, terminal
 from rnnlm.checkpoint import Checkpoint
-from rnnlm.errors import ArgumentParser, UserError, show_path
+from rnnlm.errors import ArgumentParser, UserError, exit_code_of, show_path
 from rnnlm.files import atomic_write
 
 MAX_BYTES = (2 << 30) - (16 << 20)  # of the weights: an ONNX file is a protobuf, which ends at 2 GiB
@@ -75,22 +75,23 @@ def onnx_model(source: Checkpoint) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export as the command line asks. Returns the exit code; an error is one line on stderr."""
+    terminal.prepare()
     parser = ArgumentParser(prog="python -m rnnlm.export", description="Write a model as an ONNX file.")
     parser.add_argument("weights", help="a weights file, such as weights/demo.safetensors")
     parser.add_argument("out", help="the file to write, replaced if it exists; its name ends in .onnx")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         if Path(options.out).suffix != ".onnx":
             raise UserError(f"the name of the output must end in .onnx, got {show_path(options.out)}")
         source = checkpoint.load(options.weights)
         checkpoint.check_finite(source.weights, options.weights)
         atomic_write(options.out, onnx_model(source))
-    except UserError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return error.exit_code
-    weights = source.weights
-    print(f"{options.out}: V={weights.vocab_size:,}, E={weights.embed_size:,}, H={weights.hidden_size:,}")
-    return 0
+        weights = source.weights
+        sizes = f"V={weights.vocab_size:,}, E={weights.embed_size:,}, H={weights.hidden_size:,}"
+        print(f"{show_path(options.out)}: {sizes}")
+
+    return exit_code_of(parser.prog, work)
 
 
 if __name__ == "__main__":

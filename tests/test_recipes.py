@@ -211,3 +211,13 @@ def test_what_cannot_be_exported(
     refused(weights_file, out, words="more than the 1,000 of an ONNX file: train one with a smaller --vocab-size")
     monkeypatch.setitem(sys.modules, "onnx", None)
     refused(weights_file, out, words="pip install onnx")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_standard_output_of_an_export_is_one_line(tmp_path: Path, weights_file: Path) -> None:
+    pytest.importorskip("onnx")
+    command = [sys.executable, "-m", "rnnlm.export", str(weights_file), str(tmp_path / "x.onnx")]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "the output cannot be written" in result.stderr and (tmp_path / "x.onnx").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnlm import terminal
-from rnnlm.errors import ArgumentParser, Failure, UserError, output_lost, reason, show_path
+from rnnlm.errors import ArgumentParser, Failure, UserError, exit_code_of, reason, show_path
 from rnnlm.files import atomic_write
 from rnnlm.language_model import shown
 from rnnlm.progress import duration
@@ -54,20 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     picture = options.out or options.metrics[0].with_name("comparison.png")
-    try:
+
+    def work() -> None:
         runs = [read(path, name) for path, name in zip(options.metrics, _names(options.metrics), strict=True)]
         for line in table(runs):
             print(line)
         sys.stdout.flush()
         atomic_write(picture, _drawn(runs, options.x, options.y))
         print(f"{show_path(picture)}  the curves")
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return error.exit_code
-    except (OSError, UnicodeError) as error:
-        return output_lost(PROGRAM, error)
-    return 0
+
+    return exit_code_of(PROGRAM, work)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

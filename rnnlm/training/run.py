@@ -44,9 +44,7 @@ class Run:
         self.batches = Batches(corpus.train, config.batch_size, config.bptt, rank=group.rank, processes=group.size)
         self.unigram_perplexity = unigram_perplexity(corpus.train_counts(), self.validation)
         self.regularizer = regularizer(config, corpus, vectors.shape[1])
-        self.is_sampled = config.is_sampled(
-            len(corpus.vocabulary)
-        )  # whether the training loss is that of a sampled softmax
+        self.is_sampled = config.is_sampled(len(corpus.vocabulary))  # the training loss is of candidates only
         data = fingerprint(corpus, vectors)
         group.agree({"text or vectors": data})
         is_first = group.rank == 0
