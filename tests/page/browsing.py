@@ -78,6 +78,9 @@ def running(folder: Path, *options: str, **environment: str) -> Iterator[Server]
     try:
         yield server
     finally:
+        for origin, context in _HEALTHY:
+            if origin == server.url:
+                context.close()  # or what it still asks for would fail
         server.close()
 
 
@@ -92,6 +95,8 @@ def browser() -> Iterator[Any]:
 
 
 OpenPage = Callable[..., Any]
+_HEALTHY: list[tuple[str, Any]] = []  # the contexts of this test in which nothing may fail, each with its server's URL
+_STARTED = "html:not([data-view]), form[data-started]"  # another page than ours, or a view whose modules have come
 
 
 @pytest.fixture
@@ -107,6 +112,8 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
     def open_page(url: str, *, refusals: bool = False, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
+        if not refusals:
+            _HEALTHY.append(("/".join(url.split("/")[:3]), context))
         context.set_default_timeout(WAIT_MS)
         page = context.new_page()
         origin = "/".join(url.split("/")[:3]) + "/"
@@ -128,11 +135,13 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
         page.on("dialog", on_dialog)
         page.on("request", on_request)
         page.goto(url)
+        page.locator(_STARTED).first.wait_for(state="attached")
         return page
 
     yield open_page
     for context in contexts:
         context.close()
+    _HEALTHY.clear()
     assert complaints == [], complaints
 
 
