@@ -1,7 +1,7 @@
 # Every task of the project; `make help` lists them.
 # CC, CFLAGS, LDFLAGS and PYTHON are honoured: make lib CC=clang OMP=0
 
-.PHONY: help train serve lesson load test test-slow test-page screenshots lint format lib dll bench results clean FORCE
+.PHONY: help train serve lesson load test test-slow test-page screenshots lint format lib dll figures bench results clean FORCE
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -161,9 +161,11 @@ clean: ## remove everything that was built; weights and the virtual environment 
 
 ## Measurements
 
-bench: $(VENV)/.run lib ## compare C with PyTorch: a table, bench/results/bench.jsonl, plots in docs/ (QUICK=1: fewer cases)
+figures: $(VENV)/.run lib ## write the quoted figures, and list their age and processor (PIECES=load,small or all: measured first)
+	$(PY) bench/figures.py $(PIECES) $(if $(CORPUS),--corpus $(CORPUS))
+
+bench: $(VENV)/.run lib ## compare C with PyTorch: tables and plots in the documents (QUICK=1: fewer cases, a table here)
 	$(PY) bench/bench.py $(if $(QUICK),--quick)
-	$(if $(QUICK),,$(PY) bench/plots.py)
 
 results: $(VENV)/.run lib ## train `best`, `reference`, torch, n-grams on WikiText-2, write docs/results.*: hours (CORPUS=FOLDER:wikitext-2-v1)
 	$(PY) bench/results.py $(if $(CORPUS),--corpus $(CORPUS))

@@ -1,12 +1,14 @@
 """Compare C with PyTorch: training, generation, loading. `make bench` runs it.
 
-    python bench/bench.py [--quick] [--only NAME] [--rounds 5] [--threads 2]            about half an hour
+    python bench/bench.py                    C, PyTorch, torch.compile                           about half an hour
+    python bench/bench.py --bfloat16         training with bfloat16 operands beside it           about ten minutes
+    python bench/bench.py --quick            fewer cases; also --only NAME, --rounds 3, --threads 1
 
 Each engine runs in a process of its own, because PyTorch's idle threads spin and would slow the other. The processes
 take turns, one sample at a time, so that a machine whose speed drifts slows all of them alike. A figure is the median
 of the rounds; a ratio is the median of the rounds' ratios. The machine's own limits are measured first (peak.c).
-Prints a table and writes bench/results/bench.jsonl, which plots.py draws. With --quick or --only the rows go to
-bench/results/partial.jsonl instead, so those of the last full run stay.
+Prints a table, writes bench/results/bench.jsonl (or bfloat16.jsonl) and the tables of the documents, and draws the
+pictures (plots.py). With any other option the rows go to bench/results/partial.jsonl: those of the last full run stay.
 """
 
 from __future__ import annotations
@@ -14,42 +16,33 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+import figures
+import plots
+from tables import COMPARISONS, bench_head, bench_line, ratio_key
 from worker import random_weights
 
 from rnnlm import checkpoint, library
 from rnnlm.data.text import EOS
 from rnnlm.errors import counted
 
-RESULTS = HERE / "results"
 CASE_SECONDS = 20  # no new round of a case starts after this long, once it has had LEAST_ROUNDS
 LEAST_ROUNDS = 3
 WIKITEXT2 = {"vocab": 31_266, "embed": 300, "hidden": 100}
 VOCABS = (10_000, 31_266, 100_000, 200_000)
 HIDDEN = (50, 100, 300, 1000)
 MEMORY_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-# Engines: C in float32; C with `--precision bfloat16`; PyTorch, with set_float32_matmul_precision("medium"), compiled.
-ENGINES = ("c", "bfloat16", "torch", "medium", "compile")
-# The ratios of a row, each the median of its rounds: C's speed by PyTorch's, and C's with bfloat16 operands by theirs.
-RATIOS = (("c", "torch"), ("c", "compile"), ("bfloat16", "torch"), ("bfloat16", "medium"), ("bfloat16", "c"))
-
-
-def ratio_key(ours: str, theirs: str) -> str:
-    return f"ratio_to_{theirs}" if ours == "c" else f"{ours}_ratio_to_{theirs}"
 
 
 class Case(NamedTuple):
@@ -59,34 +52,48 @@ class Case(NamedTuple):
     engines: tuple[str, ...]
 
 
+def training(group: str, name: str, engines: tuple[str, ...], batch: int, steps: int, **changed: Any) -> Case:
+    spec = {"task": "train", "batch": batch, "steps": steps, **WIKITEXT2, **changed}
+    # PyTorch keeps the logits, their softmax and their gradients: nearly 20 bytes per token and word.
+    fits = 20 * spec["vocab"] * batch * steps < 0.5 * MEMORY_BYTES
+    return Case(group, name, spec, tuple(engine for engine in engines if fits or engine in ("c", "bfloat16")))
+
+
+SHAPES = [(1, 250), (20, 35), (32, 35), (64, 35), (1, 5000), (1, 20)]
+
+
+def bfloat16_cases(threads: int, quick: bool) -> Iterator[Case]:
+    """Yield the comparisons of training steps with bfloat16 operands, in the order of the table."""
+    engines = COMPARISONS["bfloat16"].engines
+    for batch, steps in SHAPES:
+        yield training("train", f"{batch} x {steps}", engines, batch, steps, threads=threads)
+    if quick:
+        return
+    yield training("train best", "32 x 35, H=300", engines, 32, 35, threads=threads, preset="best", hidden=300)
+    yield training("train V=200k", "32 x 35", engines, 32, 35, threads=threads, vocab=200_000)
+    for hidden in HIDDEN:
+        yield training("train by H", f"32 x 35, H={hidden}", engines, 32, 35, threads=threads, hidden=hidden)
+
+
 def cases(threads: int, quick: bool, folder: Path) -> Iterator[Case]:
     """Yield every comparison, in the order of the table."""
     both, three = ("c", "torch"), ("c", "torch", "compile")
-    training_engines = ("c", "bfloat16", "torch", "medium")
-
-    def training(
-        group: str, name: str, batch: int, steps: int, engines: tuple[str, ...] = training_engines, **changed: Any
-    ) -> Case:
-        spec = {"task": "train", "batch": batch, "steps": steps, "threads": threads, **WIKITEXT2, **changed}
-        # PyTorch keeps the logits, their softmax and their gradients: nearly 20 bytes per token and word.
-        fits = 20 * spec["vocab"] * batch * steps < 0.5 * MEMORY_BYTES
-        return Case(group, name, spec, engines if fits else ("c", "bfloat16"))
 
     def generation(group: str, name: str, sequences: int, engines: tuple[str, ...] = both, **changed: Any) -> Case:
         spec = {"task": "generate", "sequences": sequences, "threads": threads, **WIKITEXT2, **changed}
         return Case(group, name, spec, engines)
 
-    shapes = [(1, 250), (20, 35), (32, 35), (64, 35), (1, 5000), (1, 20)]
-    for batch, steps in shapes:
-        yield training("train", f"{batch} x {steps}", batch, steps, training_engines + (() if quick else ("compile",)))
-    yield training("train best", "32 x 35, H=300", 32, 35, preset="best", hidden=300)
-    for batch, steps in [(1, 250), (32, 35)] if quick else shapes:
-        yield training("train V=200k", f"{batch} x {steps}", batch, steps, vocab=200_000)
+    for batch, steps in SHAPES:
+        yield training("train", f"{batch} x {steps}", both if quick else three, batch, steps, threads=threads)
+    yield training("train best", "32 x 35, H=300", both, 32, 35, threads=threads, preset="best", hidden=300)
+    for batch, steps in [(1, 250), (32, 35)] if quick else SHAPES:
+        yield training("train V=200k", f"{batch} x {steps}", both, batch, steps, threads=threads, vocab=200_000)
     for sequences in (1, 16) if quick else (1, 2, 4, 8, 16, 32):
-        yield generation("generate", f"{sequences} sequences", sequences, both if quick else three)
+        yield generation("generate", counted(sequences, "sequence"), sequences, both if quick else three)
     for precision in ("bfloat16", "int8"):
         for sequences in (1, 16):
-            yield generation("generate", f"{sequences} sequences, {precision}", sequences, ("c",), precision=precision)
+            name = f"{counted(sequences, 'sequence')}, {precision}"
+            yield generation("generate", name, sequences, ("c",), precision=precision)
     for precision in ("float32", "bfloat16", "int8"):
         yield generation("generate", f"1 thread, {precision}", 1, precision=precision, threads=1)
     yield generation("generate", "1 thread, 16 sequences", 16, threads=1)
@@ -96,11 +103,11 @@ def cases(threads: int, quick: bool, folder: Path) -> Iterator[Case]:
     if quick:
         return
     for vocab in VOCABS:
-        yield training("train by V", f"32 x 35, V={vocab:,}", 32, 35, vocab=vocab)
+        yield training("train by V", f"32 x 35, V={vocab:,}", both, 32, 35, threads=threads, vocab=vocab)
     for hidden in HIDDEN:
-        yield training("train by H", f"32 x 35, H={hidden}", 32, 35, hidden=hidden)
+        yield training("train by H", f"32 x 35, H={hidden}", both, 32, 35, threads=threads, hidden=hidden)
     for count in sorted({1, 2, threads}):
-        yield training("train by threads", f"32 x 35, {counted(count, 'thread')}", 32, 35, threads=count)
+        yield training("train by threads", f"32 x 35, {counted(count, 'thread')}", both, 32, 35, threads=count)
     for vocab in VOCABS:
         yield generation("generate by V", f"1 sequence, V={vocab:,}", 1, vocab=vocab)
     for hidden in HIDDEN:
@@ -143,8 +150,8 @@ class Worker:
         self.process.wait()
 
 
-def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """Return one row: tokens/s and peak memory of each engine, and C's speed relative to each other engine."""
+def measure(case: Case, rounds: int, ratios: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return one row: tokens/s and peak memory of each engine, and the speed of some relative to others."""
     workers = []
     try:
         for engine in case.engines:
@@ -159,14 +166,14 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     row: dict[str, Any] = {"group": case.group, "case": case.name, **case.spec}
     row.pop("path", None)
     for engine in case.engines:
-        row[f"{engine}_tokens_per_second"] = statistics.median(rates[engine])
-        row[f"{engine}_megabytes"] = max(s[engine]["megabytes"] for s in samples)
-    for ours, theirs in RATIOS:
+        row[f"{engine}_tokens_per_second"] = round(statistics.median(rates[engine]), 2)
+        row[f"{engine}_megabytes"] = round(max(s[engine]["megabytes"] for s in samples))
+    for ours, theirs in ratios:
         if ours in rates and theirs in rates:
             pairs = zip(rates[ours], rates[theirs], strict=True)
-            row[ratio_key(ours, theirs)] = statistics.median(a / b for a, b in pairs)
+            row[ratio_key(ours, theirs)] = round(statistics.median(a / b for a, b in pairs), 3)
     if case.spec["task"] != "load" and "preset" not in case.spec:  # `best` computes fewer logits than words
-        row["c_gflops"] = row["c_tokens_per_second"] * flops(case.spec) / 1e9
+        row["c_gflops"] = round(row["c_tokens_per_second"] * flops(case.spec) / 1e9, 2)
     return row | {"rounds": len(samples)}
 
 
@@ -187,37 +194,13 @@ def write_weights(folder: Path, vocab: int) -> None:
     checkpoint.save(folder / f"{vocab}.safetensors", source)
 
 
-# The columns of the table: heading, width.
-COLUMNS = (
-    *(("", 39), ("C", 9), ("C bf16", 9), ("PyTorch", 9), ("medium", 9), ("compiled", 9)),
-    *(("PyTorch", 9), ("compiled", 9), ("PyTorch", 9), ("medium", 8), ("C", 6)),
-    *(("GFLOP/s", 9), ("of peak", 8), ("C", 7), ("C bf16", 7), ("PyTorch", 8)),
-)
-
-
-def cells(row: dict[str, Any], peak_threads: int) -> Iterator[str]:
-    """Yield the cells of a line of the table, "-" for what was not measured."""
-    shown = (
-        *((f"{engine}_tokens_per_second", 9, ",.0f") for engine in ENGINES),
-        *((ratio_key(*pair), width, ".2f") for pair, width in zip(RATIOS, (9, 9, 9, 8, 6), strict=True)),
-        *(("c_gflops", 9, ".0f"), ("of_peak", 8, ".0%")),
-        *((f"{engine}_megabytes", width, ",.0f") for engine, width in (("c", 7), ("bfloat16", 7), ("torch", 8))),
-    )
-    if "c_gflops" in row and row["threads"] == peak_threads:
-        row = row | {"of_peak": row["c_gflops"] / row["peak_gflops"]}
-    for key, width, form in shown:
-        yield f"{format(row[key], form) if key in row else '-':>{width}}"
-
-
-def processor() -> str:
-    """Return the processor's name, family and model (Linux)."""
-    found = re.findall(r"^(cpu family|model|model name)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    known = dict(found)
-    return f"{known.get('model name')}, family {known.get('cpu family')}, model {known.get('model')}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="compare training with bfloat16 operands, and PyTorch's medium precision",
+    )
     parser.add_argument("--quick", action="store_true", help="fewer cases, and only eager PyTorch")
     parser.add_argument("--only", default="", help="run only the groups whose names start with this")
     parser.add_argument("--rounds", type=int, default=5, help="samples per engine and case (%(default)s)")
@@ -226,41 +209,32 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    limits = peak(options.threads)
-    print(f"{processor()}; C uses the kernels for {library.kernel()}")
-    print(f"{options.threads} threads at most: {limits['float32']:.0f} GFLOP/s of multiply-adds", end="")
-    for name, instruction in (("bfloat16", "VDPBF16PS"), ("tiles", "AMX tiles")):
-        if name in limits:
-            print(f", {limits[name]:,.0f} of {instruction}", end="")
-    print(f"; {limits['exponentials']:.1f} G exponentials/s; {limits['copy']:.1f} GB/s of copying")
-    print(
-        f"{'':39}{'tokens per second':^45}{'C is faster by':^18}{'C bf16 is faster by':^23}{'C':^17}"
-        f"{'peak memory, MB':^22}"
-    )
-    print("".join(f"{name:>{width}}" for name, width in COLUMNS))
-    machine = {
-        "processor": processor(),
-        "kernels": library.kernel(),
-        "peak_gflops": limits["float32"],
-        "limits": limits,
-    }
+    name = "bfloat16" if options.bfloat16 else "bench"
+    comparison = COMPARISONS[name]
+    first = {"kernels": library.kernel(), "threads": options.threads, "limits": peak(options.threads)}
+    print(f"{figures.processor()}; C uses the kernels for {first['kernels']}")
+    print(bench_head(first, comparison))
     rows: list[dict[str, Any]] = []
     measured: dict[str, dict[str, Any]] = {}  # some cases belong to two groups
     with tempfile.TemporaryDirectory() as folder:
-        for case in cases(options.threads, options.quick, Path(folder)):
+        chosen = (
+            bfloat16_cases(options.threads, options.quick)
+            if options.bfloat16
+            else cases(options.threads, options.quick, Path(folder))
+        )
+        for case in chosen:
             if not case.group.startswith(options.only):
                 continue
             if case.spec["task"] == "load":
                 write_weights(Path(folder), case.spec["vocab"])
             key = json.dumps(case.spec, sort_keys=True)
             if key not in measured:
-                measured[key] = measure(case, options.rounds) | machine
+                measured[key] = measure(case, options.rounds, comparison.ratios)
             rows.append(measured[key] | {"group": case.group, "case": case.name})
-            print(f"{case.group:<17}{case.name:<22}" + "".join(cells(rows[-1], options.threads)), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / ("partial.jsonl" if options.quick or options.only else "bench.jsonl")
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print(f"-> {path.relative_to(HERE.parent)}")
+            print(bench_line(first, comparison, rows[-1]), flush=True)
+    whole = vars(options) | {"bfloat16": False} == vars(parser.parse_args([]))
+    pictures = plots.draw(rows) if whole and name == "bench" else ()
+    figures.save(name, rows, whole=whole, pictures=pictures, **first)
 
 
 if __name__ == "__main__":

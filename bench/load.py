@@ -7,7 +7,8 @@ token and of the time between two tokens: of the C model, the torch model, a pla
 size (bench/llama_service.py). If several tokens arrive in one piece, all but the first count as 0 apart.
 
 Only one server runs at a time, in a process of its own, and the clients run in another: on two processors they have one
-each. Prints a table and appends JSON lines to bench/results/load.jsonl.
+each. Prints a table, and writes bench/results/load.jsonl and the table of docs/performance.md; with any option, what it
+measured goes to bench/results/partial.jsonl.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import figures
+from tables import LOAD_HEAD, load_end, load_line, load_start
 from worker import random_weights
 
 from rnnlm import checkpoint
@@ -199,7 +202,6 @@ def measure_start(weights: Path, port: int) -> dict[str, Any]:
     }
     ticks = os.sysconf("SC_CLK_TCK")
     return {
-        "system": "start",
         "cpu_seconds": round((int(used[11]) + int(used[12])) / ticks, 2),
         "anonymous_mb": memory["RssAnon"],
         "mapped_mb": memory["RssFile"],
@@ -222,47 +224,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if missing := [system for system in options.systems or () if not can_run(system)]:
         parser.error(f"{missing[0]} needs two packages more: pip install xllamacpp gguf")
-    results = ROOT / "bench" / "results"
-    results.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch, (results / "load.jsonl").open("a") as log:
+    if not options.systems and not can_run("llama"):
+        print("load.py: without llama, whose rows will be missing: pip install xllamacpp gguf", file=sys.stderr)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
         weights = options.weights
         if weights is None:
             weights = Path(scratch) / "random.safetensors"
             make_weights(weights, *options.size)
         start = measure_start(weights.absolute(), options.port)
-        log.write(json.dumps(start) + "\n")
-        print(
-            f"start to first C token: {start['cpu_seconds']} s of processor time; memory: {start['anonymous_mb']} MB "
-            f"of its own, {start['mapped_mb']} MB of mapped files (the weights take {start['weights_mb']} MB)\n"
-        )
-        print(
-            " | ".join(
-                ("system", "clients", "requests/s", "tokens/s", "first token p50 / p99 ms", "token p50 / p99 ms")
-            )
-        )
+        print(f"{load_start(start)}\n\n{LOAD_HEAD}")
         for system in options.systems or filter(can_run, SYSTEMS):
-            rows = []
+            ours = []
             with server(system, weights.absolute(), options.port):
                 asyncio.run(round_of(1, system, options, 1.0))  # warm
                 for clients in options.clients:
                     tally = asyncio.run(round_of(clients, system, options, options.seconds))
-                    rows.append(row(system, clients, options.seconds, tally))
-                    log.write(json.dumps(rows[-1]) + "\n")
-                    print(line(rows[-1]), flush=True)
-            best = max(row["tokens_per_second"] for row in rows)
-            enough = next(row["clients"] for row in rows if row["tokens_per_second"] >= 0.9 * best)
-            print(f"{system}: {best:,} tokens/s; it saturates (90% of that) at {enough} clients\n")
+                    ours.append(row(system, clients, options.seconds, tally))
+                    print(load_line(ours[-1]), flush=True)
+            print(f"{load_end(ours)}\n")
+            rows += ours
+    figures.save("load", rows, whole=vars(options) == vars(parser.parse_args([])), start=start)
     return 0
-
-
-def line(row: dict[str, Any]) -> str:
-    refused = f" | {row['refused']} refused" if row["refused"] else ""
-    return (
-        f"{row['system']:6} | {row['clients']:7} | "
-        f"{row['requests_per_second']:10.1f} | {row['tokens_per_second']:8,} | "
-        f"{row['first_token_p50_ms']:9.2f} / {row['first_token_p99_ms']:9.2f} | "
-        f"{row['token_p50_ms']:7.2f} / {row['token_p99_ms']:7.2f}{refused}"
-    )
 
 
 if __name__ == "__main__":

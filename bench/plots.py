@@ -1,16 +1,16 @@
 """Draw the results of bench.py: docs/bench-training.png, docs/bench-generation.png and docs/bench-growth.png.
 
-python bench/plots.py
+python bench/plots.py          draws them again, from the results of the last run
 """
 
 from __future__ import annotations
 
-import json
-import sys
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import figures
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -75,12 +75,8 @@ def lines(axes: Axes, rows: list[Row], size: Callable[[Row], float], title: str,
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def main() -> None:
-    path = HERE / "results" / "bench.jsonl"
-    if not path.is_file():
-        sys.exit(f"plots.py: there is no {path.relative_to(HERE.parent)}: run `make bench` first")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    DOCS.mkdir(exist_ok=True)
+def draw(rows: list[Row]) -> list[Path]:
+    """Draw the three pictures of a full run. Returns their paths."""
 
     def of(group: str) -> list[Row]:
         return [row for row in rows if row["group"] == group]
@@ -93,7 +89,7 @@ def main() -> None:
     figure.savefig(DOCS / "bench-training.png")
 
     figure, (sequences, vocabulary) = panels(2)
-    together = [row for row in of("generate") if row["case"].endswith(" sequences") and "thread," not in row["case"]]
+    together = [row for row in of("generate") if re.fullmatch(r"\d+ sequences?", row["case"])]
     lines(
         sequences, together, lambda row: row["sequences"], "all sequences together", "sequences that advance together"
     )
@@ -109,6 +105,12 @@ def main() -> None:
     by_v.set_ylabel("tokens per second")
     name_engines(figure, by_v)
     figure.savefig(DOCS / "bench-growth.png")
+    return [DOCS / f"bench-{name}.png" for name in ("training", "generation", "growth")]
+
+
+def main() -> None:
+    first, rows = figures.read("bench")
+    figures.write("bench", first | {"pictures": figures.digests(draw(rows))}, rows)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Run the service on one processor with one gigabyte: `python bench/small.py --help`.
 
-Starts the service under `taskset -c 0 prlimit --data=1073741824`, with random weights of a given size. 16 clients
+Starts the service under `taskset -c 0 prlimit --data=1073741824`, with random weights of two sizes in turn. 16 clients
 stream generations, half from each back end; halfway, an upload replaces the weights. Every request must be answered, or
 refused with 429, 503, 504 or 507. Prints the server's peak resident memory (VmHWM), rates and times, and how much
-service/capacity.py says that the model needs. Exits with 1 if a request failed, or the memory exceeded that or 1 GiB.
+service/capacity.py says that the model needs, and writes them to bench/results/small.jsonl and docs/performance.md;
+with any option, to bench/results/partial.jsonl. Exits with 1 if a request failed, or the memory exceeded that or 1 GiB.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import figures
 from load import make_weights
+from tables import small_lines
 
 from service.capacity import Capacity
 
 LIMIT = 1 << 30
+SIZES = ([31_266, 300, 100], [200_000, 300, 100])  # V, E, H: WikiText-2's, and the largest
 TOKEN = secrets.token_urlsafe()
 POLITE = {200, 201, 429, 503, 504, 507}  # 504 may also come as an event, after a stream has started
 STARTUP_SECONDS = 120.0
@@ -191,19 +195,21 @@ def measure(size: Sequence[int], clients: int, seconds: float, tokens: int, port
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="small.py", description="The service on one processor with one gigabyte.")
-    parser.add_argument("--size", nargs=3, type=int, default=[31_266, 300, 100], metavar=("V", "E", "H"))
+    parser.add_argument("--size", nargs=3, type=int, metavar=("V", "E", "H"), help="one size (default: two)")
     parser.add_argument("--clients", type=int, default=16, help="number of clients (%(default)s)")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the run (%(default)s)")
     parser.add_argument("--tokens", type=int, default=50, help="tokens per generation (%(default)s)")
     parser.add_argument("--port", type=int, default=8767)
     options = parser.parse_args()
-    try:
-        result = measure(options.size, options.clients, options.seconds, options.tokens, options.port)
-    except AssertionError as error:
-        print(f"small.py: {error}", file=sys.stderr)
-        return 1
-    for key, value in result.items():
-        print(f"{key:24} {value}")
+    rows = []
+    for size in [options.size] if options.size else SIZES:
+        try:
+            rows.append(measure(size, options.clients, options.seconds, options.tokens, options.port))
+        except AssertionError as error:
+            print(f"small.py: {error}", file=sys.stderr)
+            return 1
+        print(small_lines(rows[-1]), flush=True)
+    figures.save("small", rows, whole=vars(options) == vars(parser.parse_args([])))
     return 0
 
 

@@ -20,7 +20,6 @@ test-image: $(VENV)/.dev lib ## build both images in a chroot with buildah, as r
 
 test-small: $(VENV)/.run lib ## the service on one processor with one gigabyte: WikiText-2's size, then 200,000 words
 	$(PY) bench/small.py
-	$(PY) bench/small.py --size 200000 300 100
 
 DIST    := dist/rnn-$(VERSION)
 ARM_CC  ?= aarch64-linux-gnu-gcc

@@ -1,0 +1,189 @@
+"""Tables of the documents, as Markdown: each from the first line and the rows of its results' file (figures.py)."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Row = dict[str, Any]
+
+
+def code(text: str) -> str:
+    return f"```\n{text.rstrip()}\n```\n"
+
+
+def paragraph(*sentences: str) -> str:
+    return textwrap.fill(" ".join(filter(None, sentences)), 127, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def markdown(columns: Mapping[str, Sequence[str]]) -> str:
+    """Return a table of columns, by their headings; those without a cell are left out."""
+    shown = {heading: cells for heading, cells in columns.items() if any(cells)}
+    lines = [tuple(shown), ("---",) * len(shown), *zip(*shown.values(), strict=True)]
+    return "".join("".join(f"| {cell} " if cell.strip() else "| " for cell in line) + "|\n" for line in lines)
+
+
+def cell(row: Row, key: str, form: str = "") -> str:
+    """Return a row's number, formatted; nothing where it has none."""
+    return format(row[key], form) if row.get(key) is not None else ""
+
+
+# ---- bench.py --------------------------------------------------------------------------------------------------------
+
+ENGINES = {"c": "C", "bfloat16": "C bf16", "torch": "PyTorch", "medium": "medium", "compile": "compiled"}
+
+
+class Comparison(NamedTuple):
+    """What bench.py measures in one run, and shows in one table.
+
+    engines: whose speed.  ratios: pairs of engines, of which the first is faster by so much.  memory: whose peak.
+    """
+
+    engines: tuple[str, ...]
+    ratios: tuple[tuple[str, str], ...]
+    memory: tuple[str, ...]
+
+
+COMPARISONS = {
+    "bench": Comparison(("c", "torch", "compile"), (("c", "torch"), ("c", "compile")), ("c", "torch")),
+    "bfloat16": Comparison(
+        ("c", "bfloat16", "torch", "medium"),
+        (("bfloat16", "torch"), ("bfloat16", "medium"), ("bfloat16", "c")),
+        ("c", "bfloat16"),
+    ),
+}
+
+
+def ratio_key(ours: str, theirs: str) -> str:
+    return f"ratio_to_{theirs}" if ours == "c" else f"{ours}_ratio_to_{theirs}"
+
+
+def bench_columns(comparison: Comparison) -> Iterator[tuple[str, str, str, int, str]]:
+    """Yield each column: what it is about, its heading, its key in a row, its width, its format."""
+    for engine in comparison.engines:
+        yield "tokens per second", ENGINES[engine], f"{engine}_tokens_per_second", 9, ",.0f"
+    for ours, theirs in comparison.ratios:
+        yield f"{ENGINES[ours]} is faster by", ENGINES[theirs], ratio_key(ours, theirs), 9, ".2f"
+    yield "C reaches", "GFLOP/s", "c_gflops", 9, ".0f"
+    yield "C reaches", "of peak", "of_peak", 8, ".0%"
+    for engine in comparison.memory:
+        yield "peak memory, MB", ENGINES[engine], f"{engine}_megabytes", 9, ",.0f"
+
+
+def bench_head(first: Row, comparison: Comparison) -> str:
+    """Return the lines above a table of bench.py: what the machine can do at most, and the headings."""
+    limits, columns = first["limits"], list(bench_columns(comparison))
+    known = (
+        ("float32", "{:.0f} GFLOP/s of multiply-adds"),
+        ("bfloat16", "{:,.0f} of VDPBF16PS"),
+        ("tiles", "{:,.0f} of AMX tiles"),
+        ("exponentials", "{:.1f} G exponentials/s"),
+        ("copy", "{:.1f} GB/s of copying"),
+    )
+    most = ", ".join(form.format(limits[name]) for name, form in known if name in limits) or "not measured"
+    groups = dict.fromkeys(group for group, *_ in columns)
+    wide = {name: sum(width for group, _, _, width, _ in columns if group == name) for name in groups}
+    return (
+        f"{first['threads']} threads at most: {most}\n"
+        + f"{'':39}{''.join(f'{name:>{width}}' for name, width in wide.items())}\n"
+        + f"{'':39}{''.join(f'{heading:>{width}}' for _, heading, _, width, _ in columns)}"
+    )
+
+
+def bench_line(first: Row, comparison: Comparison, row: Row) -> str:
+    """Return a line of the table, "-" for what was not measured."""
+    if "c_gflops" in row and row["threads"] == first["threads"]:
+        row = row | {"of_peak": row["c_gflops"] / first["limits"]["float32"]}
+    cells = (f"{cell(row, key, form) or '-':>{width}}" for _, _, key, width, form in bench_columns(comparison))
+    return f"{row['group']:<17}{row['case']:<22}{''.join(cells)}"
+
+
+def compared(name: str, first: Row, rows: list[Row]) -> str:
+    lines = [bench_head(first, COMPARISONS[name]), *(bench_line(first, COMPARISONS[name], row) for row in rows)]
+    return code("\n".join(lines))
+
+
+def bfloat16(first: Row, rows: list[Row]) -> str:
+    return compared("bfloat16", first, rows)
+
+
+def bench(first: Row, rows: list[Row]) -> str:
+    rates = {row["case"]: row["c_tokens_per_second"] for row in rows if row["group"] == "generate"}
+    factor = rates["16 sequences"] / rates["1 sequence"]
+    together = f"16 sequences that C generates together produce {factor:.1f} times the tokens of one."
+    return compared("bench", first, rows) + "\n" + paragraph(together)
+
+
+def speed(first: Row, rows: list[Row]) -> str:
+    """Return the table of the README: six rows of bench.py."""
+    chosen = {
+        ("train", "32 x 35"): "train, 32 batch rows x 35 steps",
+        ("train", "1 x 5000"): "train, one sequence of 5,000",
+        ("train V=200k", "32 x 35"): "train, 200,000 words, 32 x 35",
+        ("generate", "1 sequence"): "generate, 1 sequence",
+        ("generate", "16 sequences"): "generate, 16 sequences",
+        ("generate", "1 sequence, bfloat16"): "generate, 1 sequence, bfloat16 copy of `Why`",
+    }
+    found = {(row["group"], row["case"]): row for row in rows}
+    picked = [found[case] for case in chosen]
+    columns = {
+        " ": list(chosen.values()),
+        "C": [cell(row, "c_tokens_per_second", ",.0f") for row in picked],
+        "PyTorch": [cell(row, "torch_tokens_per_second", ",.0f") for row in picked],
+        "C is faster by": [cell(row, "ratio_to_torch", ".1f") for row in picked],
+    }
+    return markdown(columns)
+
+
+# ---- load.py ---------------------------------------------------------------------------------------------------------
+
+LOAD_HEAD = "system | clients | requests/s | tokens/s | first token p50 / p99 ms | token p50 / p99 ms"
+
+
+def load_start(start: Row) -> str:
+    return (
+        f"start to first C token: {start['cpu_seconds']} s of processor time; memory: {start['anonymous_mb']} MB of "
+        f"its own, {start['mapped_mb']} MB of mapped files (the weights take {start['weights_mb']} MB)"
+    )
+
+
+def load_line(row: Row) -> str:
+    refused = f" | {row['refused']} refused" if row["refused"] else ""
+    return (
+        f"{row['system']:6} | {row['clients']:7} | "
+        f"{row['requests_per_second']:10.1f} | {row['tokens_per_second']:8,} | "
+        f"{row['first_token_p50_ms']:9.2f} / {row['first_token_p99_ms']:9.2f} | "
+        f"{row['token_p50_ms']:7.2f} / {row['token_p99_ms']:7.2f}{refused}"
+    )
+
+
+def load_end(rows: list[Row]) -> str:
+    """Return what the rows of one system come to."""
+    best = max(row["tokens_per_second"] for row in rows)
+    enough = next(row["clients"] for row in rows if row["tokens_per_second"] >= 0.9 * best)
+    return f"{rows[0]['system']}: {best:,} tokens/s; it saturates (90% of that) at {enough} clients"
+
+
+def load(first: Row, rows: list[Row]) -> str:
+    text = f"{load_start(first['start'])}\n\n{LOAD_HEAD}\n"
+    for system in dict.fromkeys(row["system"] for row in rows):
+        ours = [row for row in rows if row["system"] == system]
+        text += "".join(load_line(row) + "\n" for row in ours) + load_end(ours) + "\n\n"
+    rates = {(row["system"], row["clients"]): row["tokens_per_second"] for row in rows}
+    of_one, of_plain = rates["c", 32] / rates["c", 1], rates["c", 32] / rates["plain", 32]
+    return f"{code(text)}\n" + paragraph(
+        f"32 clients of the C model together get {of_one:.1f} times the tokens/s of one client,",
+        f"and {of_plain:.0f} times those of 32 clients of `plain`.",
+    )
+
+
+# ---- small.py --------------------------------------------------------------------------------------------------------
+
+
+def small_lines(row: Row) -> str:
+    return "".join(f"{key:24} {value}\n" for key, value in row.items() if key not in ("measured", "processor"))
+
+
+def small(first: Row, rows: list[Row]) -> str:
+    return code("\n".join(map(small_lines, rows)))
