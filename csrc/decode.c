@@ -1,4 +1,4 @@
-/* decode.c -- prompts, steps and scores.
+/* decode.c -- prompts and steps.
  *
  * A step reads all of Why for 2HV operations, so memory bounds its speed, and several sequences cost little more than
  * one. The sequences of a call therefore go through Why in groups. The result of a sequence is computed in the same
@@ -12,13 +12,8 @@
 
 /* ---- The decoder's memory ------------------------------------------------------------------------------------------ */
 
-static void lay_out(rnn_decoder *d, rnn_arena *arena) {
-    const rnn_model *m = d->model;
+static void lay_out_draws(rnn_decoder *d, rnn_arena *arena) {
     size_t f = sizeof(float);
-    /* rnn_score takes RNN_GROUP tokens at a time, each with a state of its own. */
-    size_t states = rnn_max(d->max_sequences, RNN_GROUP);
-    d->state = rnn_arena_take(arena, states * m->stride, f);
-    d->next = rnn_arena_take(arena, states * m->stride, f);
     d->logits = rnn_arena_take(arena, RNN_GROUP * d->row, f);
     d->changed = rnn_arena_take(arena, RNN_GROUP * d->row, f);
     d->weights = rnn_arena_take(arena, RNN_GROUP * d->row, f);
@@ -31,6 +26,18 @@ static void lay_out(rnn_decoder *d, rnn_arena *arena) {
     d->found_tokens = rnn_arena_take(arena, (size_t)d->threads * d->row, sizeof *d->found_tokens);
     d->found_logits = rnn_arena_take(arena, (size_t)d->threads * d->row, f);
     d->found_weights = rnn_arena_take(arena, (size_t)d->threads * d->row, f);
+}
+
+static void lay_out(rnn_decoder *d, rnn_arena *arena) {
+    const rnn_model *m = d->model;
+    size_t states = rnn_max(d->max_sequences, RNN_GROUP); /* rnn_logits takes a group at a time */
+    d->state = rnn_arena_take(arena, states * m->stride, sizeof(float));
+    d->next = rnn_arena_take(arena, states * m->stride, sizeof(float));
+    rnn_arena draws = *arena, score = *arena;
+    lay_out_draws(d, &draws);
+    rnn_lay_out_score(d, &score, draws.used - arena->used);
+    arena->used = rnn_max(draws.used, score.used);
+    arena->overflow = draws.overflow || score.overflow;
 }
 
 int32_t rnn_decoder_create(const rnn_model *model, int32_t max_sequences, int32_t threads, rnn_decoder **decoder) {
@@ -61,7 +68,7 @@ void rnn_decoder_destroy(rnn_decoder *decoder) {
 
 /* ---- One step -------------------------------------------------------------------------------------------------------- */
 
-static int32_t check_tokens(const rnn_model *m, const int32_t *tokens, size_t count) {
+int32_t rnn_check_tokens(const rnn_model *m, const int32_t *tokens, size_t count) {
     for (size_t i = 0; i < count; i++) {
         if ((uint32_t)tokens[i] >= m->V) return RNN_E_TOKEN; /* so is a negative one, once unsigned */
     }
@@ -69,7 +76,7 @@ static int32_t check_tokens(const rnn_model *m, const int32_t *tokens, size_t co
 }
 
 /* to (n, stride) = tanh(input[token] + from Whh); the columns after H stay 0. */
-static void advance(const rnn_model *m, size_t n, const int32_t *tokens, const float *from, float *to) {
+void rnn_advance(const rnn_model *m, size_t n, const int32_t *tokens, const float *from, float *to) {
     const rnn_kernels *k = m->kernels;
     size_t H = m->H, stride = m->stride;
     for (size_t i = 0; i < n; i++) {
@@ -80,36 +87,33 @@ static void advance(const rnn_model *m, size_t n, const int32_t *tokens, const f
     k->tanh(n * stride, to);
 }
 
-/* Block b of the logits (n, row) of n <= RNN_GROUP hidden rows. */
-static void project_block(rnn_decoder *d, size_t n, const float *hidden, size_t b) {
-    const rnn_model *m = d->model;
+void rnn_project_block(const rnn_model *m, size_t n, const float *hidden, size_t b, float *z, size_t ld) {
     const rnn_kernels *k = m->kernels;
     size_t v0 = b * RNN_BLOCK, cols = rnn_min(RNN_BLOCK, m->V - v0);
-    float *z = d->logits + v0;
     if (!m->packed) {
-        k->rows_times(n, m->H, cols, hidden, m->stride, m->why + v0, m->V, m->by + v0, z, d->row);
+        k->rows_times(n, m->H, cols, hidden, m->stride, m->why + v0, m->V, m->by + v0, z, ld);
         return;
     }
     for (size_t v = 0; v < cols; v += k->wide) {
         const uint32_t *packed = m->packed + (v0 + v) / k->wide * m->packed_size;
-        k->rows_times_packed(n, m->precision, m->H, hidden, m->stride, packed, z + v, d->row);
+        k->rows_times_packed(n, m->precision, m->H, hidden, m->stride, packed, z + v, ld);
     }
-    for (size_t i = 0; i < n; i++) k->finish(cols, m->scale + v0, m->by + v0, z + i * d->row);
+    for (size_t i = 0; i < n; i++) k->finish(cols, m->scale + v0, m->by + v0, z + i * ld);
 }
 
-static void load_states(const rnn_model *m, size_t n, const float *states, float *rows) {
+void rnn_load_states(const rnn_model *m, size_t n, const float *states, float *rows) {
     for (size_t i = 0; i < n; i++) {
         memcpy(rows + i * m->stride, states + i * m->H, m->H * sizeof *rows);
         memset(rows + i * m->stride + m->H, 0, (m->stride - m->H) * sizeof *rows);
     }
 }
 
-static void store_states(const rnn_model *m, size_t n, const float *rows, float *states) {
+void rnn_store_states(const rnn_model *m, size_t n, const float *rows, float *states) {
     for (size_t i = 0; i < n; i++) memcpy(states + i * m->H, rows + i * m->stride, m->H * sizeof *rows);
 }
 
 /* The model is bounded (rnn_model_create), so from finite states all that follows is finite. */
-static bool rows_are_finite(const rnn_model *m, size_t n, const float *rows) {
+bool rnn_rows_are_finite(const rnn_model *m, size_t n, const float *rows) {
     return isfinite(m->kernels->max_abs(n * m->stride, rows));
 }
 
@@ -117,18 +121,18 @@ int32_t rnn_prefill(rnn_decoder *decoder, const int32_t *tokens, int32_t count, 
     if (!decoder || !state || (!tokens && count > 0)) return RNN_E_NULL;
     if (count < 0 || count > RNN_MAX_TOKENS) return RNN_E_DIM;
     const rnn_model *m = decoder->model;
-    int32_t status = check_tokens(m, tokens, (size_t)count);
+    int32_t status = rnn_check_tokens(m, tokens, (size_t)count);
     if (status) return status;
     float *from = decoder->state, *to = decoder->next;
-    load_states(m, 1, state, from);
+    rnn_load_states(m, 1, state, from);
     for (int32_t i = 0; i < count; i++) {
-        advance(m, 1, tokens + i, from, to);
+        rnn_advance(m, 1, tokens + i, from, to);
         float *swap = from;
         from = to;
         to = swap;
     }
-    if (!rows_are_finite(m, 1, from)) return RNN_E_NONFINITE;
-    store_states(m, 1, from, state);
+    if (!rnn_rows_are_finite(m, 1, from)) return RNN_E_NONFINITE;
+    rnn_store_states(m, 1, from, state);
     return RNN_OK;
 }
 
@@ -140,7 +144,7 @@ static void draw_group(rnn_decoder *d, size_t n, const float *hidden, const rnn_
     RNN_OMP(parallel num_threads(d->threads)) {
         RNN_OMP(for schedule(static))
         for (size_t b = 0; b < d->blocks; b++) {
-            project_block(d, n, hidden, b);
+            rnn_project_block(d->model, n, hidden, b, d->logits + b * RNN_BLOCK, d->row);
             for (size_t i = 0; i < n; i++) rnn_measure_block(d, i, d->logits + i * d->row, b, sampling + i);
         }
         RNN_OMP(for schedule(static))
@@ -163,16 +167,16 @@ int32_t rnn_decode(rnn_decoder *decoder, int32_t n, const int32_t *tokens, const
         int32_t status = rnn_check_sampling(m, sampling + i);
         if (status) return status;
     }
-    int32_t status = check_tokens(m, tokens, count);
+    int32_t status = rnn_check_tokens(m, tokens, count);
     if (status) return status;
-    load_states(m, count, states, d->state);
-    advance(m, count, tokens, d->state, d->next);
-    if (!rows_are_finite(m, count, d->next)) return RNN_E_NONFINITE;
+    rnn_load_states(m, count, states, d->state);
+    rnn_advance(m, count, tokens, d->state, d->next);
+    if (!rnn_rows_are_finite(m, count, d->next)) return RNN_E_NONFINITE;
     for (size_t i = 0; i < count; i += RNN_GROUP) {
         draw_group(d, rnn_min(RNN_GROUP, count - i), d->next + i * m->stride, sampling + i, next + i,
                    logp ? logp + i : NULL, logits ? logits + i * m->V : NULL);
     }
-    store_states(m, count, d->next, states);
+    rnn_store_states(m, count, d->next, states);
     return RNN_OK;
 }
 
@@ -186,43 +190,13 @@ int32_t rnn_logits(rnn_decoder *decoder, int32_t n, const float *states, float *
     if (largest > 1.0f) return RNN_E_ARG; /* logits are known to be finite for what tanh gives */
     for (size_t i0 = 0; i0 < (size_t)n; i0 += RNN_GROUP) {
         size_t group = rnn_min(RNN_GROUP, (size_t)n - i0);
-        load_states(m, group, states + i0 * m->H, d->next);
+        rnn_load_states(m, group, states + i0 * m->H, d->next);
         RNN_OMP(parallel for num_threads(d->threads) schedule(static))
-        for (size_t b = 0; b < d->blocks; b++) project_block(d, group, d->next, b);
+        for (size_t b = 0; b < d->blocks; b++)
+            rnn_project_block(m, group, d->next, b, d->logits + b * RNN_BLOCK, d->row);
         for (size_t i = 0; i < group; i++) {
             memcpy(logits + (i0 + i) * m->V, d->logits + i * d->row, m->V * sizeof *logits);
         }
     }
-    return RNN_OK;
-}
-
-/* ---- Whole sequences --------------------------------------------------------------------------------------------------- */
-
-int32_t rnn_score(rnn_decoder *decoder, const int32_t *tokens, int32_t count, float *state, float *logp) {
-    if (!decoder || !tokens || !state || !logp) return RNN_E_NULL;
-    if (count < 2 || count > RNN_MAX_TOKENS) return RNN_E_DIM;
-    rnn_decoder *d = decoder;
-    const rnn_model *m = d->model;
-    int32_t status = check_tokens(m, tokens, (size_t)count);
-    if (status) return status;
-    const rnn_sampling plain = {.temperature = 1.0f, .banned = -1, .top_p = 1.0f};
-    load_states(m, 1, state, d->state);
-    for (size_t i0 = 0; i0 + 1 < (size_t)count; i0 += RNN_GROUP) {
-        size_t group = rnn_min(RNN_GROUP, (size_t)count - 1 - i0);
-        for (size_t i = 0; i < group; i++) {
-            advance(m, 1, tokens + i0 + i, i ? d->next + (i - 1) * m->stride : d->state, d->next + i * m->stride);
-        }
-        if (i0 == 0 && !rows_are_finite(m, group, d->next)) return RNN_E_NONFINITE;
-        RNN_OMP(parallel for num_threads(d->threads) schedule(static))
-        for (size_t b = 0; b < d->blocks; b++) {
-            project_block(d, group, d->next, b);
-            for (size_t i = 0; i < group; i++) rnn_measure_block(d, i, d->logits + i * d->row, b, &plain);
-        }
-        for (size_t i = 0; i < group; i++) {
-            logp[i0 + i] = rnn_log_softmax(d, i, d->logits + i * d->row, tokens[i0 + i + 1]);
-        }
-        memcpy(d->state, d->next + (group - 1) * m->stride, m->stride * sizeof(float));
-    }
-    store_states(m, 1, d->state, state);
     return RNN_OK;
 }

@@ -36,10 +36,11 @@ static inline size_t rnn_thread(void) { return 0; }
 enum {
     RNN_BLOCK =
         576, /* words of a block: whole panels of any width (48, 64 ...), and with its logits it fits an L2 cache */
-    RNN_GROUP = 16, /* sequences that one pass over Why serves at inference */
-    RNN_LEVELS = 3, /* what a tally compares with at a time */
-    RNN_ALIGN = 64, /* bytes: a cache line, and the widest vector register */
-    RNN_SKEW = 256, /* floats between panels of logits, so that they do not all fall on the same cache sets */
+    RNN_GROUP = 16,      /* sequences that one pass over Why serves at inference */
+    RNN_SCORE_ROWS = 48, /* tokens whose logits rnn_score has at a time: whole register tiles (4, 6 or 8 rows) */
+    RNN_LEVELS = 3,      /* what a tally compares with at a time */
+    RNN_ALIGN = 64,      /* bytes: a cache line, and the widest vector register */
+    RNN_SKEW = 256,      /* floats between panels of logits, so that they do not all fall on the same cache sets */
 };
 
 static inline size_t rnn_min(size_t a, size_t b) { return a < b ? a : b; }
@@ -124,7 +125,8 @@ typedef struct rnn_kernels {
                      float *scale);
     void (*rows_times_packed)(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *packed,
                               float *c, size_t ldc);
-    void (*finish)(size_t count, const float *scale, const float *bias, float *z); /* z = z * scale + bias */
+    /* In place, z = z * scale + bias. scale: NULL for 1. */
+    void (*finish)(size_t count, const float *scale, const float *bias, float *z);
 
     double (*sum_squares)(size_t count, const float *x);
     void (*sgd)(size_t count, float *p, const float *g, float *v, float grad_scale, float lr, float momentum);
@@ -273,14 +275,27 @@ struct rnn_model {
     const float *why, *by;
 };
 
+/* What rnn_score works with: a tile of neighbouring tokens. */
+typedef struct rnn_score_work {
+    size_t rows;   /* the most tokens of a tile */
+    float *hidden; /* (rows, stride) */
+    float *why;    /* (threads, H, RNN_BLOCK): a packed block of Why; NULL: Why is read as it lies */
+    float *logits; /* (threads, RNN_SCORE_ROWS, RNN_BLOCK) */
+    float *max;    /* (rows, blocks): the largest logit of each block */
+    double *sum;   /* (rows, blocks): of exp(logit - max) */
+    float *target; /* (rows): the logit of the token that follows */
+    float *share;  /* (threads, blocks) */
+} rnn_score_work;
+
 struct rnn_decoder {
     void *memory;
     const rnn_model *model;
     size_t max_sequences;
     int threads;
-    size_t row, blocks; /* of logits: V rounded up to whole blocks */
-    float *state;       /* (max_sequences, stride): before a step */
-    float *next;        /* (max_sequences, stride): after it */
+    size_t row, blocks;   /* of logits: V rounded up to whole blocks */
+    float *state;         /* (max_sequences, stride): before a step */
+    float *next;          /* (max_sequences, stride): after it */
+    rnn_score_work score; /* in the same memory as all that follows */
     /* Of a group of sequences, by row: */
     float *logits;     /* (RNN_GROUP, row) */
     float *block_max;  /* (RNN_GROUP, blocks): the largest logit */
@@ -323,7 +338,22 @@ void rnn_measure_block(rnn_decoder *d, size_t i, const float *z, size_t block, c
  * be drawn is not -inf. */
 int32_t rnn_draw(rnn_decoder *d, size_t i, const float *z, const rnn_sampling *sampling, float *logp);
 
-/* log softmax(z)[token] of row i, all of whose blocks have been measured. */
-float rnn_log_softmax(rnn_decoder *d, size_t i, const float *z, int32_t token);
+/* log sum exp of logits, from each block's largest and its sum of exp(logit - largest). share (blocks) is overwritten. */
+double rnn_log_sum_exp(const rnn_kernels *k, size_t blocks, const float *max, const double *sum, float *share);
+
+/* Rows of hidden state (n, stride), and states (n, H) as the caller has them. */
+void rnn_load_states(const rnn_model *m, size_t n, const float *states, float *rows);
+void rnn_store_states(const rnn_model *m, size_t n, const float *rows, float *states);
+bool rnn_rows_are_finite(const rnn_model *m, size_t n, const float *rows);
+int32_t rnn_check_tokens(const rnn_model *m, const int32_t *tokens, size_t count);
+
+/* to (n, stride) = the rows after one step from `from`. */
+void rnn_advance(const rnn_model *m, size_t n, const int32_t *tokens, const float *from, float *to);
+
+/* z (n, RNN_BLOCK) = block b of the logits of n hidden rows, rows ld apart. */
+void rnn_project_block(const rnn_model *m, size_t n, const float *hidden, size_t b, float *z, size_t ld);
+
+/* Hands out the memory of rnn_score, for tiles of as many tokens as fit `size` bytes. */
+void rnn_lay_out_score(rnn_decoder *d, rnn_arena *arena, size_t size);
 
 #endif

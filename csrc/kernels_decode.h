@@ -228,7 +228,7 @@ static void rows_times(size_t m, size_t K, size_t cols, const float *a, size_t l
 }
 
 static void finish(size_t count, const float *scale, const float *bias, float *z) {
-    for (size_t i = 0; i < count; i++) z[i] = z[i] * scale[i] + bias[i];
+    for (size_t i = 0; i < count; i++) z[i] = (scale ? z[i] * scale[i] : z[i]) + bias[i];
 }
 
 #endif

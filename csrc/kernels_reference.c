@@ -233,7 +233,7 @@ static void rows_times_packed(size_t m, int32_t precision, size_t K, const float
 }
 
 static void finish(size_t count, const float *scale, const float *bias, float *z) {
-    for (size_t v = 0; v < count; v++) z[v] = z[v] * scale[v] + bias[v];
+    for (size_t v = 0; v < count; v++) z[v] = (scale ? z[v] * scale[v] : z[v]) + bias[v];
 }
 
 static double sum_squares(size_t count, const float *x) {

@@ -100,19 +100,17 @@ static float *shares_of(rnn_decoder *d, size_t i, const float *block_max, float 
     return share;
 }
 
-/* log sum exp of row i of the logits. */
-static double log_sum_exp(rnn_decoder *d, size_t i) {
-    const float *block_max = d->block_max + i * d->blocks;
-    const double *sums = d->block_sum + i * d->blocks;
-    float max = d->model->kernels->max(d->blocks, block_max);
-    const float *share = shares_of(d, i, block_max, max, 1.0f);
+double rnn_log_sum_exp(const rnn_kernels *k, size_t blocks, const float *max, const double *sum, float *share) {
+    float most = k->max(blocks, max);
+    k->exp_sum(blocks, max, most, 1.0f, share);
     double total = 0.0;
-    for (size_t b = 0; b < d->blocks; b++) total += sums[b] * share[b];
-    return max + log(total);
+    for (size_t b = 0; b < blocks; b++) total += sum[b] * share[b];
+    return most + log(total);
 }
 
-float rnn_log_softmax(rnn_decoder *d, size_t i, const float *z, int32_t token) {
-    return (float)(z[token] - log_sum_exp(d, i));
+static double log_sum_exp(rnn_decoder *d, size_t i) {
+    size_t at = i * d->blocks;
+    return rnn_log_sum_exp(d->model->kernels, d->blocks, d->block_max + at, d->block_sum + at, d->share + at);
 }
 
 static size_t greedy(const rnn_decoder *d, size_t i, const float *z, float max) {

@@ -22,9 +22,10 @@ static rnn_decoder *decoder_for(const rnn_model *model, int32_t sequences, int32
 }
 
 void test_decode_matches_loss(void) {
-    static const size_t sizes[][3] = {{700, 11, 23}, {1, 2, 3}, {31, 3, 100}, {577, 4, 1}, {1100, 4, 33}};
+    static const size_t sizes[][4] = {{700, 11, 23, 40}, {1, 2, 3, 40},     {31, 3, 100, 40},
+                                      {577, 4, 1, 40},   {1100, 4, 33, 40}, {2707, 3, 98, 70}};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
-        problem p = make_problem(sizes[s][0], sizes[s][1], sizes[s][2], 40, 1);
+        problem p = make_problem(sizes[s][0], sizes[s][1], sizes[s][2], sizes[s][3], 1);
         memset(p.state, 0, p.H * sizeof(float));
         for (size_t t = 0; t + 1 < p.T; t++) p.y[t] = p.x[t + 1];
         double *q = widen(p.params, p.at.count), *want = doubles(p.T), *want_state = doubles(p.H);
@@ -68,6 +69,41 @@ void test_decode_matches_loss(void) {
         free(logits);
         free(tokens);
         free_problem(&p);
+    }
+}
+
+/* Log-probabilities of a text from calls of at most `most` tokens. */
+static void score_in_calls(const rnn_model *model, int32_t threads, const int32_t *tokens, int32_t count, int32_t most,
+                           float *state, float *logp) {
+    rnn_decoder *decoder = decoder_for(model, 1, threads);
+    for (int32_t i = 0; i + 1 < count; i += most) {
+        int32_t here = count - 1 - i < most ? count - 1 - i : most;
+        CHECK(rnn_score(decoder, tokens + i, here + 1, state, logp + i) == RNN_OK);
+    }
+    rnn_decoder_destroy(decoder);
+}
+
+/* The same bits for any number of threads, and however a text is cut into calls: Why as it lies, or packed for long ones. */
+void test_score_in_parts(void) {
+    static const size_t sizes[][3] = {{2707, 5, 98}, {700, 3, 23}, {577, 4, 1}, {1, 2, 3}};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        for (int32_t precision = RNN_PRECISION_F32; precision <= RNN_PRECISION_INT8; precision++) {
+            if (s == 0 && precision != RNN_PRECISION_F32) break; /* slow with plain loops; only float32 packs */
+            problem p = make_problem(sizes[s][0], sizes[s][1], sizes[s][2], 601, 1);
+            int32_t count = (int32_t)p.T;
+            rnn_model *model = model_for(&p, precision);
+            float *state = floats(p.H), *logp = floats(p.T), *other_state = floats(p.H), *other = floats(p.T);
+            score_in_calls(model, 1, p.x, count, count, state, logp);
+            static const int32_t most[] = {17, 49, 250};
+            for (size_t i = 0; i < sizeof most / sizeof *most; i++) {
+                memset(other_state, 0, p.H * sizeof *state);
+                score_in_calls(model, 1 + (int32_t)i % 3, p.x, count, most[i], other_state, other);
+                CHECK(same(other, logp, (p.T - 1) * sizeof *logp) && same(other_state, state, p.H * sizeof *state));
+            }
+            rnn_model_destroy(model);
+            free(state), free(logp), free(other_state), free(other);
+            free_problem(&p);
+        }
     }
 }
 

@@ -57,6 +57,7 @@ static const test tests[] = {
     {"optimizers against double precision", test_optimizers},
     {"optimizers and norm refuse", test_optimizer_refusals},
     {"decoding and scoring match the loss", test_decode_matches_loss},
+    {"scores of a text in parts", test_score_in_parts},
     {"a sequence does not depend on the others of its call", test_company},
     {"smaller copies of Why cost under 0.5% of perplexity", test_precisions},
     {"generation matches the lesson", test_generation_matches_the_lesson},

@@ -40,6 +40,7 @@ void test_biases(void);
 
 /* test_inference.c */
 void test_decode_matches_loss(void);
+void test_score_in_parts(void);
 void test_company(void);
 void test_precisions(void);
 void test_generation_matches_the_lesson(void);
