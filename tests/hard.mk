@@ -101,7 +101,7 @@ fuzz-python: $(VENV)/.dev lib ## 10,000 examples each of arbitrary weights heade
 MOMENTS ?= 50
 
 faults: $(VENV)/.dev lib ## kill -9, full disks, no memory, changed files, hanging clients, at MOMENTS moments each (50)
-	$(PYTEST) tests/hard/test_faults_files.py tests/hard/test_faults_processes.py -m "slow or not slow" \
+	$(PYTEST) tests/hard/test_faults_*.py -m "slow or not slow" \
 	    --moments $(MOMENTS) --durations=0
 
 SOAK_MINUTES ?= 20

@@ -32,7 +32,8 @@ class Metrics:
     def begin(self, about: Mapping[str, Any], history: Sequence[Row], step: int) -> None:
         """Start the file, or continue that of a run which is resumed after `step` steps. Raises SaveError.
 
-        Of the lines that are there, those of steps up to `step` stay; the evaluations come from the history.
+        Of the lines that are there, those of steps up to `step` stay; the evaluations come from the history. A new
+        run's file is written by the first `flush`: if the run is killed before, it leaves no file to ask about.
         """
         self._first = _line("config", about)
         kept = [row for row in read(self.path) if row.get("event") == "step" and row["step"] <= step] if step else []
@@ -40,7 +41,8 @@ class Metrics:
         rows.sort(key=lambda row: row["step"])  # stable: a step comes before its evaluation
         self._pending = self._first + b"".join(_line(row.pop("event"), row) for row in rows)
         self._size = 0
-        self.flush()
+        if history:
+            self.flush()
 
     def add(self, event: str, row: Mapping[str, Any]) -> None:
         """Add a line. It is in the file after `flush`."""

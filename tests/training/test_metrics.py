@@ -93,13 +93,16 @@ def test_a_new_run_forgets_the_lines_of_the_one_before(tmp_path: Path) -> None:
     first.add("step", {"step": 3})
     first.flush()
     assert [row["event"] for row in read(path)] == ["config", "step"]
-    Metrics(path).begin({"config": 2}, [], 0)
+    second = Metrics(path)
+    second.begin({"config": 2}, [], 0)
+    second.flush()
     assert read(path) == [{"event": "config", "config": 2}]
 
 
 def test_metrics_of_a_full_disk_come_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Metrics(tmp_path / "model.jsonl")
     one.begin({}, [], 0)
+    one.flush()
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -127,10 +130,11 @@ def test_a_disk_that_is_full_at_the_start_gets_the_whole_file_later(
     path = tmp_path / "model.jsonl"
     path.write_text("what another run left\n" * 100)
     one = Metrics(path)
+    one.begin({"config": 1}, [], 0)
     with monkeypatch.context() as patch:
         patch.setattr("rnnlm.training.metrics.atomic_write", lambda *_: (_ for _ in ()).throw(files.SaveError("full")))
         with pytest.raises(files.SaveError):
-            one.begin({"config": 1}, [], 0)
+            one.flush()
     assert path.read_text().startswith("what another")
     one.add("step", {"step": 1})
     one.flush()

@@ -16,7 +16,7 @@ from conftest import ROOT
 from running import BACKENDS, command, options, refused, train
 
 from rnnlm import checkpoint
-from rnnlm.training import lock, state_file
+from rnnlm.training import lock, loop, state_file
 from rnnlm.training.config import ConfigError
 
 WAYS = ("--resume", "--overwrite", "another --out")
@@ -116,6 +116,23 @@ def test_a_killed_run_leaves_no_lock(busy: subprocess.Popen[str], text: Path, tm
     done = train("c", *options(text, tmp_path / "model", **config), "--resume")
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_that_ends_in_its_first_evaluation_leaves_nothing_to_ask_about(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes minutes if the vocabulary is large, and there is no state yet."""
+
+    def stopped(*_: object) -> None:
+        assert not contents(tmp_path).keys() - {".model.safetensors.lock"}
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "measure", stopped)
+        assert train("c", *options(text, tmp_path / "model")).returncode == 130
+    assert not contents(tmp_path)
+    done = train("c", *options(text, tmp_path / "model"))
+    assert done.returncode == 0, done.stderr
 
 
 # ---- The lock
