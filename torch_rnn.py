@@ -40,7 +40,7 @@ from rnnlm.checkpoint import Weights
 from rnnlm.data.text import Vocabulary
 from rnnlm.inspection import Matrices
 from rnnlm.language_model import EVALUATION_STEPS, LanguageModel, OpenSequence
-from rnnlm.regularization import NO_REGULARIZATION, Regularization
+from rnnlm.regularization import NO_REGULARIZATION, Candidates, Regularization
 from rnnlm.sampling import Biases, Sampling
 
 openmp.survive_fork(torch._C.__file__)
@@ -149,23 +149,29 @@ class RNN(nn.Module, LanguageModel):
         """
         states, hidden = self.rnn(self.vectors_of(x, regularization), hidden)
         states = self.masked(states, regularization.output_mask)
-        if regularization.candidates is None:
-            return self.output(states), hidden
-        ids = torch.tensor(regularization.candidates.ids, dtype=torch.long, device=self.device)
-        correction = self.tensor(regularization.candidates.correction)
-        return nn.functional.linear(states, self.output.weight[ids], self.output.bias[ids] + correction), hidden
+        weight, bias = self.output_layer(regularization.candidates)
+        return nn.functional.linear(states, weight, bias), hidden
+
+    def output_layer(self, candidates: Candidates | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weights (V, H) and the biases (V) of the output layer, or those of the candidates (C, H), (C)."""
+        if candidates is None:
+            return self.output.weight, self.output.bias
+        ids = torch.as_tensor(candidates.ids, device=self.device)
+        # index_select: its gradient is one addition of rows; that of indexing sorts the ids first.
+        weight, bias = self.output.weight.index_select(0, ids), self.output.bias.index_select(0, ids)
+        return weight, bias + torch.as_tensor(candidates.correction, device=self.device, dtype=self.dtype)
 
     def vectors_of(self, x: torch.Tensor, regularization: Regularization) -> torch.Tensor:
         """Return the vectors (T, B, E) of ids x (T, B) as the hidden layer gets them."""
         vectors = self.masked(self.embedding(x), regularization.input_mask)
         if regularization.dropped_words is None:
             return vectors
-        dropped = torch.tensor(regularization.dropped_words, device=self.device)
+        dropped = torch.as_tensor(regularization.dropped_words, device=self.device)
         return vectors.masked_fill(dropped[x].unsqueeze(-1), 0.0)
 
-    def masked(self, values: torch.Tensor, mask: F32 | None) -> torch.Tensor:
+    def masked(self, values: torch.Tensor, mask: F32 | torch.Tensor | None) -> torch.Tensor:
         """Return `values` (T, B, N) times a dropout mask (B, N), if there is one."""
-        return values if mask is None else values * self.tensor(mask)
+        return values if mask is None else values * torch.as_tensor(mask, device=self.device, dtype=self.dtype)
 
     @property
     def device(self) -> torch.device:

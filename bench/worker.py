@@ -36,7 +36,6 @@ def train(spec: dict[str, Any]) -> Callable[[], int]:
 
     preset: whose regularization, optimizer and average it has; without one, plain SGD.
     """
-    from rnnlm.regularization import CandidateSampler, Regularizer
     from rnnlm.training.config import PRESETS, TrainConfig
 
     options = {
@@ -53,25 +52,39 @@ def train(spec: dict[str, Any]) -> Callable[[], int]:
     config = TrainConfig(**options)
     if spec["engine"] in ("c", "bfloat16"):
         from main import Trainer
-    else:
+    elif spec["engine"] == "ours":
         from torch_rnn import trainer_class
 
         Trainer = trainer_class()
+    else:
+        import torch
+        from plain_torch import PlainTrainer as Trainer
+
+        torch.set_num_threads(spec["threads"])
+        if spec["engine"] == "medium":
+            torch.set_float32_matmul_precision("medium")
 
     trainer = Trainer(random_weights(spec["vocab"], spec["embed"], spec["hidden"]), config)
-    if spec["engine"] in ("compile", "medium"):
-        import torch
+    if spec["engine"] == "compile":
+        trainer.model.forward = torch.compile(trainer.model.forward)
+    x, y, regularizer = text(spec, config)
+    steps = itertools.count()
 
-        if spec["engine"] == "compile":
-            trainer.model.forward = torch.compile(trainer.model.forward)
-        else:
-            torch.set_float32_matmul_precision("medium")
+    def step() -> int:
+        trainer.train_step(x, y, LEARNING_RATE, regularizer.draw(next(steps), y))
+        return x.size
+
+    return step
+
+
+def text(spec: dict[str, Any], config: Any) -> tuple[Any, Any, Any]:
+    """Return a chunk x, y (T, B) of random words, and what draws the regularization that `config` asks for."""
+    from rnnlm.regularization import CandidateSampler, Regularizer
+
     shape, rng = (2, spec["steps"], spec["batch"]), np.random.default_rng(1)
     x, y = rng.integers(0, spec["vocab"], shape, dtype=np.int32)
     sampler = None
-    if config.is_sampled(
-        spec["vocab"]
-    ):  # words as frequent as Zipf's law says, as many of them in a chunk as in a text
+    if config.is_sampled(spec["vocab"]):  # as many different words in a chunk as in a text, by Zipf's law
         counts = np.maximum(1, 2_000_000 // np.arange(1, spec["vocab"] + 1))
         x, y = rng.choice(spec["vocab"], shape, p=counts / counts.sum()).astype(np.int32)
         sampler = CandidateSampler(counts, config.sampled_softmax)
@@ -81,15 +94,11 @@ def train(spec: dict[str, Any]) -> Callable[[], int]:
         hidden_size=spec["hidden"],
         dropout=config.dropout,
         input_dropout=config.input_dropout,
+        word_dropout=config.word_dropout,
+        vocab_size=spec["vocab"],
         sampler=sampler,
     )
-    steps = itertools.count()
-
-    def step() -> int:
-        trainer.train_step(x, y, LEARNING_RATE, regularizer.draw(next(steps), y))
-        return x.size
-
-    return step
+    return x, y, regularizer
 
 
 def generate(spec: dict[str, Any]) -> Callable[[], int]:

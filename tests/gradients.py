@@ -7,8 +7,8 @@ import torch
 
 from rnnlm.binding import Workspace
 from rnnlm.checkpoint import Weights
-from rnnlm.regularization import NO_REGULARIZATION, Regularization
-from rnnlm.training.torch_rounded import RoundedLoss
+from rnnlm.regularization import NO_REGULARIZATION, CandidateSampler, Regularization, Regularizer
+from rnnlm.training.torch_loss import StepLoss
 from torch_rnn import RNN
 
 Gradients = tuple[float, dict[str, np.ndarray], np.ndarray]  # summed loss, by name in our layout, last state (B, H)
@@ -19,6 +19,18 @@ def chunk(vocab: int, hidden: int, steps: int, batch: int, seed: int) -> tuple[n
     rng = np.random.default_rng(seed)
     x, y = rng.integers(0, vocab, (2, steps, batch), dtype=np.int32)
     return x, y, rng.uniform(-1, 1, (batch, hidden)).astype(np.float32)
+
+
+def some_regularization(
+    vocab: int, embed: int, hidden: int, y: np.ndarray, sampled: int, seed: int = 0
+) -> Regularization:
+    counts = np.random.default_rng(seed).integers(1, 1000, vocab)
+    sampler = CandidateSampler(counts, sampled) if sampled else None
+    rates = {"dropout": 0.4, "input_dropout": 0.2, "word_dropout": 0.3}
+    regularizer = Regularizer(
+        seed=seed, input_size=embed, hidden_size=hidden, vocab_size=vocab, sampler=sampler, **rates
+    )
+    return regularizer.draw(3, y)
 
 
 def by_torch(
@@ -43,7 +55,7 @@ def by_torch_rounded(
     """As by_torch, in float32 and with the operands of all products rounded to bfloat16."""
     model = RNN(weights)
     targets = regularization.candidates.targets if regularization.candidates else y
-    loss, hidden = RoundedLoss(model)(
+    loss, hidden = StepLoss(model, is_rounded=True)(
         torch.tensor(x, dtype=torch.long),
         torch.tensor(state).unsqueeze(0),
         torch.tensor(targets, dtype=torch.long),

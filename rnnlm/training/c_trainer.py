@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,18 +18,21 @@ from rnnlm.regularization import NO_REGULARIZATION, Regularization
 from rnnlm.training.c_parameters import make_parameters
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import Group
+from rnnlm.training.trainer import Chunk
 
 
 class CTrainer:
     """Trains the C model."""
 
-    backend = "c"
+    backend, steps_ahead = "c", 1
     model_class: ClassVar[type[LanguageModel]]  # rnn.RNN, which main.py sets: this file does not import it
 
     @staticmethod
     def check(config: TrainConfig) -> str:
         if config.device == "cuda":
             raise ConfigError("--device cuda is for torch_rnn.py: the C model runs on the processor")
+        if config.precision == "tf32":
+            raise ConfigError("--precision tf32 is for torch_rnn.py on a GPU; the C model has float32 and bfloat16")
         library.library()
         return "cpu"
 
@@ -76,6 +79,9 @@ class CTrainer:
         clip = min(1.0, config.clip / (norm + 1e-6)) if config.clip else 1.0
         parameters.update(grads, learning_rate, clip, candidates)
         return loss / x.size, norm
+
+    def train_steps(self, chunks: Iterable[Chunk]) -> list[tuple[float, float]]:
+        return [self.train_step(*chunk) for chunk in chunks]
 
     def evaluate(self, ids: I32, advance: Callable[[int], object] = lambda count: None) -> float:
         params, hidden = self.parameters.flat(), np.zeros((1, self.hidden.shape[1]), dtype=np.float32)

@@ -8,6 +8,7 @@ The hidden state is carried from chunk to chunk, and is zero at the start of eac
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -17,11 +18,12 @@ from rnnlm.progress import progress
 from rnnlm.training import reporting, schedule, stopping
 from rnnlm.training.progress import Row
 from rnnlm.training.run import Run
+from rnnlm.training.trainer import Chunk
 
 
 def train(run: Run) -> None:
     """Train to the end of the run. Raises Diverged, Interrupted, PeerLost; SaveError if the last save failed."""
-    config, at, batches, trainer = run.config, run.progress, run.batches, run.trainer
+    config, at = run.config, run.progress
     run.begin_metrics()
     with stopping.in_order(run) as stop_requested, reporting.report(run) as report:
         while True:
@@ -30,24 +32,9 @@ def train(run: Run) -> None:
             if schedule.is_finished(config, at):
                 break
             if at.step == 0:
-                trainer.reset_state()
+                run.trainer.reset_state()
                 at.forget_losses()
-            started = time.monotonic()
-            step = run.step
-            x, y = batches.chunk(at.step)
-            regularization = run.regularizer.draw(step, batches.all_targets(at.step)).of_rows(batches.rows)
-            rate = run.learning_rate(step)
-            loss, norm = trainer.train_step(x, y, rate, regularization)
-            # All processes must take the same decisions: what one of them asks for, all do.
-            asks = stop_requested(), run.state.is_due()
-            loss_sum, tokens, stop, save = run.group.totals(loss * x.size, x.size, *asks)
-            stopping.check_loss(loss_sum / tokens)
-            at.add(loss_sum, int(tokens), norm)
-            at.seconds += time.monotonic() - started
-            at.step += 1
-            if at.step == len(batches):
-                at.epoch, at.step = at.epoch + 1, 0
-            report.step(int(tokens), loss_sum / tokens, norm, rate)
+            stop, save = take_steps(run, report, stop_requested)
             if stop:
                 raise stopping.interrupted(run)
             if save:
@@ -57,6 +44,48 @@ def train(run: Run) -> None:
     if run.group.rank == 0:
         run.files.draw(at.history)
     run.files.check()
+
+
+def take_steps(run: Run, report: reporting.Report, stop_requested: Callable[[], bool]) -> tuple[bool, bool]:
+    """Train until something must be decided. Returns whether to stop, and whether to save the state.
+
+    All processes must take the same decisions: what one of them asks for, all do.
+    """
+    at, started = run.progress, time.monotonic()
+    first, count = run.step, steps_until_decision(run)
+    sizes, rates = [], [run.learning_rate(first + index) for index in range(count)]
+
+    def chunks() -> Iterator[Chunk]:
+        for index, rate in enumerate(rates):
+            x, y = run.batches.chunk(at.step + index)
+            drawn = run.regularizer.draw(first + index, run.batches.all_targets(at.step + index))
+            sizes.append(x.size)
+            yield Chunk(x, y, rate, drawn.of_rows(run.batches.rows))
+
+    results = run.trainer.train_steps(chunks())
+    losses = [loss * size for (loss, _), size in zip(results, sizes, strict=True)]
+    asks = stop_requested(), run.state.is_due()
+    *sums, stop, save = run.group.totals(*losses, *sizes, *asks)
+    seconds = (time.monotonic() - started) / count
+    for (_, norm), rate, loss_sum, tokens in zip(results, rates, sums[:count], sums[count:], strict=True):
+        stopping.check_loss(loss_sum / tokens, norm)
+        at.add(loss_sum, int(tokens), norm)
+        at.seconds += seconds
+        at.step += 1
+        if at.step == len(run.batches):
+            at.epoch, at.step = at.epoch + 1, 0
+        report.step(int(tokens), loss_sum / tokens, norm, rate)
+    return bool(stop), bool(save)
+
+
+def steps_until_decision(run: Run) -> int:
+    """Return how many steps may be begun at once: none but the last ends an epoch, or is followed by an evaluation."""
+    count, steps = 1, len(run.batches)
+    while count < min(run.trainer.steps_ahead, steps - run.progress.step) and not schedule.is_evaluated(
+        run.config, run.step + count, steps
+    ):
+        count += 1
+    return count
 
 
 def is_evaluation_due(run: Run) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 from collections.abc import Callable, Iterator
 
@@ -18,10 +19,10 @@ class Diverged(Failure):
     """The loss or the gradient became NaN or infinite, or the loss so large that nothing can be learned any more."""
 
 
-def check_loss(loss: float) -> None:
-    """Raise FloatingPointError for a mean loss per token that is not finite, or above MAX_LOSS."""
-    if not loss <= MAX_LOSS:
-        raise FloatingPointError(f"loss {loss}")
+def check_loss(loss: float, norm: float = 0.0) -> None:
+    """Raise FloatingPointError if the mean loss per token is not finite, or above MAX_LOSS, or the norm not finite."""
+    if not (loss <= MAX_LOSS and norm < math.inf):
+        raise FloatingPointError(f"loss {loss}, gradient norm {norm}")
 
 
 class Interrupted(Failure):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,12 +14,16 @@ from torch import nn
 from rnnlm import openmp
 from rnnlm.arrays import I32
 from rnnlm.checkpoint import Weights
-from rnnlm.language_model import EVALUATION_STEPS
-from rnnlm.regularization import NO_REGULARIZATION, Regularization
-from rnnlm.training import distributed, schedule
+from rnnlm.regularization import NO_REGULARIZATION, Candidates, Regularization
+from rnnlm.training import distributed, schedule, torch_evaluation
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import Group, TorchGroup
-from rnnlm.training.torch_rounded import RoundedLoss
+from rnnlm.training.torch_graph import MOST_STEPS, Graph
+from rnnlm.training.torch_inputs import Layout, arrays_of, shapes
+from rnnlm.training.torch_loss import StepLoss
+from rnnlm.training.trainer import Chunk
+
+STEPS_AHEAD = 64  # on a GPU; some 50 ms, after which Ctrl-C is noticed
 
 
 class TorchTrainer:
@@ -34,7 +38,10 @@ class TorchTrainer:
 
     @staticmethod
     def check(config: TrainConfig) -> str:
-        return _device(config.device, distributed.local_rank()).type
+        kind = _device(config.device, distributed.local_rank()).type
+        if config.precision == "tf32" and kind == "cpu":
+            raise ConfigError("--precision tf32 needs a GPU (--device cuda); a processor has float32 and bfloat16")
+        return kind
 
     def __init__(self, weights: Weights, config: TrainConfig, group: Group | None = None) -> None:
         self.config, self.group = config, group or Group()
@@ -42,54 +49,97 @@ class TorchTrainer:
         if config.threads or openmp.threads_asked() or self.group.size > 1:
             torch.set_num_threads(self.group.threads(config.threads))
         self.device = _device(config.device, self.group.local_rank)
+        if self.device.type == "cuda":
+            # bfloat16 operands are also TF32's: their products are exact there, and no slower.
+            torch.set_float32_matmul_precision("highest" if config.precision == "float32" else "high")
         with _plain_errors(self.group), self.group.exchange():
             self.model = self.model_class(weights).to(self.device)
-            self.rounded = RoundedLoss(self.model) if config.precision == "bfloat16" else None
-            step_model = self.rounded or self.model
-            self.is_sampled = 0 < config.sampled_softmax < weights.vocab_size
-            is_alone = self.group.size == 1 or self.is_sampled
-            self.step_model = step_model if is_alone else _data_parallel(step_model)
+            self.loss = StepLoss(self.model, is_rounded=config.precision == "bfloat16")
+            is_alone = self.group.size == 1 or config.is_sampled(weights.vocab_size)
+            self.step_loss = self.loss if is_alone else _data_parallel(self.loss)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if config.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(parameters, config.learning_rate, momentum=config.momentum)
-        else:
-            rate, epsilon, decay = config.learning_rate, config.epsilon, config.weight_decay
-            self.optimizer = torch.optim.AdamW(parameters, rate, eps=epsilon, weight_decay=decay)
+        self.optimizer = _optimizer(parameters, config)
         self.parameters = parameters
         self.averages = [parameter.detach().clone() for parameter in parameters] if config.average else []
         self.updates = 0
         self.hidden = self.model.zero_state(config.batch_size)
+        self.layouts: dict[Hashable, Layout] = {}
+        self.graphs: dict[Hashable, Graph] = {}
+        self.steps_ahead = 1 if self.device.type == "cpu" else STEPS_AHEAD
+        self.outcomes = torch.zeros(self.steps_ahead, 2, device=self.device)  # of the steps that were begun
 
     def train_step(
         self, x: I32, y: I32, learning_rate: float, regularization: Regularization = NO_REGULARIZATION
     ) -> tuple[float, float]:
-        with _plain_errors(self.group), self.group.exchange():
-            return self._train_step(x, y, learning_rate, regularization)
+        return self.train_steps([Chunk(x, y, learning_rate, regularization)])[0]
 
-    def _train_step(self, x: I32, y: I32, learning_rate: float, regularization: Regularization) -> tuple[float, float]:
-        targets = self._ids(regularization.candidates.targets if regularization.candidates else y)
-        if self.rounded is not None:
-            loss, hidden = self.step_model(self._ids(x), self.hidden, targets, regularization)
-            loss = loss / (x.size if self.config.reduction == "mean" else 1)
-        else:
-            logits, hidden = self.step_model(self._ids(x), self.hidden, regularization)
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=self.config.reduction)
-        self.optimizer.zero_grad()
-        # The processes take the mean of their gradients, whatever the reduction.
-        (loss * (self.group.size if self.config.reduction == "sum" else 1)).backward()
-        if regularization.candidates and isinstance(self.group, TorchGroup):
-            self._average_gradients(self.group, torch.tensor(regularization.candidates.ids, device=self.device))
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
-        value = loss.item() / (1 if self.config.reduction == "mean" else x.size)
+    def train_steps(self, chunks: Iterable[Chunk]) -> list[tuple[float, float]]:
+        with _plain_errors(self.group), self.group.exchange():
+            if self.device.type == "cpu":
+                return [self._step(chunk) for chunk in chunks]
+            for count, chunk in enumerate(chunks, start=1):
+                self.outcomes[count - 1].copy_(self._begin_step(chunk))
+            return [(loss, norm) for loss, norm in self.outcomes[:count].tolist()]
+
+    def _step(self, chunk: Chunk) -> tuple[float, float]:
+        tensors = {name: torch.from_numpy(array) for name, array in arrays_of(chunk).items()}
+        loss, norm = self._gradients(tensors).tolist()
         # With several processes only the norm counts: it is the same on all, so all stop at the same step.
-        if not np.isfinite([norm.item() if self.group.size > 1 else value, norm.item()]).all():
-            raise FloatingPointError(f"loss {value}, gradient norm {norm.item()}")
+        if not np.isfinite([norm if self.group.size > 1 else loss, norm]).all():
+            raise FloatingPointError(f"loss {loss}, gradient norm {norm}")
+        self.update(chunk.learning_rate)
+        self._update_averages()
+        return loss, norm
+
+    def _begin_step(self, chunk: Chunk) -> torch.Tensor:
+        """Start a step on the GPU. Returns its loss and norm (2,), which the next step overwrites."""
+        most = self.config.sampled_softmax + chunk.x.size * self.group.size
+        arrays = arrays_of(chunk, min(most, self.model.output.out_features))
+        shape = shapes(arrays)
+        if shape not in self.layouts:
+            self.layouts[shape] = Layout(arrays, self.device, self.steps_ahead)
+        layout = self.layouts[shape]
+        layout.put(arrays)
+
+        def step() -> torch.Tensor:
+            outcome = self._gradients(layout.tensors)
+            self.update(layout.tensors["learning_rate"])
+            return outcome
+
+        if self.group.size > 1 or len(chunk.x) > MOST_STEPS:
+            outcome = step()
+        else:
+            if shape not in self.graphs:
+                self.graphs[shape] = Graph(step, self._changing)
+            outcome = self.graphs[shape].replay()
+        self._update_averages()
+        return outcome
+
+    def _changing(self) -> Iterator[torch.Tensor]:
+        """Yield all tensors that a step changes, but for the averages."""
+        yield from (self.hidden, *self.parameters)
+        for state in self.optimizer.state.values():
+            yield from (value for value in state.values() if value is not None)
+
+    def _gradients(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Compute the gradients of the parameters. Returns the mean loss and the norm of the gradient, (2,)."""
+        x = tensors["x"]
+        # The processes take the mean of their gradients, whatever the reduction.
+        scale = 1.0 / x.numel() if self.config.reduction == "mean" else float(self.group.size)
+        regularization = regularization_of(tensors)
+        loss, hidden = self.step_loss(x, self.hidden, tensors["targets"], regularization, scale)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if regularization.candidates and isinstance(self.group, TorchGroup):
+            self._average_gradients(self.group, tensors["ids"])
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
+        self.hidden.copy_(hidden)  # truncated BPTT: the state is carried over, the gradient is not
+        return torch.stack([loss.detach() / (scale * x.numel()), norm])
+
+    def update(self, learning_rate: float | torch.Tensor) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        self.update_averages()
-        self.hidden = hidden.detach()  # truncated BPTT: the state is carried over, the gradient is not
-        return value, norm.item()
 
     @torch.no_grad()
     def _average_gradients(self, group: TorchGroup, candidates: torch.Tensor) -> None:
@@ -108,7 +158,7 @@ class TorchTrainer:
             grad[candidates] = mean.view(candidates.numel(), *grad.shape[1:])
 
     @torch.no_grad()
-    def update_averages(self) -> None:
+    def _update_averages(self) -> None:
         self.updates += 1
         decay = schedule.average_decay(self.config, self.updates)
         if decay < 1.0:
@@ -131,30 +181,17 @@ class TorchTrainer:
         with _plain_errors(self.group), self.averaged():
             return self._evaluate(ids, advance)
 
-    @torch.inference_mode()
     def _evaluate(self, ids: I32, advance: Callable[[int], object]) -> float:
-        total = 0.0
-        for loss, count in self._losses(ids):
-            total += loss.item()
+        total, pieces = 0.0, 16 if self.device.type == "cpu" else 128
+        for loss, count in torch_evaluation.losses(self.loss, self._ids(ids), pieces):
+            total += loss
             advance(count)
         if not np.isfinite(total):
             raise FloatingPointError(f"loss {total}")
         return total / (ids.size - 1)
 
-    def _losses(self, ids: I32) -> Iterator[tuple[torch.Tensor, int]]:
-        """Yield the summed loss and the number of tokens of each part of a text."""
-        if self.rounded is None:
-            for logits, targets in self.model.predictions(ids):
-                yield nn.functional.cross_entropy(logits, targets, reduction="sum"), len(targets)
-            return
-        hidden = self.model.zero_state()
-        for start in range(0, ids.size - 1, EVALUATION_STEPS):
-            part = self._ids(ids[start : start + EVALUATION_STEPS + 1]).unsqueeze(1)
-            loss, hidden = self.rounded(part[:-1], hidden, part[1:], NO_REGULARIZATION)
-            yield loss, len(part) - 1
-
     def reset_state(self) -> None:
-        self.hidden = torch.zeros_like(self.hidden)
+        self.hidden.zero_()
 
     def weights(self) -> Weights:
         with self.averaged():
@@ -162,7 +199,9 @@ class TorchTrainer:
 
     def load_weights(self, weights: Weights) -> None:
         self.model.load_weights(weights)
-        self.averages = [parameter.detach().clone() for parameter in self.parameters] if self.averages else []
+        with torch.no_grad():
+            for average, parameter in zip(self.averages, self.parameters, strict=False):  # none, or one for each
+                average.copy_(parameter)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         tensors: dict[str, torch.Tensor] = {"hidden": self.hidden[0]}
@@ -179,23 +218,38 @@ class TorchTrainer:
     @torch.no_grad()
     def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
         self.optimizer.state.clear()
+        self.graphs.clear()  # they update the state that was there
         for name, array in state.items():
             kind, _, index = name.partition(".")
             value = torch.tensor(array)
             if kind == "hidden":
-                self.hidden = value.unsqueeze(0).to(self.device)
+                self.hidden.copy_(value)
             elif kind == "updates":
                 self.updates = int(value)
             elif kind == "average":
                 self.averages[int(index)].copy_(value)
             elif kind == "parameter":
                 self.parameters[int(index)].copy_(value)
-            else:  # torch keeps AdamW's step count on the processor
-                device = "cpu" if kind == "step" else self.device
-                self.optimizer.state[self.parameters[int(index)]][kind] = value.to(device)
+            else:
+                self.optimizer.state[self.parameters[int(index)]][kind] = value.to(self.device)
 
     def _ids(self, ids: I32) -> torch.Tensor:
         return torch.tensor(ids, dtype=torch.long, device=self.device)
+
+
+def regularization_of(tensors: dict[str, torch.Tensor]) -> Regularization:
+    """Return the regularization of a step, with tensors in the place of arrays."""
+    names = ("input_mask", "output_mask", "dropped_words")
+    candidates = Candidates(tensors["ids"], tensors["correction"], tensors["targets"]) if "ids" in tensors else None
+    return Regularization(*(tensors.get(name) for name in names), candidates)
+
+
+def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, config.learning_rate, momentum=config.momentum, fused=True)
+    return torch.optim.AdamW(
+        parameters, config.learning_rate, eps=config.epsilon, weight_decay=config.weight_decay, fused=True
+    )
 
 
 def _data_parallel(model: nn.Module) -> nn.Module:

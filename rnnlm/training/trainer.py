@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
 
@@ -15,6 +15,15 @@ from rnnlm.training.config import TrainConfig
 from rnnlm.training.distributed import Group
 
 
+class Chunk(NamedTuple):
+    """What a trainer learns from in one step: x, y (T, B), time-major."""
+
+    x: I32
+    y: I32
+    learning_rate: float
+    regularization: Regularization = NO_REGULARIZATION
+
+
 class Trainer(Protocol):
     """Holds the parameters of a model and learns from one chunk at a time.
 
@@ -23,6 +32,7 @@ class Trainer(Protocol):
 
     backend: str  # "c" or "torch"
     model_class: type[LanguageModel]  # reads the weights file, and generates from it
+    steps_ahead: int  # how many steps may be begun before the result of the first is read
 
     @staticmethod
     def check(config: TrainConfig) -> str:
@@ -38,6 +48,12 @@ class Trainer(Protocol):
         Returns the chunk's mean loss in nats per token, and the norm of the gradient before clipping. In a run of
         several processes each passes its own chunk and all apply the same gradient: the loss is that of the process's
         own chunk, the norm that of the whole gradient.
+        """
+
+    def train_steps(self, chunks: Iterable[Chunk]) -> list[tuple[float, float]]:
+        """Take a step on each chunk, `steps_ahead` of them at most. Returns what `train_step` returns, for each.
+
+        On a GPU the results are read after the last step. If one is not finite it is returned, and does not raise.
         """
 
     def evaluate(self, ids: I32, advance: Callable[[int], object] = lambda count: None) -> float:

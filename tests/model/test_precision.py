@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import INSTRUCTION_SETS, force_kernels, make_weights
-from gradients import by_c, by_torch, by_torch_rounded, chunk
-from test_regularization import some_regularization
+from gradients import by_c, by_torch, by_torch_rounded, chunk, some_regularization
 
 from rnnlm.binding import Workspace
 from rnnlm.checkpoint import PARAMETERS

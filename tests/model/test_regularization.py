@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import INSTRUCTION_SETS, force_kernels, make_weights, relative_error
-from gradients import by_c, by_torch, chunk
+from gradients import by_c, by_torch, chunk, some_regularization
 
 from rnnlm.binding import Workspace
 from rnnlm.checkpoint import PARAMETERS
@@ -20,18 +20,6 @@ SIZES = [  # V, E, H, T, B, words sampled
     (1031, 20, 101, 70, 5, 600),
     (1500, 8, 99, 13, 3, 1500),
 ]
-
-
-def some_regularization(
-    vocab: int, embed: int, hidden: int, y: np.ndarray, sampled: int, seed: int = 0
-) -> Regularization:
-    counts = np.random.default_rng(seed).integers(1, 1000, vocab)
-    sampler = CandidateSampler(counts, sampled) if sampled else None
-    rates = {"dropout": 0.4, "input_dropout": 0.2, "word_dropout": 0.3}
-    regularizer = Regularizer(
-        seed=seed, input_size=embed, hidden_size=hidden, vocab_size=vocab, sampler=sampler, **rates
-    )
-    return regularizer.draw(3, y)
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
