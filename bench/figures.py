@@ -49,16 +49,29 @@ class Piece(NamedTuple):
 
 PIECES = {
     "bench": Piece("35 min", "bench/bench.py"),
+    "bfloat16": Piece("10 min", "bench/bench.py --bfloat16"),
+    "steps": Piece("5 min", "bench/steps.py"),
     "load": Piece("4 min", "bench/load.py"),
     "small": Piece("2 min", "bench/small.py"),
+    "large_corpus": Piece("20 min", "bench/large_corpus.py"),
+    "results": Piece("3 hours", "bench/results.py --corpus {corpus}"),
+    "precision": Piece("2 min", "bench/precision.py weights/results/c.safetensors {corpus}"),
 }
 
 # Each block's results' file, and the function that writes it from the first line and the rows.
 BLOCKS: dict[str, tuple[str, Callable[[Row, list[Row]], str]]] = {
     "speed": ("bench", tables.speed),
     "bench": ("bench", tables.bench),
+    "bfloat16": ("bfloat16", tables.bfloat16),
+    "steps": ("steps", tables.steps),
+    "generation": ("steps", tables.generation),
+    "limits": ("steps", tables.limits),
     "load": ("load", tables.load),
     "small": ("small", tables.small),
+    "large_corpus": ("large_corpus", tables.large_corpus),
+    "results": ("results", tables.results),
+    "perplexities": ("results", tables.perplexities),
+    "precision": ("precision", tables.precision),
 }
 
 
@@ -89,24 +102,34 @@ def about(**more: Any) -> Row:
     return {"measured": today, "processor": processor(), "cores": os.cpu_count(), "command": command(), **more}
 
 
-def save(name: str, rows: Iterable[Row], *, whole: bool = True, pictures: Iterable[Path] = (), **more: Any) -> None:
+def save(
+    name: str,
+    rows: Iterable[Row],
+    *,
+    whole: bool = True,
+    folder: Path | None = None,
+    pictures: Iterable[Path] = (),
+    **more: Any,
+) -> None:
     """Write a results' file and the blocks that are made of it.
 
     whole: False if less was measured than the documents quote: the file is then partial.jsonl, which no block is made
-    of. pictures: those that were drawn; their digests are kept.  more: what else to say of the run.
+    of.  folder: another one than RESULTS, whose files no block is made of.  pictures: those that were drawn; their
+    digests are kept.  more: what else to say of the run.
     """
     first = about(**more)
     if drawn := digests(pictures):
         first["pictures"] = drawn
-    write(name if whole else "partial", first, rows)
-    print(f"-> bench/results/{name if whole else 'partial'}.jsonl")
-    if whole:
+    path = (folder or RESULTS) / f"{name if whole else 'partial'}.jsonl"
+    write(path, first, rows)
+    print(f"-> {os.path.relpath(path, ROOT)}")
+    if whole and path.parent == RESULTS:
         write_blocks(name)
 
 
-def write(name: str, first: Row, rows: Iterable[Row]) -> None:
+def write(path: Path, first: Row, rows: Iterable[Row]) -> None:
     lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in (first, *rows))
-    atomic_write(RESULTS / f"{name}.jsonl", "".join(lines).encode())
+    atomic_write(path, "".join(lines).encode())
 
 
 def read(name: str) -> tuple[Row, list[Row]]:
@@ -123,7 +146,7 @@ def read(name: str) -> tuple[Row, list[Row]]:
 
 def digests(pictures: Iterable[Path]) -> dict[str, str]:
     """Return each picture's digest by its path in the project."""
-    return {path.relative_to(ROOT).as_posix(): digest(path.read_bytes())[:16] for path in pictures}
+    return {Path(os.path.relpath(path, ROOT)).as_posix(): digest(path.read_bytes())[:16] for path in pictures}
 
 
 # ---- Blocks ----------------------------------------------------------------------------------------------------------
@@ -138,7 +161,7 @@ def rendered(block: str) -> str:
     name, table = BLOCKS[block]
     first, rows = read(name)
     note = first.get("note", "") if block == name else ""
-    return f"\n{table(first, rows)}\n{tables.paragraph(provenance(first, rows), note)}\n"
+    return f"{table(first, rows)}\n{tables.paragraph(provenance(first, rows), note)}"
 
 
 def provenance(first: Row, rows: list[Row]) -> str:

@@ -6,6 +6,7 @@
 
 The words of the text follow Zipf's law; its first half is a single line. main.py starts on it twice, first with an
 empty cache and then with a full one. Its address space is limited to 3 GB (prlimit), and it is stopped after one step.
+Prints what it measured, and without options writes it to bench/results/large_corpus.jsonl and docs/performance.md.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import figures
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,6 +119,7 @@ def main() -> None:
             size = write_text(text, options.tokens, words)
             write_vectors(vectors, words)
             print(f"{options.tokens:,} tokens, {options.words:,} words, {size / 1e6:,.0f} MB of text", flush=True)
+        rows = []
         for name in ("first start", "second start"):
             tokens, ready, used, estimate, peak = start(folder, text, vectors)
             print(
@@ -124,6 +127,16 @@ def main() -> None:
                 f"time), peak {peak / 1e6:,.0f} MB"
             )
             print(f"{'':<13} {estimate}", flush=True)
+            rows.append(
+                {
+                    "start": name,
+                    "tokens_seconds": round(tokens, 1),
+                    "ready_seconds": round(ready, 1),
+                    "processor_seconds": round(used, 1),
+                    "peak_mb": round(peak / 1e6),
+                }
+            )
+    figures.save("large_corpus", rows, whole=vars(options) == vars(parser.parse_args([])))
 
 
 if __name__ == "__main__":

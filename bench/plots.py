@@ -110,7 +110,7 @@ def draw(rows: list[Row]) -> list[Path]:
 
 def main() -> None:
     first, rows = figures.read("bench")
-    figures.write("bench", first | {"pictures": figures.digests(draw(rows))}, rows)
+    figures.write(figures.RESULTS / "bench.jsonl", first | {"pictures": figures.digests(draw(rows))}, rows)
 
 
 if __name__ == "__main__":

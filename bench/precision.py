@@ -1,17 +1,22 @@
 """Measure what a smaller copy of Why costs in perplexity and gains in speed.
 
-python bench/precision.py weights/best.safetensors ../shared/wikitext:wikitext-2-v1
+python bench/precision.py weights/results/c.safetensors ../shared/wikitext:wikitext-2-v1
+
+Prints a table, and writes it to bench/results/precision.jsonl and docs/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import figures
+from tables import PRECISION_HEAD, precision_line
 
 from rnn import RNN
 from rnnlm.data.corpus import load_corpus
@@ -32,19 +37,20 @@ def main() -> int:
 def compare(weights: str, name: str) -> None:
     """Print the table. Raises UserError."""
     corpus = load_corpus(name)
-    exact = math.nan
     models = {precision: RNN.load(weights, precision=precision) for precision in PRECISIONS}
     if models["float32"].vocabulary.words != corpus.vocabulary.words or corpus.test is None:
         raise UserError(f"{weights} was not trained on {name}, or it has no test split")
-    print(f"{'precision':<10} {'test perplexity':>16} {'change':>9} {'tokens/s of one sequence':>24}")
+    print(PRECISION_HEAD)
+    rows: list[dict[str, Any]] = []
     for precision, model in models.items():
         reached = perplexity(-model.log_probabilities(corpus.test).mean(dtype=float))
-        exact = reached if precision == "float32" else exact
         start, tokens = time.perf_counter(), 0
         for token in model.stream("The", max_tokens=2000, seed=1, ignore_eos=True):
             tokens += token.id >= 0
         rate = tokens / (time.perf_counter() - start)
-        print(f"{precision:<10} {reached:>16.3f} {reached / exact - 1:>9.3%} {rate:>24,.0f}")
+        rows.append({"precision": precision, "test_perplexity": round(reached, 4), "tokens_per_second": round(rate)})
+        print(precision_line(rows[-1], rows[0]["test_perplexity"]), flush=True)
+    figures.save("precision", rows)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 python bench/results.py                                               the dataset hub's WikiText-2
 python bench/results.py --corpus ../shared/wikitext:wikitext-2-v1     a local copy of it
 
-Trains the models that are not in --folder, resumes those that were stopped, evaluates all of them, and writes the table
-and the picture into the documents. The validation perplexity selects a model, and the test perplexity is that of the
-selected one.
+Trains the models that are not in --folder, resumes those that were stopped, evaluates all of them, and writes
+bench/results/results.jsonl, and the tables and the picture of the documents. Stopped, the same command goes on. The
+validation perplexity selects a model, and the test perplexity is that of the selected one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -22,13 +21,16 @@ import time
 from dataclasses import asdict, dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import figures
 from ngram import KneserNey
+from tables import results
 
 from rnn import RNN
 from rnnlm import checkpoint
@@ -38,7 +40,6 @@ from rnnlm.language_model import perplexity
 from rnnlm.training.curve import new_figure
 
 ORDER = 5  # words of the n-grams
-START, END = "<!-- make results writes from here -->\n", "<!-- to here -->\n"  # around the table, in a document
 
 H100 = ("--hidden-size", "100", "--dropout", "0.25", "--learning-rate", "3e-3", "--epochs", "28")
 
@@ -142,24 +143,10 @@ def counted(order: int, corpus: str, text: Corpus, folder: Path) -> tuple[float,
     return reached, Cost(seconds, peak)
 
 
-def row(name: str, hidden: str, epochs: str, cost: Cost, validation: float, test: str = "") -> str:
-    """Return a line of the table, in Markdown."""
-    minutes, memory = f"{cost.processor_seconds / 60:.1f}", f"{cost.peak_bytes / 1e6:,.0f} MB"
-    return f"| {name} | {hidden} | {epochs} | {minutes} | {memory} | {validation:,.1f} | {test} |\n"
-
-
-HEAD = (
-    "| model | hidden units | epochs | processor minutes | memory | validation perplexity | test |\n"
-    "| --- | --- | --- | --- | --- | --- | --- |\n"
-)
-
-
-def replace_table(document: Path, table: str) -> None:
-    """Put the table between the two marks of a document."""
-    text = document.read_text()
-    if text.count(START) != 1 or text.count(END) != 1:
-        sys.exit(f"{document} must have the lines {START.strip()} and {END.strip()} once each")
-    document.write_text(re.sub(f"{START}.*?{END}", lambda _: START + table + END, text, flags=re.DOTALL))
+def row(name: str, cost: Cost, validation: float, **more: Any) -> dict[str, Any]:
+    """Return a row of the results' file."""
+    processor = {"processor_minutes": round(cost.processor_seconds / 60, 2), "megabytes": round(cost.peak_bytes / 1e6)}
+    return {"model": name, **more, **processor, "validation": round(validation, 2)}
 
 
 def draw(path: Path, runs: list[tuple[str, list[dict[str, float]]]], yardstick: tuple[str, float]) -> None:
@@ -199,35 +186,34 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of each training (default: one per processor)")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "results.png", help="the PNG to write")
     parser.add_argument(
-        "--document", type=Path, default=ROOT / "docs" / "results.md", help="the document whose table is written"
+        "--results", type=Path, default=figures.RESULTS, help="folder of results.jsonl; elsewhere no document quotes it"
     )
     options = parser.parse_args()
 
     threads = ["--threads", str(options.threads)] if options.threads else []
     options.folder.mkdir(parents=True, exist_ok=True)
     text = load_corpus(options.corpus, vocab_size=None)
-    table, yardstick = HEAD, (f"Kneser-Ney {ORDER}-gram", 0.0)
+    rows, yardstick = [], (f"Kneser-Ney {ORDER}-gram", 0.0)
     for name, order in (("unigram", 1), (f"interpolated Kneser-Ney {ORDER}-gram", ORDER)):
         reached, cost = counted(order, options.corpus, text, options.folder)
-        table += row(name, "", "", cost, reached)
+        rows.append(row(name, cost, reached))
         yardstick = yardstick[0], reached
     paths = {name: options.folder / f"{name}.safetensors" for name in options.models}
     costs = {name: MODELS[name].train(path, options.corpus, threads) for name, path in paths.items()}
     best = {name: min(metrics(path), key=lambda line: line["validation_loss"]) for name, path in paths.items()}
     chosen = min(best, key=lambda name: best[name]["validation_loss"])
     for name, path in paths.items():
-        config, test = checkpoint.load(path).config, ""
+        config = checkpoint.load(path).config
+        more = {"hidden": config["hidden_size"], "epochs": f"{best[name]['epoch']:.0f} of {config['epochs']}"}
+        rows.append(row(MODELS[name].name, costs[name], best[name]["validation_perplexity"], **more))
         if name == chosen and text.test is not None:
-            test = f"{perplexity(-np.mean(RNN.load(path).log_probabilities(text.test))):.1f}"
-        epochs = f"{best[name]['epoch']:.0f} of {config['epochs']}"
-        reached = best[name]["validation_perplexity"]
-        table += row(MODELS[name].name, str(config["hidden_size"]), epochs, costs[name], reached, test)
-    replace_table(options.document, table)
-    print(f"\n{table}\n{options.document}")
-    runs = [(MODELS[name].name.replace("`", ""), metrics(path)) for name, path in paths.items() if name != "reference"]
-    if runs:
-        draw(options.picture, runs, yardstick)
-        print(options.picture)
+            rows[-1]["test"] = round(perplexity(-np.mean(RNN.load(path).log_probabilities(text.test))), 2)
+    print(f"\n{results({}, rows)}")
+    pictures = []
+    if runs := [(MODELS[name].name, metrics(path)) for name, path in paths.items() if name != "reference"]:
+        draw(options.picture, [(name.replace("`", ""), lines) for name, lines in runs], yardstick)
+        pictures.append(options.picture)
+    figures.save("results", rows, folder=options.results, pictures=pictures)
 
 
 if __name__ == "__main__":

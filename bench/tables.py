@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rnnlm.errors import counted
+
 Row = dict[str, Any]
 
 
@@ -38,11 +40,13 @@ class Comparison(NamedTuple):
     """What bench.py measures in one run, and shows in one table.
 
     engines: whose speed.  ratios: pairs of engines, of which the first is faster by so much.  memory: whose peak.
+    reaches: whether C's GFLOP/s are shown.
     """
 
     engines: tuple[str, ...]
     ratios: tuple[tuple[str, str], ...]
     memory: tuple[str, ...]
+    reaches: bool = True
 
 
 COMPARISONS = {
@@ -51,6 +55,7 @@ COMPARISONS = {
         ("c", "bfloat16", "torch", "medium"),
         (("bfloat16", "torch"), ("bfloat16", "medium"), ("bfloat16", "c")),
         ("c", "bfloat16"),
+        reaches=False,
     ),
 }
 
@@ -65,8 +70,9 @@ def bench_columns(comparison: Comparison) -> Iterator[tuple[str, str, str, int, 
         yield "tokens per second", ENGINES[engine], f"{engine}_tokens_per_second", 9, ",.0f"
     for ours, theirs in comparison.ratios:
         yield f"{ENGINES[ours]} is faster by", ENGINES[theirs], ratio_key(ours, theirs), 9, ".2f"
-    yield "C reaches", "GFLOP/s", "c_gflops", 9, ".0f"
-    yield "C reaches", "of peak", "of_peak", 8, ".0%"
+    if comparison.reaches:
+        yield "C reaches", "GFLOP/s", "c_gflops", 9, ".0f"
+        yield "C reaches", "of peak", "of_peak", 8, ".0%"
     for engine in comparison.memory:
         yield "peak memory, MB", ENGINES[engine], f"{engine}_megabytes", 9, ",.0f"
 
@@ -81,11 +87,11 @@ def bench_head(first: Row, comparison: Comparison) -> str:
         ("exponentials", "{:.1f} G exponentials/s"),
         ("copy", "{:.1f} GB/s of copying"),
     )
-    most = ", ".join(form.format(limits[name]) for name, form in known if name in limits) or "not measured"
+    most = ", ".join(form.format(limits[name]) for name, form in known if name in limits)
     groups = dict.fromkeys(group for group, *_ in columns)
     wide = {name: sum(width for group, _, _, width, _ in columns if group == name) for name in groups}
     return (
-        f"{first['threads']} threads at most: {most}\n"
+        (f"{first['threads']} threads at most: {most}\n" if most else "")
         + f"{'':39}{''.join(f'{name:>{width}}' for name, width in wide.items())}\n"
         + f"{'':39}{''.join(f'{heading:>{width}}' for _, heading, _, width, _ in columns)}"
     )
@@ -136,6 +142,40 @@ def speed(first: Row, rows: list[Row]) -> str:
     return markdown(columns)
 
 
+# ---- steps.py --------------------------------------------------------------------------------------------------------
+
+
+def steps(first: Row, rows: list[Row]) -> str:
+    rows = [row for row in rows if row["task"] == "train"]
+    faster = {"c": "C is faster by", "bfloat16": "C bfloat16 is faster by"}
+    columns = {"step": [row["step"] for row in rows]}
+    columns |= {name: [cell(row, f"{engine}_ms", ",.1f") for row in rows] for engine, name in STEP_ENGINES.items()}
+    columns |= {name: [f"{row['torch_ms'] / row[f'{ours}_ms']:.1f}" for row in rows] for ours, name in faster.items()}
+    return markdown(columns)
+
+
+STEP_ENGINES = {"c": "C", "bfloat16": "C bfloat16", "torch": "PyTorch"}
+
+
+def generation(first: Row, rows: list[Row]) -> str:
+    rows = [row for row in rows if row["task"] == "generate"]
+    columns = {"sequences": [cell(row, "sequences") for row in rows]}
+    columns |= {name: [cell(row, name, ",.0f") for row in rows] for name in ("float32", "bfloat16", "int8")}
+    return markdown(columns)
+
+
+def limits(first: Row, rows: list[Row]) -> str:
+    known = {
+        "float32": ("multiply-adds in float32", "{:.0f} GFLOP/s"),
+        "bfloat16": ("VDPBF16PS", "{:.0f} GFLOP/s"),
+        "tiles": ("AMX tiles", "{:,.0f} GFLOP/s"),
+        "exponentials": ("exponentials, those of `csrc/vector.h`, in registers", "{:.1f} x 10^9 a second"),
+        "copy": ("`memcpy`, each byte counted twice", "{:.0f} GB/s"),
+    }
+    found = {name: form.format(first["limits"][key]) for key, (name, form) in known.items() if key in first["limits"]}
+    return markdown({" ": list(found), "at most": list(found.values())})
+
+
 # ---- load.py ---------------------------------------------------------------------------------------------------------
 
 LOAD_HEAD = "system | clients | requests/s | tokens/s | first token p50 / p99 ms | token p50 / p99 ms"
@@ -162,7 +202,7 @@ def load_end(rows: list[Row]) -> str:
     """Return what the rows of one system come to."""
     best = max(row["tokens_per_second"] for row in rows)
     enough = next(row["clients"] for row in rows if row["tokens_per_second"] >= 0.9 * best)
-    return f"{rows[0]['system']}: {best:,} tokens/s; it saturates (90% of that) at {enough} clients"
+    return f"{rows[0]['system']}: {best:,} tokens/s; it saturates (90% of that) at {counted(enough, 'client')}"
 
 
 def load(first: Row, rows: list[Row]) -> str:
@@ -187,3 +227,71 @@ def small_lines(row: Row) -> str:
 
 def small(first: Row, rows: list[Row]) -> str:
     return code("\n".join(map(small_lines, rows)))
+
+
+# ---- large_corpus.py -------------------------------------------------------------------------------------------------
+
+
+def large_corpus(first: Row, rows: list[Row]) -> str:
+    return markdown(
+        {
+            " ": [row["start"] for row in rows],
+            "tokens read after": [f"{row['tokens_seconds']:.0f} s" for row in rows],
+            "processor time until the first step": [f"{row['processor_seconds']:.0f} s" for row in rows],
+            "peak memory": [f"{row['peak_mb']:,} MB" for row in rows],
+        }
+    )
+
+
+# ---- results.py ------------------------------------------------------------------------------------------------------
+
+
+def bold(cells: list[str]) -> list[str]:
+    """Return the cells with the lowest number in bold."""
+    numbers = [float(cell.replace(",", "")) for cell in cells if cell]
+    lowest = min(numbers, default=0.0)
+    return [f"**{cell}**" if cell and float(cell.replace(",", "")) == lowest else cell for cell in cells]
+
+
+def results(first: Row, rows: list[Row]) -> str:
+    return markdown(
+        {
+            "model": [row["model"] for row in rows],
+            "hidden units": [cell(row, "hidden") for row in rows],
+            "epochs": [cell(row, "epochs") for row in rows],
+            "minutes of training": [cell(row, "minutes") for row in rows],
+            "processor minutes": [cell(row, "processor_minutes", ".1f") for row in rows],
+            "memory": [cell(row, "megabytes", ",.0f") and f"{row['megabytes']:,.0f} MB" for row in rows],
+            "validation perplexity": bold([cell(row, "validation", ",.1f") for row in rows]),
+            "test": bold([cell(row, "test", ",.1f") for row in rows]),
+        }
+    )
+
+
+def perplexities(first: Row, rows: list[Row]) -> str:
+    """Return the table of the README."""
+    return markdown(
+        {
+            "model": [row["model"] for row in rows],
+            "hidden units": [cell(row, "hidden") for row in rows],
+            "minutes of training": [cell(row, "minutes") for row in rows],
+            "processor minutes": [cell(row, "processor_minutes", ".1f") for row in rows],
+            "validation": bold([cell(row, "validation", ",.1f") for row in rows]),
+            "test": bold([cell(row, "test", ",.1f") for row in rows]),
+        }
+    )
+
+
+# ---- precision.py ----------------------------------------------------------------------------------------------------
+
+PRECISION_HEAD = f"{'precision':<10} {'test perplexity':>16} {'change':>9} {'tokens/s of one sequence':>24}"
+
+
+def precision_line(row: Row, exact: float) -> str:
+    reached = row["test_perplexity"]
+    return f"{row['precision']:<10} {reached:>16.3f} {reached / exact - 1:>9.3%} {row['tokens_per_second']:>24,.0f}"
+
+
+def precision(first: Row, rows: list[Row]) -> str:
+    lines = (precision_line(row, rows[0]["test_perplexity"]) for row in rows)
+    return code("\n".join([PRECISION_HEAD, *lines]))
