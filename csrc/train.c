@@ -4,14 +4,14 @@
 
 #include "internal.h"
 
-/* x holds words, y columns of the output layer. */
+/* x holds words, y columns of the output layer, or is NULL. */
 static int32_t check_chunk(const rnn_work *w, const int32_t *x, const int32_t *y, int32_t steps, int32_t batch,
                            size_t columns) {
     if (steps < 1 || (size_t)steps > w->max_steps || batch < 1 || (size_t)batch > w->max_batch) return RNN_E_DIM;
     size_t N = (size_t)steps * (size_t)batch;
     for (size_t n = 0; n < N; n++) {
         /* A negative id is larger than V once it is unsigned. */
-        if ((uint32_t)x[n] >= w->V || (uint32_t)y[n] >= columns) return RNN_E_TOKEN;
+        if ((uint32_t)x[n] >= w->V || (y && (uint32_t)y[n] >= columns)) return RNN_E_TOKEN;
     }
     return RNN_OK;
 }
@@ -79,6 +79,18 @@ int32_t rnn_loss(rnn_work *work, const float *params, const float *embeddings, c
     double sum = output_pass(work, &out, T * B);
     if (!isfinite(sum)) return RNN_E_NONFINITE;
     *loss = sum;
+    copy_state(work, T, B, state);
+    return RNN_OK;
+}
+
+int32_t rnn_advance(rnn_work *work, const float *params, const float *embeddings, const int32_t *x, int32_t steps,
+                    int32_t batch, float *state) {
+    if (!work || !params || !embeddings || !x || !state) return RNN_E_NULL;
+    int32_t status = check_chunk(work, x, NULL, steps, batch, 0);
+    if (status) return status;
+    size_t T = (size_t)steps, B = (size_t)batch;
+    rnn_inputs in = {.embeddings = embeddings, .x = x, .T = T, .B = B};
+    if (!hidden_forward(work, &in, params, state)) return RNN_E_NONFINITE;
     copy_state(work, T, B, state);
     return RNN_OK;
 }

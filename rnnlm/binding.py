@@ -79,12 +79,11 @@ class Workspace:
             f"candidates={max_candidates}, threads={threads}, {precision}",
         )
 
-    def _require(self, params: F32, embeddings: F32, x: I32, y: I32, state: F32) -> None:
+    def _require(self, params: F32, embeddings: F32, x: I32, state: F32) -> None:
         if x.ndim != 2:
             raise RNNInputError(-2, f"x has shape {x.shape}, expected (steps, batch)")
         require_shape("params", params, (self.param_count,))
         require_shape("embeddings", embeddings, (self.vocab, self.embed))
-        require_shape("y", y, x.shape)
         require_shape("state", state, (x.shape[1], self.hidden))
 
     def loss(self, params: F32, embeddings: F32, x: I32, y: I32, state: F32) -> float:
@@ -94,11 +93,21 @@ class Workspace:
         state: (B, H), carried: it is replaced by the state after the chunk.
         Raises RNNInputError (shape, range, token id), RNNNonFiniteError.
         """
-        self._require(params, embeddings, x, y, state)
+        self._require(params, embeddings, x, state)
+        require_shape("y", y, x.shape)
         loss = c_double()
         status = library().rnn_loss(self._handle, params, embeddings, x, y, *x.shape, state, byref(loss))
         check(status, f"loss of a chunk of {x.shape[0]} steps x {x.shape[1]} batch rows")
         return loss.value
+
+    def advance(self, params: F32, embeddings: F32, x: I32, state: F32) -> None:
+        """Replace the state before one chunk by the state after it, as `loss` does, without the output layer.
+
+        The arguments are those of `loss`. Raises RNNInputError (shape, range, token id), RNNNonFiniteError.
+        """
+        self._require(params, embeddings, x, state)
+        status = library().rnn_advance(self._handle, params, embeddings, x, *x.shape, state)
+        check(status, f"state after a chunk of {x.shape[0]} steps x {x.shape[1]} batch rows")
 
     def loss_grad(
         self,
@@ -118,7 +127,8 @@ class Workspace:
         """
         candidates = regularization.candidates
         targets = y if candidates is None else candidates.targets
-        self._require(params, embeddings, x, targets, state)
+        self._require(params, embeddings, x, state)
+        require_shape("y", targets, x.shape)
         require_shape("grads", grads, (self.gradient_count(candidates),))
         if regularization.dropped_words is not None:
             require_shape("dropped_words", regularization.dropped_words, (self.vocab,))

@@ -83,15 +83,18 @@ class CTrainer:
     def train_steps(self, chunks: Iterable[Chunk]) -> list[tuple[float, float]]:
         return [self.train_step(*chunk) for chunk in chunks]
 
-    def evaluate(self, ids: I32, advance: Callable[[int], object] = lambda count: None) -> float:
+    def evaluate(self, ids: I32, advance: Callable[[int], object] = lambda count: None, start: int = 0) -> float:
         params, hidden = self.parameters.flat(), np.zeros((1, self.hidden.shape[1]), dtype=np.float32)
+        for first in range(0, start, EVALUATION_STEPS):
+            x = ids[first : min(first + EVALUATION_STEPS, start), None]
+            self.evaluation.advance(params, self.embeddings, x, hidden)
         total = 0.0
-        for start in range(0, ids.size - 1, EVALUATION_STEPS):
-            x = ids[start : min(start + EVALUATION_STEPS, ids.size - 1), None]
-            y = ids[start + 1 : start + 1 + x.size, None]
+        for first in range(start, ids.size - 1, EVALUATION_STEPS):
+            x = ids[first : min(first + EVALUATION_STEPS, ids.size - 1), None]
+            y = ids[first + 1 : first + 1 + x.size, None]
             total += self.evaluation.loss(params, self.embeddings, x, y, hidden)
             advance(x.size)
-        return total / (ids.size - 1)
+        return total / (ids.size - 1 - start)
 
     def reset_state(self) -> None:
         self.hidden[:] = 0.0

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 main.py --preset best ...
 
-Each process has a rank; rank 0 logs, evaluates and saves. N processes with B batch rows each learn what one process
+Each process has a rank; rank 0 logs and saves. N processes with B batch rows each learn what one process
 with N * B batch rows learns: rank r has the batch rows r * B .. (r + 1) * B, and gradients are summed over all ranks.
 
 torch.distributed is imported only if torchrun has set WORLD_SIZE, so `python main.py` never loads torch. Arrays on the
@@ -83,6 +83,10 @@ class Group:
     def totals(self, *values: float) -> tuple[float, ...]:
         """Return the sum over all processes of each of a few numbers."""
         return values
+
+    def tally(self, what: str, count: int) -> int:
+        """Add to what all processes have counted of `what`, and return the sum so far. It waits for no process."""
+        return count
 
     def from_first(self, make: Callable[[], T]) -> T:
         """Call `make` on rank 0 and return its result on every rank. If it raises, the others raise PeerFailed."""
@@ -218,6 +222,10 @@ class TorchGroup(Group):
         array = np.array(values, dtype=np.float64)
         self.sum(array)
         return tuple(array.tolist())
+
+    def tally(self, what: str, count: int) -> int:
+        with self._talking("the first machine's store"):
+            return self._store.add(f"tally/{what}", count)
 
     def from_first(self, make: Callable[[], T]) -> T:
         if self.rank == 0:

@@ -15,7 +15,7 @@ import numpy as np
 from rnnlm.arrays import I32
 from rnnlm.language_model import perplexity
 from rnnlm.progress import progress
-from rnnlm.training import reporting, schedule, stopping
+from rnnlm.training import reporting, schedule, sharing, stopping
 from rnnlm.training.progress import Row
 from rnnlm.training.run import Run
 from rnnlm.training.trainer import Chunk
@@ -124,7 +124,7 @@ def measure(run: Run) -> Row:
     at = run.progress
     started = time.monotonic()
     try:
-        loss = run.group.from_first(lambda: evaluate_on(run, "validation", run.validation))
+        loss = evaluate_on(run, "validation", run.validation)
         stopping.check_loss(loss)
     except FloatingPointError as error:
         where = f"on the validation split after epoch {run.epochs:g}"
@@ -153,25 +153,23 @@ def test(run: Run) -> Row:
     """
     at, split = run.progress, run.corpus.test
     assert split is not None and run.best is not None
-    best = run.best
     # The first token is predicted too: a sentence begins after the <EOS> of the one before.
     ids = np.concatenate([np.array([run.corpus.vocabulary.eos], dtype=np.int32), split])
-
-    def perplexity_of_best() -> float:
-        run.trainer.load_weights(best)
-        return evaluate_on(run, "test", ids)
-
+    run.trainer.load_weights(run.best)
     try:
-        loss = run.group.from_first(perplexity_of_best)
+        loss = evaluate_on(run, "test", ids)
     except FloatingPointError as error:
         raise stopping.diverged(run, "on the test split", run.config.learning_rate) from error
     row = at.best_row
     row |= {"test_loss": loss, "test_perplexity": perplexity(loss), "test_tokens": int(split.size)}
-    run.save_weights(best)
+    run.save_weights(run.best)
     return row
 
 
 def evaluate_on(run: Run, split: str, ids: I32) -> float:
-    """Return the mean nats per token of the current weights over `ids` (N,), and show how far the evaluation is."""
+    """Return the mean nats per token of the current weights over `ids` (N,), and show how far the evaluation is.
+
+    The processes share the text. Raises FloatingPointError on all of them, PeerLost.
+    """
     with progress(f"evaluating on {split}", ids.size - 1, "tokens") as shown:
-        return run.trainer.evaluate(ids, shown.advance)
+        return sharing.evaluate(run.trainer, run.group, ids, shown.advance, f"{split}, step {run.step}")

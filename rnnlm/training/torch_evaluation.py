@@ -21,20 +21,29 @@ SAME = 1e-6  # states, which lie between -1 and 1, are the same if they are as c
 
 
 @torch.no_grad()
-def losses(loss: StepLoss, ids: torch.Tensor, pieces: int) -> Iterator[tuple[float, int]]:
-    """Yield the summed losses, in nats, of the parts of a text `ids` (N,), and the number of tokens of each."""
-    state, start = loss.model.zero_state()[0], 0
-    while start < len(ids) - 1:
-        left = min(len(ids) - 1 - start, pieces * STEPS)
+def losses(loss: StepLoss, ids: torch.Tensor, pieces: int, first: int = 0) -> Iterator[tuple[float, int]]:
+    """Yield the summed losses, in nats, of the parts of a text `ids` (N,), and the number of tokens of each.
+
+    first: what comes before it only goes through the hidden layer, and is in no part.
+    """
+    state, output = loss.model.zero_state()[0], loss.model.output
+    for part, count in parts(0, first, pieces):
+        state = side_by_side(loss, ids[part].view(count, -1).T, state)[-1, -1:].clone()
+    for part, count in parts(first, len(ids) - 1, pieces):
+        states = side_by_side(loss, ids[part].view(count, -1).T, state)
+        state = states[-1, -1:].clone()
+        y = ids[part.start + 1 : part.stop + 1].view(count, -1).T
+        total = softmax_loss(states.flatten(0, 1), output.weight, output.bias, y.flatten(), operand=loss.operand)
+        yield total.item(), y.numel()
+
+
+def parts(start: int, end: int, pieces: int) -> Iterator[tuple[slice, int]]:
+    """Yield the parts of a text from `start` to `end`, and into how many pieces of the same length to cut each."""
+    while start < end:
+        left = min(end - start, pieces * STEPS)
         count = max(1, min(pieces, left // LEAST))
         used = left // count * count
-        x = ids[start : start + used].view(count, -1).T
-        y = ids[start + 1 : start + used + 1].view(count, -1).T
-        states = side_by_side(loss, x, state)
-        state = states[-1, -1:].clone()
-        operand, output = loss.operand, loss.model.output
-        total = softmax_loss(states.flatten(0, 1), output.weight, output.bias, y.flatten(), operand=operand)
-        yield total.item(), used
+        yield slice(start, start + used), count
         start += used
 
 

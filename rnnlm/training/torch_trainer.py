@@ -177,18 +177,18 @@ class TorchTrainer:
             for parameter, data in zip(self.parameters, current, strict=True):
                 parameter.data = data
 
-    def evaluate(self, ids: I32, advance: Callable[[int], object] = lambda count: None) -> float:
+    def evaluate(self, ids: I32, advance: Callable[[int], object] = lambda count: None, start: int = 0) -> float:
         with _plain_errors(self.group), self.averaged():
-            return self._evaluate(ids, advance)
+            return self._evaluate(ids, advance, start)
 
-    def _evaluate(self, ids: I32, advance: Callable[[int], object]) -> float:
+    def _evaluate(self, ids: I32, advance: Callable[[int], object], start: int) -> float:
         total, pieces = 0.0, 16 if self.device.type == "cpu" else 128
-        for loss, count in torch_evaluation.losses(self.loss, self._ids(ids), pieces):
+        for loss, count in torch_evaluation.losses(self.loss, self._ids(ids), pieces, start):
             total += loss
             advance(count)
         if not np.isfinite(total):
             raise FloatingPointError(f"loss {total}")
-        return total / (ids.size - 1)
+        return total / (ids.size - 1 - start)
 
     def reset_state(self) -> None:
         self.hidden.zero_()

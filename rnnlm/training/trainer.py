@@ -56,10 +56,11 @@ class Trainer(Protocol):
         On a GPU the results are read after the last step. If one is not finite it is returned, and does not raise.
         """
 
-    def evaluate(self, ids: I32, advance: Callable[[int], object] = lambda count: None) -> float:
+    def evaluate(self, ids: I32, advance: Callable[[int], object] = lambda count: None, start: int = 0) -> float:
         """Return the mean nats per token over `ids` (N,), read as one sequence from a zero state.
 
         advance: called with the number of tokens of each part that is done.
+        start: below N - 1; the mean is over ids[start + 1 :], and the text before only goes through the hidden layer.
         The carried hidden state is not touched.
         """
 

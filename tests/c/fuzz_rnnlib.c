@@ -186,6 +186,12 @@ static void fuzz_training(void) {
         REQUIRE(memcmp(state, state0, S * sizeof *state) == 0);
     }
 
+    float *advanced = allocate(S * sizeof *advanced);
+    memcpy(advanced, state0, S * sizeof *advanced);
+    int32_t moved = rnn_advance(work, params, embeddings, x, steps, batch, advanced);
+    REQUIRE(status != RNN_OK || (moved == RNN_OK && memcmp(state, advanced, S * sizeof *state) == 0));
+    REQUIRE(moved == RNN_OK || memcmp(advanced, state0, S * sizeof *state) == 0);
+
     memcpy(state, state0, S * sizeof *state);
     double plain = loss;
     memset(&loss, 0xA5, sizeof loss);
@@ -220,7 +226,7 @@ static void fuzz_training(void) {
         REQUIRE(is_blank(&loss, sizeof loss) && memcmp(state, state0, S * sizeof *state) == 0);
         REQUIRE(is_blank(grads, (size_t)P * sizeof *grads));
     }
-    free(input_mask), free(output_mask), free(correction), free(candidates);
+    free(input_mask), free(output_mask), free(correction), free(candidates), free(advanced);
     free(params), free(embeddings), free(state), free(state0), free(grads), free(x), free(y);
 }
 

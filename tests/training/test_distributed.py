@@ -38,8 +38,9 @@ def torchrun(backend: str, *arguments: str, processes: int = 2) -> list[str]:
     ]
 
 
-def run_all(backend: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(torchrun(backend, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=600)
+def run_all(backend: str, *arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    command = torchrun(backend, *arguments, processes=processes)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def ours(stderr: str, backend: str) -> list[str]:
@@ -80,6 +81,27 @@ def test_two_processes_are_one_of_twice_the_batch(
     assert difference(one, two) < 1e-5
     assert checkpoint.load(two).config["processes"] == 2
     assert len(list(two.with_suffix(".tensorboard").iterdir())) == 1  # process 0's only
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_processes_share_an_evaluation_and_find_what_one_finds(
+    backend: str, processes: int, text: Path, tmp_path: Path
+) -> None:
+    tiny = tmp_path / "tiny.txt"  # shorter than there are processes
+    tiny.write_text("The queen")
+    rows = []
+    for number in (1, processes):
+        out = tmp_path / f"{number}.safetensors"
+        given = options(text, out, validation=text, test=tiny, batch_size=12 // number, **EXACT)
+        result = run(backend, *given) if number == 1 else run_all(backend, *given, processes=number)
+        assert result.returncode == 0, result.stderr
+        rows.append(checkpoint.load(out).history)
+    (untrained, trained), (theirs, theirs_trained) = rows
+    assert untrained["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=1e-14)
+    for name in ("validation_loss", "test_loss"):
+        assert trained[name] == pytest.approx(theirs_trained[name], abs=1e-5), name
 
 
 @pytest.mark.slow
@@ -142,8 +164,9 @@ def test_an_error_is_reported_once(text: Path, tmp_path: Path) -> None:
         ({"corpus": "no-such-corpus"}, "no-such-corpus"),
         ({"batch_size": 3000}, "in each of 2 processes"),
         ({"optimizer": "sgd", "clip": 0, "schedule": "constant", "learning_rate": 1e38}, "not finite"),
+        ({"optimizer": "sgd", "bptt": 100_000, "batch_size": 1, "learning_rate": 1e38}, "on the validation split"),
     ):
-        result = run_all("c", *options(text, tmp_path / "model", **changed))
+        result = run_all("c", *options(text, tmp_path / "model", **changed), "--overwrite")
         assert result.returncode != 0
         (message,) = ours(result.stderr, "c")
         assert words in message
