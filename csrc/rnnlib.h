@@ -118,11 +118,11 @@ RNN_API void rnn_work_destroy(rnn_work *work); /* accepts NULL */
 RNN_API int32_t rnn_loss(rnn_work *work, const float *params, const float *embeddings, const int32_t *x,
                          const int32_t *y, int32_t steps, int32_t batch, float *state, double *loss);
 
-/* rnn_advance -- the state after one chunk, as rnn_loss leaves it, without the output layer: a small part of the work.
+/* rnn_advance_state -- the state after one chunk, as rnn_loss leaves it, without the output layer: a small part of the work.
  *   in, in/out  as rnn_loss
  *   RNN_E_NONFINITE when the state, or a weight or embedding that it depends on is not finite. */
-RNN_API int32_t rnn_advance(rnn_work *work, const float *params, const float *embeddings, const int32_t *x,
-                            int32_t steps, int32_t batch, float *state);
+RNN_API int32_t rnn_advance_state(rnn_work *work, const float *params, const float *embeddings, const int32_t *x,
+                                  int32_t steps, int32_t batch, float *state);
 
 /* The random part of a training step: what it adds to the plain gradient.
  *

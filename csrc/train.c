@@ -83,8 +83,8 @@ int32_t rnn_loss(rnn_work *work, const float *params, const float *embeddings, c
     return RNN_OK;
 }
 
-int32_t rnn_advance(rnn_work *work, const float *params, const float *embeddings, const int32_t *x, int32_t steps,
-                    int32_t batch, float *state) {
+int32_t rnn_advance_state(rnn_work *work, const float *params, const float *embeddings, const int32_t *x, int32_t steps,
+                          int32_t batch, float *state) {
     if (!work || !params || !embeddings || !x || !state) return RNN_E_NULL;
     int32_t status = check_chunk(work, x, NULL, steps, batch, 0);
     if (status) return status;

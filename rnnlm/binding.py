@@ -106,7 +106,7 @@ class Workspace:
         The arguments are those of `loss`. Raises RNNInputError (shape, range, token id), RNNNonFiniteError.
         """
         self._require(params, embeddings, x, state)
-        status = library().rnn_advance(self._handle, params, embeddings, x, *x.shape, state)
+        status = library().rnn_advance_state(self._handle, params, embeddings, x, *x.shape, state)
         check(status, f"state after a chunk of {x.shape[0]} steps x {x.shape[1]} batch rows")
 
     def loss_grad(

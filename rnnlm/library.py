@@ -142,7 +142,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {  # in the order of csrc/rnnlib.
     "rnn_work_create": ([POINTER(Dims), c_int32, c_int32, c_int32, c_int32, c_int32, POINTER(c_void_p)], c_int32),
     "rnn_work_destroy": ([c_void_p], None),
     "rnn_loss": ([c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, _F32_OUT, POINTER(c_double)], c_int32),
-    "rnn_advance": ([c_void_p, _F32, _F32, _I32, c_int32, c_int32, _F32_OUT], c_int32),
+    "rnn_advance_state": ([c_void_p, _F32, _F32, _I32, c_int32, c_int32, _F32_OUT], c_int32),
     "rnn_loss_grad": (
         [
             *(c_void_p, _F32, _F32, _I32, _I32, c_int32, c_int32, c_float, POINTER(RegularizationStruct)),

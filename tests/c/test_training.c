@@ -211,8 +211,8 @@ static void carried_state(int32_t precision) {
     CHECK_BELOW(fabs(loss - first - second), 1e-9 * loss);
     CHECK(same(whole, parts, S * sizeof *whole));
     memcpy(parts, p.state, S * sizeof *parts);
-    CHECK(rnn_advance(work, p.params, p.embeddings, p.x, 12, 3, parts) == RNN_OK);
-    CHECK(rnn_advance(work, p.params, p.embeddings, p.x + half, 12, 3, parts) == RNN_OK);
+    CHECK(rnn_advance_state(work, p.params, p.embeddings, p.x, 12, 3, parts) == RNN_OK);
+    CHECK(rnn_advance_state(work, p.params, p.embeddings, p.x + half, 12, 3, parts) == RNN_OK);
     CHECK(same(whole, parts, S * sizeof *whole));
 
     memcpy(parts, p.state, S * sizeof *parts);
@@ -247,15 +247,15 @@ static void training_refusals(int32_t precision) {
     CHECK(GRAD(p.params, p.x, p.y, 0, 1, 1.0f) == RNN_E_DIM);
     CHECK(GRAD(p.params, p.x, p.y, 300, 2, 1.0f) == RNN_E_DIM);
     CHECK(LOSS(p.params, p.x, p.y, -1, 1) == RNN_E_DIM);
-    CHECK(rnn_advance(work, p.params, NULL, p.x, 600, 1, state) == RNN_E_NULL);
-    CHECK(rnn_advance(work, p.params, p.embeddings, p.x, 601, 1, state) == RNN_E_DIM);
+    CHECK(rnn_advance_state(work, p.params, NULL, p.x, 600, 1, state) == RNN_E_NULL);
+    CHECK(rnn_advance_state(work, p.params, p.embeddings, p.x, 601, 1, state) == RNN_E_DIM);
     CHECK(GRAD(p.params, p.x, p.y, 600, 1, NAN) == RNN_E_ARG);
     CHECK(GRAD(p.params, p.x, p.y, 600, 1, INFINITY) == RNN_E_ARG);
     for (int which = 0; which < 2; which++) {
         int32_t *tokens = which ? p.x : p.y, kept = tokens[599];
         tokens[599] = 40;
         CHECK(GRAD(p.params, p.x, p.y, 600, 1, 1.0f) == RNN_E_TOKEN);
-        if (which) CHECK(rnn_advance(work, p.params, p.embeddings, p.x, 600, 1, state) == RNN_E_TOKEN);
+        if (which) CHECK(rnn_advance_state(work, p.params, p.embeddings, p.x, 600, 1, state) == RNN_E_TOKEN);
         tokens[599] = -1;
         CHECK(LOSS(p.params, p.x, p.y, 600, 1) == RNN_E_TOKEN);
         tokens[599] = kept;
@@ -278,7 +278,7 @@ static void training_refusals(int32_t precision) {
     *seen = kept_seen;
     state[7] = INFINITY;
     CHECK(LOSS(p.params, p.x, p.y, 600, 1) == RNN_E_NONFINITE);
-    CHECK(rnn_advance(work, p.params, p.embeddings, p.x, 600, 1, state) == RNN_E_NONFINITE);
+    CHECK(rnn_advance_state(work, p.params, p.embeddings, p.x, 600, 1, state) == RNN_E_NONFINITE);
     CHECK(state[0] == p.state[0]);
     state[7] = p.state[7];
     if (precision == RNN_PRECISION_BF16) { /* finite, until it is rounded */
