@@ -13,5 +13,5 @@ Read loop.py first: it is the whole training on one page. Around it, a file for 
     progress, resume          how far the run is, and what it continues from (state_file: the format of that file)
     run, runfiles             the parts of a run, and the files that it writes: metrics, curve, tensorboard
     reporting, stopping       what the terminal shows, how a run ends early
-    distributed               several processes
+    distributed, sharing      several processes; a text that they evaluate together
 """

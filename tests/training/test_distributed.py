@@ -99,7 +99,8 @@ def test_processes_share_an_evaluation_and_find_what_one_finds(
         assert result.returncode == 0, result.stderr
         rows.append(checkpoint.load(out).history)
     (untrained, trained), (theirs, theirs_trained) = rows
-    assert untrained["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=1e-14)
+    close = 1e-14 if backend == "c" else 1e-6
+    assert untrained["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=close)
     for name in ("validation_loss", "test_loss"):
         assert trained[name] == pytest.approx(theirs_trained[name], abs=1e-5), name
 

@@ -62,9 +62,11 @@ def test_the_parts_add_up_to_what_one_process_finds(backend: str, precision: str
         member = Member(rank, size)
         sharing.evaluate(trainer, member, ids, lambda count: None, "")
         sums.append(member.sent)
-    assert sum(sums) / tokens == pytest.approx(whole, rel=1e-14)
+    # The torch trainer reads pieces of a text side by side, and a part has others than the whole text.
+    close = 1e-14 if backend == "c" else 1e-6
+    assert sum(sums) / tokens == pytest.approx(whole, rel=close)
     mean = sharing.evaluate(trainer, Member(0, size, sum(sums[1:])), ids, lambda count: None, "")
-    assert mean == pytest.approx(whole, rel=1e-14)
+    assert mean == pytest.approx(whole, rel=close)
 
 
 @pytest.mark.parametrize("backend", TRAINERS)

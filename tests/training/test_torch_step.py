@@ -131,3 +131,10 @@ def test_a_text_is_read_as_one_sequence(pieces: int, scale: float, size: int) ->
     parts = list(torch_evaluation.losses(StepLoss(model), torch.tensor(ids).long(), pieces))
     assert sum(count for _, count in parts) == size - 1
     assert sum(loss for loss, _ in parts) == pytest.approx(want.item(), rel=1e-6)
+    first = (size - 1) // 3
+    split = [
+        *torch_evaluation.losses(StepLoss(model), torch.tensor(ids[: first + 1]).long(), pieces),
+        *torch_evaluation.losses(StepLoss(model), torch.tensor(ids).long(), pieces, first),
+    ]
+    assert sum(count for _, count in split) == size - 1
+    assert sum(loss for loss, _ in split) == pytest.approx(want.item(), rel=1e-6)
