@@ -125,6 +125,8 @@ static void fuzz_sizes(void) {
     int32_t status = rnn_param_count(or_null(&dims), or_null(&count));
     REQUIRE(status == RNN_OK ? count > 0 : count == -1);
     REQUIRE(rnn_strerror(any_int()) && rnn_strerror(status));
+    char type[] = {(char)byte(), (char)byte(), (char)byte(), '\0'}; /* no struct has so short a name */
+    REQUIRE(rnn_sizeof(type) == 0 && rnn_sizeof("rnn_words") == sizeof(rnn_words));
     /* A guarded range is not read, so it may be any. */
     void *place = (void *)((uintptr_t)byte() << (byte() % 56));
     status = rnn_guard_add(place, odd() ? SIZE_MAX - byte() : (size_t)byte() << (byte() % 56));
@@ -246,17 +248,25 @@ static void fuzz_optimizers(void) {
     rnn_adamw options = {real(1.0f), real(1.0f), real(1.0f), real(1.0f), real(1.0f), number(1, 9)};
     status = rnn_adamw_update(params, grads, m, or_null(v), told, grad_scale, or_null(&options), threads);
     REQUIRE(status == RNN_OK || memcmp(params, before, count * sizeof *before) == 0);
+    float rate = real(1.0f);
+    memcpy(before, params, count * sizeof *before);
+    status = rnn_average_update(params, or_null(grads), told, rate, threads);
+    REQUIRE(status == RNN_OK ? rate >= 0.0f && rate <= 1.0f : memcmp(params, before, count * sizeof *before) == 0);
     free(params), free(grads), free(m), free(v), free(before);
 }
 
 static void fuzz_words(void) {
     enum { STEPS = 5 };
-    int32_t count = 1 + byte() % 9, width = 1 + byte() % 40, id_count = byte() % (count + 2);
+    int32_t count = 1 + byte() % 9, width = 1 + byte() % 40;
+    bool all = odd();
+    int32_t id_count = all ? count : byte() % (count + 2);
     size_t size = (size_t)count * (size_t)width;
     float *params = floats(size, 1.0f), *m = floats(size, 1.0f), *v = floats(size, 1.0f), *average = floats(size, 1.0f);
     float *grads = floats((size_t)id_count * (size_t)width, 1.0f), *before = allocate(size * sizeof *before);
     memcpy(before, params, size * sizeof *before);
     int32_t *done = allocate((size_t)count * sizeof *done), *ids = allocate((size_t)id_count * sizeof *ids);
+    bool *given = allocate((size_t)count * sizeof *given);
+    memset(given, all, (size_t)count * sizeof *given);
     for (int32_t i = 0; i < count; i++) done[i] = odd() ? any_int() : byte() % STEPS;
     for (int32_t i = 0; i < id_count; i++) ids[i] = odd() ? any_int() : i;
     float averaging[STEPS];
@@ -267,10 +277,16 @@ static void fuzz_words(void) {
     }
     rnn_words words = {or_null(params), m, v, odd() ? NULL : average, or_null(done), count, odd() ? -width : width};
     int32_t step_count = odd() ? -1 : byte() % (STEPS + 1), threads = number(1, 3);
-    int32_t status = rnn_adamw_words(or_null(&words), odd() ? NULL : ids, id_count, options, averaging, step_count,
-                                     odd() ? NULL : grads, real(1.0f), threads);
+    int32_t status = rnn_adamw_words(or_null(&words), all ? NULL : ids, all ? any_int() : id_count, options, averaging,
+                                     step_count, odd() ? NULL : grads, real(1.0f), threads);
     REQUIRE(status == RNN_OK || memcmp(params, before, size * sizeof *before) == 0);
-    free(params), free(m), free(v), free(average), free(grads), free(before), free(done), free(ids);
+    for (int32_t i = 0; status == RNN_OK && !all && i < id_count; i++) given[ids[i]] = true;
+    for (int32_t i = 0; status == RNN_OK && i < count; i++) {
+        size_t row = (size_t)i * (size_t)width;
+        REQUIRE(given[i] ? done[i] == step_count
+                         : memcmp(params + row, before + row, (size_t)width * sizeof *params) == 0);
+    }
+    free(params), free(m), free(v), free(average), free(grads), free(before), free(done), free(ids), free(given);
 }
 
 /* ---- Inference ------------------------------------------------------------------------------------------------------ */
