@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from rnnlm.arrays import MAX_VOCAB
 from rnnlm.language_model import MAX_SEED
 from rnnlm.sampling import MAX_BIAS, MAX_PENALTY
+from service.validation import shown
 
 MAX_BIASES = 300
 MAX_STOPS = 8
 MAX_STOP_CHARS = 200
+SMALLEST_TOP_P = 1e-9  # keeps one word only, and is a number in float32; smaller ones are raised to it
 
 Temperature = Annotated[
     float | None,
@@ -30,6 +32,7 @@ TopK = Annotated[int, Field(ge=0, le=MAX_VOCAB, description="draw from the k mos
 TopP = Annotated[
     float,
     Field(gt=0, le=1, description="draw from the most probable words only that together hold this much probability"),
+    AfterValidator(lambda value: max(value, SMALLEST_TOP_P)),
 ]
 Penalty = Annotated[
     float,
@@ -106,7 +109,7 @@ def _check_biases(value: Any) -> dict[int, float]:
         raise refuse(f"must have at most {MAX_BIASES} tokens, got {len(value):,}")
     for key, item in value.items():
         if not abs(item) <= MAX_BIAS:
-            raise refuse(f"must have numbers from {-MAX_BIAS:g} to {MAX_BIAS:g}, got {item:g} for token {key}")
+            raise refuse(f"must have numbers from {-MAX_BIAS:g} to {MAX_BIAS:g}, got {shown(item)} for token {key}")
     return {int(key): float(item) for key, item in value.items()}
 
 

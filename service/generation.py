@@ -19,6 +19,7 @@ from service.request import Prompt, Request
 from service.scheduler import Scheduler
 from service.sequences import TokenSequence
 from service.settings import Settings
+from service.validation import shown
 from service.wording import Phrase, Stop, read_stop
 
 T = TypeVar("T")
@@ -163,7 +164,8 @@ def _read_ids(ids: tuple[int, ...], engine: Engine, instead: str) -> Prompt:
     vocabulary = engine.model.vocabulary
     if outside := [token for token in ids if not 0 <= token < len(vocabulary)]:
         raise PromptError(
-            f"the token ids must be those of this model, from 0 to {len(vocabulary) - 1}, got {outside[0]}: {instead}"
+            f"the token ids must be those of this model, from 0 to {len(vocabulary) - 1}, "
+            f"got {shown(str(outside[0]))}: {instead}"
         )
     if ids[0] == vocabulary.eos:
         ids = ids[1:]

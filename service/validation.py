@@ -16,6 +16,8 @@ _WORDS = {  # by pydantic's type of complaint (2.14); {} is filled from its cont
     "string_type": "must be a string",
     "int_type": "must be an integer",
     "int_from_float": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_parsing_size": "must be an integer of fewer digits",
     "float_type": "must be a number",
     "bool_type": "must be true or false",
     "list_type": "must be a list",
@@ -70,20 +72,25 @@ def _place(error: Any, body: Any) -> str:
 
 
 def _message(error: Any) -> str:
-    context = {key: _shown(value) for key, value in (error.get("ctx") or {}).items()}
+    context = {key: shown(value) for key, value in (error.get("ctx") or {}).items()}
     pattern = _WORDS.get(error["type"])
     words = pattern.format(**context) if pattern else error["msg"].removeprefix("Value error, ")
     words = re.sub(r"\b1 (character|item)s", r"1 \1", words)
     got = error.get("input")
-    if isinstance(got, int | float) and not isinstance(got, bool) and math.isfinite(got) and words.startswith("must"):
-        words += f", got {_shown(got)}"
+    if _is_number(got) and words.startswith("must"):
+        words += f", got {shown(got)}"
     return words
 
 
-def _shown(value: Any) -> str:
+def _is_number(value: Any) -> bool:
+    """Return whether a message may show the value as a number. An integer may be too large for math.isfinite."""
+    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
+
+
+def shown(value: Any) -> str:
     """Return a value for a message: 0 for 0.0, and no number of thousands of digits."""
-    shown = f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-    return shown if len(shown) <= _SHOWN_CHARS else f"{shown[:_SHOWN_CHARS]}…"
+    text = f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
 def _joined(messages: list[str]) -> str:

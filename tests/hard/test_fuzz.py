@@ -1,25 +1,32 @@
-"""Arbitrary input for everything that comes from outside: weights files, texts, bodies, forms, names.
+"""Arbitrary input for everything that comes from outside: weights files, texts, word vectors, bodies, forms, names.
 
 A few examples of each here; `make fuzz-python` tries 10,000 of each, `make fuzz-weights` 100,000 files.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fuzz_weights
+import numpy as np
 import pytest
 from corpora import tokenize
+from gensim.models import KeyedVectors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import ADMIN, needs_library, save_tiny, serving
 from starlette.testclient import TestClient
 
 from rnnlm import checkpoint
+from rnnlm.data.encoding import CorpusError
 from rnnlm.data.text import EOS, TOKENIZERS, UNK, TokenStream, Vocabulary, tokens_of
+from rnnlm.data.text_files import open_path
+from rnnlm.data.vector_files import EmbeddingsError, read_vectors
 from rnnlm.training import state_file
 
 pytestmark = needs_library
@@ -122,6 +129,87 @@ def test_any_prompt_becomes_ids_of_the_vocabulary(text: str, words: set[str], un
     vocabulary.decode(ids)
 
 
+# ---- Word vectors ---------------------------------------------------------------------------------------------------
+
+WORDS = ("waa", "wab", "wac", "w\u00e9")
+VECTORS = np.arange(len(WORDS) * 3, dtype=np.float32).reshape(-1, 3) / 7
+
+
+def vector_files() -> dict[str, bytes]:
+    """Return a sound file of each format that --embeddings FILE reads."""
+    vectors = KeyedVectors(3)
+    vectors.add_vectors(list(WORDS), VECTORS)
+    with tempfile.TemporaryDirectory() as folder:
+        own, binary, text = (Path(folder) / name for name in ("own", "binary", "text"))
+        vectors.save(str(own))
+        vectors.save_word2vec_format(str(binary), binary=True)
+        vectors.save_word2vec_format(str(text), binary=False)
+        glove = text.read_bytes().partition(b"\n")[2]
+        found = {"gensim": own.read_bytes(), "binary": binary.read_bytes(), "text": text.read_bytes(), "glove": glove}
+    return found | {"gzip": gzip.compress(found["text"], mtime=0)}
+
+
+SOUND = vector_files()
+PIECES = st.binary(max_size=12) | st.sampled_from(
+    [b"\n", b" ", b"nan", b"1e999", b"-", b"0" * 40, b"cos\nsystem\n", b"."]
+)
+CHANGES = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 9), PIECES), max_size=3)
+
+
+def check_vectors(path: Path, raw: bytes) -> bool:
+    """Return whether a file is read. One that is not is refused with one line; what is read is finite."""
+    path.write_bytes(raw)
+    try:
+        vectors, found = read_vectors(path, WORDS)
+    except EmbeddingsError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000 + len(str(path))
+        return False
+    assert vectors.dtype == np.float32 and vectors.shape[0] == len(WORDS) == found.size
+    assert np.isfinite(vectors).all() and not vectors[~found].any()
+    return True
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_sound_vectors_are_read(tmp_path: Path, kind: str) -> None:
+    assert check_vectors(tmp_path / "vectors", SOUND[kind])
+    vectors, found = read_vectors(tmp_path / "vectors", WORDS)
+    assert np.allclose(vectors[found], VECTORS[found]) and found.all()
+
+
+@shared
+@given(kind=st.sampled_from(list(SOUND)), changes=CHANGES, end=st.integers(0, 4000))
+def test_changed_vectors_are_refused_or_finite(
+    tmp_path: Path, kind: str, changes: list[tuple[int, int, bytes]], end: int
+) -> None:
+    raw = SOUND[kind]
+    for at, without, piece in changes:
+        at %= len(raw) + 1
+        raw = raw[:at] + piece + raw[at + without :]
+    check_vectors(tmp_path / "vectors", raw[:end] if end < len(raw) else raw)
+
+
+@shared
+@given(
+    raw=st.binary(max_size=300),
+    head=st.sampled_from([b"", b"\x80\x04", b"2 3\n", b"\x1f\x8b\x08", b"PK\x03\x04", b"a 1 2\n"]),
+)
+def test_any_bytes_are_no_vectors_or_finite(tmp_path: Path, raw: bytes, head: bytes) -> None:
+    check_vectors(tmp_path / "vectors", head + raw)
+
+
+@shared
+@given(raw=st.binary(max_size=300) | TEXTS.map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_file_is_a_text_or_refused(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(raw)
+    try:
+        pieces = list(open_path(path).pieces())
+    except CorpusError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000 + len(str(path))
+    else:
+        assert all(isinstance(piece, str) for piece in pieces)
+
+
 # ---- Bodies ---------------------------------------------------------------------------------------------------------
 
 
@@ -133,30 +221,75 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         yield client
 
 
-ROUTES = ("/generate/c", "/score", "/v1/completions", "/generate/torch")
+TEXT = st.text() | st.just("waa wab wac")
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system"]) | st.text()},
+        optional={
+            "content": TEXT
+            | st.none()
+            | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": TEXT}) | SCALARS, max_size=3),
+            "name": SCALARS,
+        },
+    ),
+    max_size=4,
+)
+IDS = st.lists(st.integers(-1, 41) | st.sampled_from(fuzz_weights.ODD_NUMBERS), max_size=5)
 FIELDS = {
-    "prompt": st.text() | st.lists(st.text(), max_size=9) | st.just("waa wab"),
-    "text": st.text() | st.just("waa wab wac"),
+    "prompt": TEXT | st.lists(st.text(), max_size=9) | IDS | st.lists(IDS, max_size=3),
+    "text": TEXT,
+    "other": TEXT | st.none(),
+    "input": TEXT | st.lists(TEXT, max_size=3) | IDS,
+    "messages": MESSAGES,
     "model": st.sampled_from(["c/demo", "demo", "c/../demo", "torch/demo"]) | st.text(),
     "max_tokens": st.integers(-1, 10),
     "temperature": st.floats(),
     "top_k": st.integers(-1, 50),
+    "top_p": st.floats(0, 1) | st.floats(),
+    "presence_penalty": st.floats(-2, 2) | st.floats(),
+    "frequency_penalty": st.floats(-2, 2) | st.floats(),
+    "logit_bias": st.dictionaries(st.integers(-1, 41).map(str) | st.text(), st.floats(-100, 100) | SCALARS, max_size=5),
     "seed": st.integers(),
     "n": st.integers(0, 9),
     "stop": st.text() | st.lists(st.text(), max_size=9) | st.just("waa"),
     "top_logprobs": st.integers(-1, 21),
     "logprobs": st.integers(-1, 21),
     "echo": st.booleans(),
+    "target": st.integers(0, 5),
+    "k": st.integers(0, 60),
+    "state": st.booleans(),
+    "backend": st.sampled_from(["c", "torch"]) | st.text(),
+    "dimensions": st.integers(8, 10),
+    "encoding_format": st.sampled_from(["float", "base64"]) | st.text(),
     "ignore_eos": st.booleans(),
     "stream": st.booleans(),
     "weights": st.sampled_from(["demo", "../demo", "demo.safetensors", "other"]) | st.text(),
 }
+DRAWN = {"temperature", "top_k", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "n", "stop"}
+LIMITS = {"max_tokens", "ignore_eos", "stream"}
+ROUTES = {  # the fields of each; SCALARS are also sent as "unknown", which only the routes under /v1 ignore
+    "/generate/c": {"prompt", "top_logprobs", "weights", *DRAWN, *LIMITS},
+    "/generate/torch": {"prompt", "top_logprobs", "weights", *DRAWN, *LIMITS},
+    "/score": {"text", "weights", "backend", "top_logprobs"},
+    "/inspect": {"text", "other", "target", "state", "weights", "backend"},
+    "/candidates": {"text", "temperature", "top_k", "top_p", "k", "weights", "backend"},
+    "/v1/completions": {"model", "prompt", "logprobs", "echo", *DRAWN, *LIMITS},
+    "/v1/chat/completions": {"model", "messages", "logprobs", "top_logprobs", *DRAWN, *LIMITS},
+    "/v1/embeddings": {"model", "input", "dimensions", "encoding_format"},
+}
+MINIMUM = {
+    "prompt": "waa",
+    "text": "waa wab",
+    "input": "waa",
+    "model": "c/demo",
+    "messages": [{"role": "user", "content": "waa"}],
+}
 # Nearly valid bodies: some of the fields, one of them of another type.
 BODIES = st.tuples(
     st.fixed_dictionaries({}, optional=FIELDS),
-    st.dictionaries(st.sampled_from([*FIELDS, "other"]), SCALARS, max_size=1),
+    st.dictionaries(st.sampled_from([*FIELDS, "unknown"]), SCALARS, max_size=1),
     st.booleans(),
-).map(lambda parts: ({"prompt": "waa", "text": "waa wab", "model": "c/demo"} if parts[2] else {}) | parts[0] | parts[1])
+).map(lambda parts: (MINIMUM if parts[2] else {}) | parts[0] | parts[1])
 
 
 def check(response: Any, *, path: str) -> None:
@@ -164,27 +297,23 @@ def check(response: Any, *, path: str) -> None:
     if response.status_code != 200:
         body = response.json()
         said = body["error"]["message"] if path.startswith("/v1") else body["detail"]
-        assert said and "Traceback" not in said and "/tmp" not in said
+        assert said and len(said) < 3000 and "Traceback" not in said and "/tmp" not in said
 
 
 def only_its_fields(path: str, body: Any) -> Any:
     """Keep the fields that the route knows: otherwise every body would be refused for an unknown field."""
-    known = {
-        "/score": {"text", "weights", "top_logprobs", "other"},
-        "/v1/completions": {*FIELDS} - {"text", "weights", "top_logprobs"},
-    }.get(path, {*FIELDS, "other"} - {"text", "model", "logprobs", "echo"})
-    return {key: value for key, value in body.items() if key in known}
+    return {key: value for key, value in body.items() if key in ROUTES[path] | {"unknown"}}
 
 
 @shared
-@given(path=st.sampled_from(ROUTES), body=BODIES)
+@given(path=st.sampled_from(list(ROUTES)), body=BODIES)
 def test_bodies_that_are_nearly_right(client: TestClient, path: str, body: Any) -> None:
     text = json.dumps(only_its_fields(path, body))  # NaN and infinity too, which JSON does not have
     check(client.post(path, content=text, headers={"content-type": "application/json"}), path=path)
 
 
 @shared
-@given(path=st.sampled_from(ROUTES), body=JSON | st.binary(max_size=5000))
+@given(path=st.sampled_from(list(ROUTES)), body=JSON | st.binary(max_size=5000))
 def test_bodies_of_any_kind(client: TestClient, path: str, body: Any) -> None:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     response = client.post(path, content=raw, headers={"content-type": "application/json"})

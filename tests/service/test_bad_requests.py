@@ -253,3 +253,49 @@ def test_head_is_get_without_a_body(client: TestClient) -> None:
 def test_an_address_with_a_slash_too_many_is_not_there(client: TestClient) -> None:
     for path in ("/weights/", "/score/", "/health/", "/v1/models//"):
         assert client.get(path, follow_redirects=False).status_code == 404, path
+
+
+NUMBERS = [  # path, the body without the number; its field
+    ("/generate/c", {"prompt": "waa"}, "temperature"),
+    ("/generate/c", {"prompt": "waa"}, "top_k"),
+    ("/generate/c", {"prompt": "waa"}, "top_p"),
+    ("/generate/c", {"prompt": "waa"}, "presence_penalty"),
+    ("/generate/c", {"prompt": "waa"}, "seed"),
+    ("/generate/c", {"prompt": "waa"}, "max_tokens"),
+    ("/generate/c", {"prompt": "waa"}, "logit_bias"),
+    ("/score", {"text": "waa wab"}, "top_logprobs"),
+    ("/inspect", {"text": "waa wab"}, "target"),
+    ("/candidates", {"text": "waa"}, "k"),
+    ("/v1/completions", {"model": "c/demo"}, "prompt"),
+    ("/v1/completions", {"model": "c/demo", "prompt": "waa"}, "best_of"),
+    ("/v1/completions", {"model": "c/demo", "prompt": "waa"}, "suffix"),
+    ("/v1/completions", {"model": "c/demo", "prompt": "waa"}, "logit_bias"),
+    ("/v1/chat/completions", {"model": "c/demo", "messages": [{"role": "user", "content": "waa"}]}, "tools"),
+    ("/v1/embeddings", {"model": "c/demo", "input": "waa"}, "dimensions"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "field"), NUMBERS)
+def test_numbers_that_no_float_holds(client: TestClient, path: str, body: dict[str, Any], field: str) -> None:
+    for number in (10**400, -(10**400)):
+        value = {"logit_bias": {"1": number}, "prompt": [number]}.get(field, number)
+        reply = client.post(path, json=body | {field: value})
+        assert reply.status_code in (400, 422) and field in reply.text and len(reply.text) < 1000, reply.text
+
+
+@pytest.mark.parametrize("path", ["/generate/c", "/v1/completions", "/candidates"])
+def test_the_smallest_top_p_keeps_one_word(client: TestClient, path: str) -> None:
+    """Of a probability that float32, in which the models draw, rounds to 0."""
+    for seed in range(5):
+        body = (
+            {"prompt": "waa", "model": "c/demo", "max_tokens": 3, "seed": seed} if path[1] != "c" else {"text": "waa"}
+        )
+        if path == "/generate/c":
+            del body["model"]
+        reply = client.post(path, json=body | {"top_p": 1e-300})
+        assert reply.status_code == 200, reply.text
+        if path == "/candidates":
+            assert reply.json()["drawable"] == 1
+        else:
+            greedy = client.post(path, json=body | {"temperature": 0})
+            assert reply.json()["choices"][0]["text"] == greedy.json()["choices"][0]["text"]

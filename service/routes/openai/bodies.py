@@ -28,7 +28,6 @@ Stop = fields.stop(
     "words or phrases before which to stop: read as prompts are if the model can write them, else looked for in the "
     "text as written"
 )
-SMALLEST_TOP_P = 1e-9  # for 0, which OpenAI allows: the most probable word only
 
 
 def _only(*neutral: Any) -> Any:
@@ -76,7 +75,7 @@ class _Body(BaseModel):
             "n": self.n or 1,
             "temperature": self.temperature,
             "top_k": self.top_k or 0,
-            "top_p": 1.0 if self.top_p is None else max(self.top_p, SMALLEST_TOP_P),
+            "top_p": 1.0 if self.top_p is None else max(self.top_p, fields.SMALLEST_TOP_P),  # OpenAI allows 0
             "presence_penalty": self.presence_penalty or 0.0,
             "frequency_penalty": self.frequency_penalty or 0.0,
             "logit_bias": self.logit_bias,

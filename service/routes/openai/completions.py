@@ -14,6 +14,7 @@ from service.routes.openai.answer import answer
 from service.routes.openai.bodies import Bodies, CompletionRequest
 from service.routes.openai.frames import FINISH_REASONS, Frame
 from service.routes.openai.models import split
+from service.validation import shown
 from service.wording import Wording
 
 DEFAULT_TOKENS = 16  # OpenAI's
@@ -57,7 +58,7 @@ def _request(body: CompletionRequest, most: int) -> Request:
     if max_tokens == 0 and not body.echo:
         raise InvalidRequest.of("max_tokens", "may be 0 only together with echo")
     if body.best_of not in (None, n):
-        raise InvalidRequest.of("best_of", f"must be equal to n, {n}, or left out, got {body.best_of}")
+        raise InvalidRequest.of("best_of", f"must be equal to n, {n}, or left out, got {shown(body.best_of)}")
     backend, name = split(body.model)
     return Request(
         backend=backend,

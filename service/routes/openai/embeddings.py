@@ -14,6 +14,7 @@ from service.generation import read_prompts
 from service.routes.described import BODY, MODEL, openai_errors
 from service.routes.openai.bodies import Bodies, EmbeddingRequest
 from service.routes.openai.models import split
+from service.validation import shown
 
 EXAMPLES = {"one": {"summary": "one text", "value": {"model": "c/demo", "input": "The prime minister"}}}
 
@@ -34,7 +35,7 @@ def _reply(body: EmbeddingRequest, engine: Engine) -> JSONResponse:
     size = vectors.shape[1]
     if body.dimensions not in (None, size):
         raise InvalidRequest.of(
-            "dimensions", f"must be {size}, the size of this model's vectors, got {body.dimensions}"
+            "dimensions", f"must be {size}, the size of this model's vectors, got {shown(body.dimensions)}"
         )
     vocabulary = engine.model.vocabulary
     tokens, data = 0, []
