@@ -36,24 +36,8 @@ from service.engines import CEngine, Feed
 
 MAX_GROWTH_BYTES = 8 << 20  # growth of this process's memory from a tenth of the files to the last
 ODD_NUMBERS = (
-    0,
-    1,
-    -1,
-    2,
-    12,
-    13,
-    255,
-    2**16,
-    2**24 + 1,
-    2**31 - 1,
-    2**31,
-    2**32,
-    2**40,
-    2**62,
-    2**63,
-    2**64,
-    10**40,
-    10**400,
+    *(0, 1, -1, 2, 12, 13, 255, 2**16, 2**24 + 1, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63, 2**64),
+    *(10**40, 10**400),
 )
 ODD_VALUES: tuple[Any, ...] = (
     *ODD_NUMBERS,
