@@ -144,7 +144,7 @@ test-page: $(VENV)/.dev lib ## run the page's tests in Chromium (apt-get install
 	$(PYTEST) $(PARALLEL) -m 'page and not slow' tests
 
 screenshots: $(VENV)/.dev lib ## take the pictures of the page again: docs/page-*.png, docs/inside.webp
-	$(PYTEST) -m 'page and slow' tests/page/test_page_screenshots.py
+	$(PY) bench/screenshots.py
 
 lint: $(VENV)/.dev ## check the style of the sources
 	$(VENV)/bin/ruff check .
@@ -161,7 +161,7 @@ clean: ## remove everything that was built; weights and the virtual environment 
 
 ## Measurements
 
-figures: $(VENV)/.run lib ## write the quoted figures, and list their age and processor (PIECES=load,small or all: measured first)
+figures: $(VENV)/.run lib ## write the quoted figures, and list their age and processor (PIECES=load,sizes or all: measured first)
 	$(PY) bench/figures.py $(PIECES) $(if $(CORPUS),--corpus $(CORPUS))
 
 bench: $(VENV)/.run lib ## compare C with PyTorch: tables and plots in the documents (QUICK=1: fewer cases, a table here)

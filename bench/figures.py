@@ -1,7 +1,7 @@
 """Write the measured tables of the README and docs/ from their results' files: `make figures`.
 
     python bench/figures.py                    lists the pieces, how old each is and on which processor it was measured
-    python bench/figures.py load,small         measures these pieces first; `all`: all of them
+    python bench/figures.py load,sizes         measures these pieces first; `all`: all of them
 
 Each piece is a command, which measures and ends with save(). A results' file, bench/results/NAME.jsonl, has the date,
 the processor and the command on its first line, and a row on each further line. A table stands in a document between
@@ -54,6 +54,9 @@ PIECES = {
     "load": Piece("4 min", "bench/load.py"),
     "small": Piece("2 min", "bench/small.py"),
     "large_corpus": Piece("20 min", "bench/large_corpus.py"),
+    "demo": Piece("2 min", "bench/demo.py"),
+    "sizes": Piece("10 s", "bench/sizes.py"),
+    "screenshots": Piece("2 min", "bench/screenshots.py"),
     "results": Piece("3 hours", "bench/results.py --corpus {corpus}"),
     "precision": Piece("2 min", "bench/precision.py weights/results/c.safetensors {corpus}"),
 }
@@ -71,6 +74,9 @@ BLOCKS: dict[str, tuple[str, Callable[[Row, list[Row]], str]]] = {
     "large_corpus": ("large_corpus", tables.large_corpus),
     "results": ("results", tables.results),
     "perplexities": ("results", tables.perplexities),
+    "demo": ("demo", tables.demo),
+    "sampled": ("demo", tables.sampled),
+    "sizes": ("sizes", tables.sizes),
     "precision": ("precision", tables.precision),
 }
 

@@ -295,3 +295,40 @@ def precision_line(row: Row, exact: float) -> str:
 def precision(first: Row, rows: list[Row]) -> str:
     lines = (precision_line(row, rows[0]["test_perplexity"]) for row in rows)
     return code("\n".join([PRECISION_HEAD, *lines]))
+
+
+# ---- demo.py ---------------------------------------------------------------------------------------------------------
+
+
+def demo(first: Row, rows: list[Row]) -> str:
+    found = {row["model"]: row for row in rows if row["table"] == "demo"}
+    times = " and ".join(f"{name} in {row['seconds']:.1f} s" for name, row in found.items())
+    return paragraph(
+        "The two models start from the same weights and take the same steps, so they reach the same perplexity,",
+        f"{found['C']['perplexity']:.1f}: {times} of training. C samples; torch takes the most probable word.",
+    )
+
+
+def sampled(first: Row, rows: list[Row]) -> str:
+    rows = [row for row in rows if row["table"] == "sampled"]
+    return markdown(
+        {
+            "softmax in training": [row["softmax"] for row in rows],
+            "validation perplexity": [cell(row, "perplexity", ".1f") for row in rows],
+            "seconds of training": [cell(row, "seconds", ".1f") for row in rows],
+        }
+    )
+
+
+# ---- sizes.py --------------------------------------------------------------------------------------------------------
+
+
+def sizes(first: Row, rows: list[Row]) -> str:
+    mb = {row["what"]: f"{row['bytes'] / 1e6:,.{0 if row['bytes'] > 10e6 else 1}f} MB" for row in rows}
+    shipped = {
+        "`rnn:serve`": ("image with both back ends", f"{mb['rnn:serve']}, of which torch has {mb['torch']}"),
+        "`rnn:slim`": ("image without torch: `/generate/torch` answers 501 and says why", mb["rnn:slim"]),
+        "`lib/rnnlib.so`": ("the C library, with the kernels of every instruction set", mb["library"]),
+    }
+    what, size = zip(*shipped.values(), strict=True)
+    return markdown({" ": list(shipped), "what": what, "size": size})
