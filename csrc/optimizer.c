@@ -126,25 +126,29 @@ int32_t rnn_adamw_words(const rnn_words *words, const int32_t *ids, int32_t id_c
     if (!ids) id_count = words->count;
     if (words->count < 1 || words->count > RNN_MAX_VOCAB || id_count < 0 || id_count > words->count) return RNN_E_DIM;
     if (words->width < 1 || words->width > RNN_MAX_HIDDEN + 1) return RNN_E_DIM;
+    if (words->decayed < 0 || words->decayed > words->width) return RNN_E_DIM;
     if (step_count < 0 || step_count > RNN_MAX_STEPS) return RNN_E_DIM;
     int32_t status = rnn_check_threads(threads);
     if (!status) status = check_words(words, ids, id_count, grads ? step_count - 1 : step_count);
     if (status) return status;
     if (!isfinite(grad_scale)) return RNN_E_ARG;
-    rnn_adamw_factors factors[RNN_MAX_STEPS];
+    rnn_adamw_factors factors[RNN_MAX_STEPS], undecayed[RNN_MAX_STEPS];
     for (int32_t s = 0; s < step_count; s++) {
         if (!is_valid(steps + s) || (words->average && !is_rate(averaging[s]))) return RNN_E_ARG;
-        factors[s] = factors_of(steps + s);
+        factors[s] = undecayed[s] = factors_of(steps + s);
+        undecayed[s].keep = 1.0;
     }
     const rnn_kernels *k = rnn_kernels_choose();
-    size_t width = (size_t)words->width;
+    size_t width = (size_t)words->width, decayed = (size_t)words->decayed;
     RNN_OMP(parallel for num_threads(threads) schedule(dynamic, 64))
     for (int32_t i = 0; i < id_count; i++) {
         size_t id = (size_t)(ids ? ids[i] : i), at = id * width;
         float *p = words->params + at, *average = words->average ? words->average + at : NULL;
         for (int32_t s = words->done[id]; s < step_count; s++) {
             const float *g = grads && s == step_count - 1 ? grads + (size_t)i * width : zeros;
-            k->adamw(width, p, g, words->m + at, words->v + at, grad_scale, factors + s);
+            float *m = words->m + at, *v = words->v + at;
+            k->adamw(decayed, p, g, m, v, grad_scale, factors + s);
+            k->adamw(width - decayed, p + decayed, g + decayed, m + decayed, v + decayed, grad_scale, undecayed + s);
             if (average && averaging[s] > 0.0f) k->average(width, average, p, averaging[s]);
         }
         words->done[id] = step_count;

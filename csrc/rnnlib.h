@@ -47,7 +47,7 @@ extern "C" {
 
 /* ---- Version, status codes, limits ---------------------------------------------------------------------------- */
 
-#define RNN_ABI_VERSION 4 /* +1 on any change that code built against the old header would notice */
+#define RNN_ABI_VERSION 5 /* +1 on any change that code built against the old header would notice */
 
 /* One table gives the codes and the messages. Append only: a released number keeps its meaning, and -7 is retired. */
 #define RNN_STATUS_MAP(X)                                                                                              \
@@ -188,13 +188,15 @@ typedef struct rnn_words {
     float *average;        /* (count,width); NULL: none */
     int32_t *done;         /* (count): of the steps of a call, how many the word has had */
     int32_t count, width;  /* V, H + 1 */
+    int32_t decayed;       /* H: so many numbers of a row decay, and the bias after them does not */
 } rnn_words;
 
 #define RNN_MAX_STEPS 64 /* of one call */
 
 /* rnn_adamw_words -- rnn_adamw_update of some words, when they are needed.
  *   A step moves every word, even one whose gradient is 0. This call takes each of the given words through the steps that
- *   it has missed, as if its gradient had been 0 at them, and so gives the numbers that rnn_adamw_update would.
+ *   it has missed, as if its gradient had been 0 at them, and so gives the numbers that rnn_adamw_update would,
+ *   with weight_decay 0 for those that do not decay.
  *   in      ids (id_count): ascending; NULL: all words, and id_count is not looked at
  *           steps (step_count): the options of each; averaging (step_count): the rate of rnn_average_update after each, 0
  *           for no update; NULL if there is no average

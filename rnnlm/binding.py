@@ -218,6 +218,8 @@ def average_update(average: F32, params: F32, rate: float, threads: int = 1) -> 
 class Words:
     """The words of a sampled softmax under AdamW: steps are recorded, and replayed for the words that are needed.
 
+    Weight decay leaves the last number of a row alone, the bias.
+
     params, m, v, average: (V, H + 1) each, which the caller keeps; average may be None.
     At most MAX_STEPS steps are recorded; then all words must catch up.
     """
@@ -225,7 +227,8 @@ class Words:
     def __init__(self, params: F32, m: F32, v: F32, average: F32 | None, threads: int = 1) -> None:
         self._arrays = params, m, v, average
         self._done = np.zeros(params.shape[0], dtype=np.int32)
-        self._struct = WordsStruct(count=params.shape[0], width=params.shape[1])
+        count, width = params.shape
+        self._struct = WordsStruct(count=count, width=width, decayed=width - 1)
         for name, array in zip(("params", "m", "v", "average"), self._arrays, strict=True):
             if array is not None:
                 require_shape(name, array, params.shape)

@@ -28,7 +28,7 @@ from numpy.ctypeslib import ndpointer
 from rnnlm import openmp
 from rnnlm.errors import Failure, UserError
 
-ABI_VERSION = 4  # RNN_ABI_VERSION of rnnlib.h
+ABI_VERSION = 5  # RNN_ABI_VERSION of rnnlib.h
 PRECISIONS = {"float32": 0, "bfloat16": 1, "int8": 2}  # RNN_PRECISION_*
 TRAINING_PRECISIONS = ("float32", "bfloat16")
 MAX_STEPS = 64  # RNN_MAX_STEPS
@@ -80,7 +80,7 @@ class WordsStruct(ctypes.Structure):
 
     _fields_ = [
         *((name, c_void_p) for name in ("params", "m", "v", "average", "done")),
-        *((name, c_int32) for name in ("count", "width")),
+        *((name, c_int32) for name in ("count", "width", "decayed")),
     ]
 
 

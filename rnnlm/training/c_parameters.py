@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def make_parameters(weights: Weights, config: TrainConfig, threads: int) -> Para
 
 
 class Parameters:
-    """Flat buffers (P,) in the layout of the C library.
+    """Flat buffers (P,) in the layout of the C library. Weight decay leaves the biases alone.
 
     values: the parameters.  average: their moving average, or None.  updates: how many there have been.
     """
@@ -32,6 +33,8 @@ class Parameters:
     def __init__(self, weights: Weights, config: TrainConfig, threads: int) -> None:
         self.config, self.threads = config, threads
         self.vocab, self.hidden = weights.vocab_size, weights.hidden_size
+        inner = (weights.embed_size + self.hidden) * self.hidden  # Wxh and Whh
+        self._sizes = (inner, True), (self.hidden, False), (self.hidden * self.vocab, True), (self.vocab, False)
         self.values = self.laid_out(weights.flat_parameters())
         moments = {"sgd": ["velocity"] if config.momentum else [], "adamw": ["m", "v"]}[config.optimizer]
         self.moments = {name: np.zeros_like(self.values) for name in moments}
@@ -67,14 +70,26 @@ class Parameters:
                 values, grads, velocity, lr=learning_rate, momentum=momentum, grad_scale=grad_scale, threads=threads
             )
         else:
-            m, v, options = moments["m"][part], moments["v"][part], self._adamw(learning_rate)
-            binding.adamw_update(values, grads, m, v, options, grad_scale=grad_scale, threads=threads)
+            m, v = moments["m"][part], moments["v"][part]
+            for piece, decays in self._pieces(values.size):
+                options = self._adamw(learning_rate, decays)
+                arrays = (array[piece] for array in (values, grads, m, v))
+                binding.adamw_update(*arrays, options, grad_scale=grad_scale, threads=threads)
         if self.average is not None and averaging:
             binding.average_update(self.average[part], values, averaging, threads)
 
-    def _adamw(self, learning_rate: float) -> AdamWOptions:
+    def _pieces(self, count: int) -> Iterator[tuple[slice, bool]]:
+        """Yield the matrices and the biases among the first `count` numbers, with whether they decay."""
+        start = 0
+        for size, decays in self._sizes:
+            if start < count:
+                yield slice(start, start + size), decays
+            start += size
+
+    def _adamw(self, learning_rate: float, decays: bool = True) -> AdamWOptions:
         config = self.config
-        return AdamWOptions(learning_rate, 0.9, 0.999, config.epsilon, config.weight_decay, self.updates)
+        decay = config.weight_decay if decays else 0.0
+        return AdamWOptions(learning_rate, 0.9, 0.999, config.epsilon, decay, self.updates)
 
     def flat(self) -> F32:
         """Return what is evaluated, (P,) as a weights file has it. It may be a view."""

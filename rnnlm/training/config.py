@@ -82,7 +82,7 @@ class TrainConfig:
     optimizer: str = option("sgd", "the optimizer", ("sgd", "adamw"))
     learning_rate: float = option(1e-5, "step size")
     momentum: float = option(0.0, "momentum of sgd")
-    weight_decay: float = option(0.0, "decoupled weight decay of adamw")
+    weight_decay: float = option(0.0, "decoupled weight decay of adamw, of the matrices; the biases do not decay")
     epsilon: float = option(1e-8, "what adamw adds to its divisor; more of it slows the weights with small gradients")
     dropout: float = option(0.0, "dropout of the hidden state on its way to the output layer")
     input_dropout: float = option(0.0, "dropout of the word vectors on their way to the hidden layer")

@@ -247,9 +247,14 @@ def regularization_of(tensors: dict[str, torch.Tensor]) -> Regularization:
 def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, config.learning_rate, momentum=config.momentum, fused=True)
-    return torch.optim.AdamW(
-        parameters, config.learning_rate, eps=config.epsilon, weight_decay=config.weight_decay, fused=True
-    )
+    # The output bias holds how common each word is, which decay would take away.
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    biases = [parameter for parameter in parameters if parameter.ndim == 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": biases, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, config.learning_rate, eps=config.epsilon, fused=True)
 
 
 def _data_parallel(model: nn.Module) -> nn.Module:

@@ -275,7 +275,9 @@ static void fuzz_words(void) {
         options[s] = (rnn_adamw){real(1.0f), 0.9f, 0.999f, 1e-8f, real(1.0f), odd() ? any_int() : s + 1};
         averaging[s] = odd() ? odd_float() : 0.5f;
     }
-    rnn_words words = {or_null(params), m, v, odd() ? NULL : average, or_null(done), count, odd() ? -width : width};
+    int32_t decayed = odd() ? any_int() : number(0, width);
+    rnn_words words = {or_null(params),        m,      v, odd() ? NULL : average, or_null(done), count,
+                       odd() ? -width : width, decayed};
     int32_t step_count = odd() ? -1 : byte() % (STEPS + 1), threads = number(1, 3);
     int32_t status = rnn_adamw_words(or_null(&words), all ? NULL : ids, all ? any_int() : id_count, options, averaging,
                                      step_count, odd() ? NULL : grads, real(1.0f), threads);

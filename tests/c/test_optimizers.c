@@ -7,15 +7,16 @@
 #include "testing.h"
 #include "tests.h"
 
-/* Each step has a gradient for a few words; what they and all others become is what an update of everything gives, bit for bit. */
-static void some_words(int32_t width) {
+/* Each step has a gradient for a few words; what they and all others become is what an update of everything gives, bit for bit.
+ * The numbers of a row after the first `decayed` are updated without weight decay. */
+static void some_words(int32_t width, int32_t decayed) {
     enum { WORDS = 23, COUNT = 150 };
     size_t size = WORDS * (size_t)width;
     float *p = random_floats(size, 1.0), *m = floats(size), *v = floats(size), *average = copy_floats(p, size);
     float *want = copy_floats(p, size), *want_m = floats(size), *want_v = floats(size);
     float *want_average = copy_floats(p, size), averaging[RNN_MAX_STEPS] = {0};
     int32_t done[WORDS] = {0}, steps = 0;
-    rnn_words words = {p, m, v, average, done, WORDS, width};
+    rnn_words words = {p, m, v, average, done, WORDS, width, decayed};
     rnn_adamw options[RNN_MAX_STEPS];
     for (int32_t step = 1; step <= COUNT; step++) {
         int32_t ids[WORDS], count = 0;
@@ -32,7 +33,15 @@ static void some_words(int32_t width) {
         averaging[steps++] = step % 4 ? 0.0f : 0.2f;
         CHECK(rnn_adamw_words(&words, ids, count, options, averaging, steps, few, 0.5f, 2) == RNN_OK);
         rnn_adamw *now = options + steps - 1;
-        CHECK(rnn_adamw_update(want, all, want_m, want_v, (int64_t)size, 0.5f, now, 1) == RNN_OK);
+        rnn_adamw undecayed = *now;
+        undecayed.weight_decay = 0.0f;
+        for (size_t at = 0; at < size; at += (size_t)width) {
+            size_t bias = at + (size_t)decayed;
+            int64_t rest = width - decayed;
+            CHECK(rnn_adamw_update(want + at, all + at, want_m + at, want_v + at, decayed, 0.5f, now, 1) == RNN_OK);
+            CHECK(rnn_adamw_update(want + bias, all + bias, want_m + bias, want_v + bias, rest, 0.5f, &undecayed, 1) ==
+                  RNN_OK);
+        }
         CHECK(rnn_average_update(want_average, want, (int64_t)size, averaging[steps - 1], 2) == RNN_OK);
         if (steps == RNN_MAX_STEPS || step == COUNT) {
             CHECK(rnn_adamw_words(&words, NULL, 0, options, averaging, steps, NULL, 0.0f, 3) == RNN_OK);
@@ -51,7 +60,10 @@ static void some_words(int32_t width) {
 
 void test_some_words_are_updated_as_all_are(void) {
     static const int32_t widths[] = {1, 7, 16, 101, 301};
-    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) some_words(widths[i]);
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) {
+        some_words(widths[i], widths[i]);
+        some_words(widths[i], widths[i] - 1);
+    }
 }
 
 void test_words_that_are_refused(void) {
@@ -63,7 +75,7 @@ void test_words_that_are_refused(void) {
     int32_t done[WORDS] = {0}, two[] = {0, 2}, back[] = {2, 0}, outside[] = {1, 3}, negative[] = {-1, 1};
     rnn_adamw options[RNN_MAX_STEPS + 1];
     for (int32_t s = 0; s <= RNN_MAX_STEPS; s++) options[s] = (rnn_adamw){1e-2f, 0.9f, 0.999f, 1e-8f, 0.1f, s + 1};
-    rnn_words words = {p, m, v, mean, done, WORDS, WIDTH}, other = words;
+    rnn_words words = {p, m, v, mean, done, WORDS, WIDTH, WIDTH - 1}, other = words;
 #define UPDATE(words_, ids_, count_, steps_, grads_, scale_)                                                           \
     rnn_adamw_words(words_, ids_, count_, options, averaging, steps_, grads_, scale_, 1)
     CHECK(UPDATE(NULL, two, 2, 1, g, 1.0f) == RNN_E_NULL);
@@ -83,6 +95,11 @@ void test_words_that_are_refused(void) {
     other.width = RNN_MAX_HIDDEN + 2;
     CHECK(UPDATE(&other, two, 2, 1, g, 1.0f) == RNN_E_DIM);
     other.width = WIDTH;
+    other.decayed = WIDTH + 1;
+    CHECK(UPDATE(&other, two, 2, 1, g, 1.0f) == RNN_E_DIM);
+    other.decayed = -1;
+    CHECK(UPDATE(&other, two, 2, 1, g, 1.0f) == RNN_E_DIM);
+    other.decayed = WIDTH;
     other.count = 0;
     CHECK(UPDATE(&other, NULL, 0, 1, NULL, 1.0f) == RNN_E_DIM);
     done[2] = 2;

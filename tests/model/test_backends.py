@@ -19,6 +19,7 @@ import torch_rnn
 from rnnlm import checkpoint
 from rnnlm.binding import Decoder, sampling_rows
 from rnnlm.data.text import UNK
+from rnnlm.regularization import CandidateSampler, Regularizer
 from rnnlm.training.config import TrainConfig
 
 OPTIMIZERS = {
@@ -158,3 +159,26 @@ def test_threads_that_wait_sleep_soon(load: str, given: dict[str, str], spins: s
     assert done.returncode == 0 and done.stdout.split() == [str(spins)], done.stderr
     if spins and "GOMP_SPINCOUNT" in done.stderr:  # a build with OpenMP
         assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
+
+
+@pytest.mark.parametrize("sampled", [0, 8])
+@pytest.mark.parametrize("trainer_class", [CTrainer, TorchTrainer])
+def test_weight_decay_leaves_the_biases_alone(trainer_class: type, sampled: int) -> None:
+    weights, after = make_weights(40, 9, 12), {}
+    x, y = np.random.default_rng(0).integers(0, 40, (2, 8, 2), dtype=np.int32)
+    regularizer = Regularizer(
+        seed=1,
+        input_size=9,
+        hidden_size=12,
+        sampler=CandidateSampler(np.arange(40, 0, -1), sampled) if sampled else None,
+    )
+    for decay in (0.0, 0.5):  # the first step has the same gradient with both
+        config = TrainConfig(batch_size=2, optimizer="adamw", weight_decay=decay, sampled_softmax=sampled, threads=1)
+        trainer = trainer_class(weights, config)
+        trainer.train_step(x, y, 0.1, regularizer.draw(0, y))
+        after[decay] = trainer.weights()
+    for name in ("Wxh", "Whh", "Why"):
+        given = getattr(weights, name)
+        assert np.allclose(getattr(after[0.0], name) - getattr(after[0.5], name), 0.05 * given, atol=1e-6), name
+    for name in ("bh", "by"):
+        assert (getattr(after[0.0], name) == getattr(after[0.5], name)).all(), name

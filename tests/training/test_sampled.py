@@ -53,24 +53,30 @@ def test_some_words_are_updated_as_all_are(isa: str, width: int, monkeypatch: py
     rng = np.random.default_rng(0)
     params = rng.standard_normal((V, width), dtype=np.float32)
     some = [params, np.zeros_like(params), np.zeros_like(params), params.copy()]
-    every = [array.copy() for array in some]
-    p, m, v, average = (array.reshape(-1) for array in every)
+    decays = {0.1: slice(-1), 0.0: slice(-1, None)}  # of the columns: the last is a bias
+    parts = {decay: [array[:, columns].copy() for array in some] for decay, columns in decays.items()}
     words = Words(*some, threads=2)
+
     for step in range(1, STEPS):
         ids = np.flatnonzero(rng.random(V) < 0.15).astype(np.int32)
         gradient = rng.standard_normal((ids.size, width), dtype=np.float32)
-        options, rate = AdamWOptions(0.1 / step, 0.9, 0.999, 1e-8, 0.1, step), 0.0 if step % 8 else 0.1
+        rate = 0.0 if step % 8 else 0.1
         words.catch_up(ids)
-        assert (params[ids] == every[0][ids]).all()
-        words.step(options, rate, ids, gradient, 0.5)
-        whole = np.zeros_like(params)
-        whole[ids] = gradient
-        adamw_update(p, whole.reshape(-1), m, v, options, grad_scale=0.5)
-        average_update(average, p, rate)
-    assert (params != every[0]).any()
+        for decay, columns in decays.items():
+            assert (params[ids, columns] == parts[decay][0][ids]).all()
+        words.step(AdamWOptions(0.1 / step, 0.9, 0.999, 1e-8, 0.1, step), rate, ids, gradient, 0.5)
+        for decay, columns in decays.items():
+            whole = np.zeros_like(parts[decay][0])
+            whole[ids] = gradient[:, columns]
+            options = AdamWOptions(0.1 / step, 0.9, 0.999, 1e-8, decay, step)
+            p, m, v, average = (array.reshape(-1) for array in parts[decay])
+            adamw_update(p, whole.reshape(-1), m, v, options, grad_scale=0.5)
+            average_update(average, p, rate)
+    assert (params[:, -1:] != parts[0.0][0]).any()
     words.catch_up()
-    for ours, theirs in zip(some, every, strict=True):
-        assert (ours == theirs).all()
+    for decay, columns in decays.items():
+        for ours, theirs in zip(some, parts[decay], strict=True):
+            assert (ours[:, columns] == theirs).all()
 
 
 @pytest.mark.parametrize(
