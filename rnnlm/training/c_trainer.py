@@ -73,7 +73,7 @@ class CTrainer:
             if self.group.size == 1:
                 raise
             loss = grads[:] = np.nan  # the others wait for this gradient, and must stop at the same step
-        self.group.sum(grads)
+        self.group.sum(grads, config.exchange)
         norm = binding.grad_norm(grads, self.threads)
         # The 1e-6 is that of torch.nn.utils.clip_grad_norm_.
         clip = min(1.0, config.clip / (norm + 1e-6)) if config.clip else 1.0

@@ -116,6 +116,11 @@ class TrainConfig:
         "with 10 bits instead of 7, by the matrix units of a GPU (torch_rnn.py)",
         ("float32", "bfloat16", "tf32"),
     )
+    exchange: str = option(
+        "float32",
+        "what several processes send of their gradients; bfloat16: half the bytes, each number rounded",
+        ("float32", "bfloat16"),
+    )
     seed: int = option(1, "seed of the initial weights, of made-up vectors and of the regularization")
 
     # Machine and files

@@ -30,7 +30,8 @@ class TorchTrainer:
     """Trains the torch model.
 
     DistributedDataParallel takes the mean of the gradients of several processes, while the backward pass still runs.
-    With a sampled softmax most rows of the output layer's gradient are zero, and only those of the candidates travel.
+    With a sampled softmax most rows of the output layer's gradient are zero, and only those of the candidates travel:
+    then, and with `--exchange bfloat16`, the gradients are added up after the backward pass.
     """
 
     backend = "torch"
@@ -55,8 +56,9 @@ class TorchTrainer:
         with _plain_errors(self.group), self.group.exchange():
             self.model = self.model_class(weights).to(self.device)
             self.loss = StepLoss(self.model, is_rounded=config.precision == "bfloat16")
-            is_alone = self.group.size == 1 or config.is_sampled(weights.vocab_size)
-            self.step_loss = self.loss if is_alone else _data_parallel(self.loss)
+            by_itself = config.is_sampled(weights.vocab_size) or config.exchange == "bfloat16"
+            self.is_averaging = self.group.size > 1 and by_itself
+            self.step_loss = self.loss if self.group.size == 1 or by_itself else _data_parallel(self.loss)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = _optimizer(parameters, config)
         self.parameters = parameters
@@ -130,8 +132,8 @@ class TorchTrainer:
         loss, hidden = self.step_loss(x, self.hidden, tensors["targets"], regularization, scale)
         self.optimizer.zero_grad()
         loss.backward()
-        if regularization.candidates and isinstance(self.group, TorchGroup):
-            self._average_gradients(self.group, tensors["ids"])
+        if self.is_averaging:
+            self._average_gradients(tensors.get("ids"))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
         self.hidden.copy_(hidden)  # truncated BPTT: the state is carried over, the gradient is not
         return torch.stack([loss.detach() / (scale * x.numel()), norm])
@@ -142,20 +144,21 @@ class TorchTrainer:
         self.optimizer.step()
 
     @torch.no_grad()
-    def _average_gradients(self, group: TorchGroup, candidates: torch.Tensor) -> None:
+    def _average_gradients(self, candidates: torch.Tensor | None) -> None:
         """Replace the gradients by their mean over the processes. candidates: (C,), the same ids on all of them."""
+        assert isinstance(self.group, TorchGroup)
+        chosen = slice(None) if candidates is None else candidates
         output = list(self.model.output.parameters())
         whole = [p.grad for p in self.parameters if p.grad is not None and not any(p is other for other in output)]
         rows = [p.grad for p in output if p.grad is not None]
-        parts = whole + [grad[candidates] for grad in rows]
-        flat = torch.cat([part.flatten() for part in parts])
-        group.sum_tensor(flat)
-        flat /= group.size
+        parts = whole + [grad[chosen] for grad in rows]
+        flat = torch.cat([part.flatten() for part in parts]) / self.group.size
+        self.group.sum_tensor(flat, self.config.exchange)
         means = flat.split([part.numel() for part in parts])
         for grad, mean in zip(whole, means, strict=False):
             grad.copy_(mean.view_as(grad))
         for grad, mean in zip(rows, means[len(whole) :], strict=True):
-            grad[candidates] = mean.view(candidates.numel(), *grad.shape[1:])
+            grad[chosen] = mean.view(-1, *grad.shape[1:])
 
     @torch.no_grad()
     def _update_averages(self) -> None:

@@ -137,6 +137,25 @@ def test_a_killed_process_ends_the_run_with_one_message_and_resume_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_in_bfloat16_learn_the_same_and_a_resumed_run_keeps_them(
+    backend: str, text: Path, tmp_path: Path
+) -> None:
+    exact, whole, parts = (tmp_path / f"{name}.safetensors" for name in ("exact", "whole", "parts"))
+    given = {"batch_size": 4, "patience": 0, "exchange": "bfloat16"}
+    for out, changed in ((exact, {"exchange": "float32"}), (whole, {}), (parts, {"epochs": 1})):
+        result = run_all(backend, *options(text, out, **given | changed))
+        assert result.returncode == 0, result.stderr
+    losses = [checkpoint.load(path).history[-1]["validation_loss"] for path in (exact, whole)]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], abs=0.02)
+    result = run_all(backend, "--resume", "--out", str(parts), "--epochs", "2")
+    assert result.returncode == 0, result.stderr
+    assert "--exchange bfloat16" in result.stderr and same_weights(whole, parts)
+    (message,) = ours(run_all(backend, "--resume", "--out", str(parts), "--exchange", "float32").stderr, backend)
+    assert "--exchange float32 (it was bfloat16)" in message
+
+
+@pytest.mark.slow
 def test_ctrl_c_stops_all_at_the_same_step(text: Path, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
     long = {"epochs": 12, "patience": 0, "batch_size": 4}
