@@ -1,9 +1,9 @@
 """Put mixed load on a real server for many minutes and replace its weights every 5 s: `make soak SOAK_MINUTES=20`.
 
-Clients generate with both back ends, streamed or not, score, speak OpenAI's protocol, list weights, send invalid
-requests, and hang up. The test fails if a reply is 5xx or missing, if the server's memory in the last quarter differs
-by more than 5% from the first quarter after the warm-up, or if more files are open than then. It prints a line a minute
-and a summary, which docs/reliability.md quotes.
+Clients generate with both back ends, by every rule of drawing, streamed or not, score, look inside the model, speak
+OpenAI's protocol, list weights, send invalid requests, and hang up, while one uploads. The test fails if a reply is 5xx
+or missing, if the server's memory in the last quarter differs by more than 5% from the first quarter after the warm-up,
+or if more files are open than then. It prints a line a minute and a summary, which docs/reliability.md quotes.
 """
 
 from __future__ import annotations
@@ -73,10 +73,21 @@ def request_of(random: random.Random) -> tuple[str, str, Any]:
     body: dict[str, Any] = {"prompt": prompt, "max_tokens": random.randint(1, 60), "ignore_eos": random.random() < 0.5}
     if random.random() < 0.5:
         body |= {"temperature": random.choice([0, 0.5, 1.0, 2.0]), "top_k": random.choice([0, 5, 40])}
+    if random.random() < 0.5:
+        body |= {"top_p": random.uniform(0.1, 1.0), "frequency_penalty": random.choice([0, 0.5])}
+        body |= {"logit_bias": {str(random.randrange(650)): random.uniform(-100, 100) for _ in range(3)}}
     if random.random() < 0.3:
         body |= {"top_logprobs": random.randint(1, 5), "n": random.randint(1, 3), "stop": ["wab"]}
     streamed = body | {"stream": True}
-    completion = {"model": "c/demo", "prompt": prompt, "max_tokens": body["max_tokens"], "logprobs": 2}
+    drawn = {name: body[name] for name in ("max_tokens", "top_p", "frequency_penalty", "logit_bias") if name in body}
+    completion = {"model": "c/demo", "prompt": prompt, "logprobs": 2, **drawn}
+    chat = {
+        "model": random.choice(["c/demo", "torch/demo"]),
+        "messages": [{"role": "user", "content": prompt}],
+        **drawn,
+    }
+    inspected = {"text": f"waa {prompt}", "backend": random.choice(["c", "torch"])}
+    about = f"/weights/demo/{random.choice(['spectrum', 'units/3', 'neighbours?word=waa'])}"
     return random.choice(
         [
             *[("POST", "/generate/c", body)] * 4,
@@ -86,6 +97,13 @@ def request_of(random: random.Random) -> tuple[str, str, Any]:
             ("POST", "/score", {"text": f"waa {prompt}"}),
             ("POST", "/v1/completions", completion),
             ("POST", "/v1/completions", completion | {"stream": True}),
+            ("POST", "/v1/chat/completions", chat),
+            ("POST", "/v1/chat/completions", chat | {"stream": True}),
+            ("POST", "/v1/embeddings", {"model": "c/demo", "input": [f"waa {prompt}", "wab"]}),
+            ("POST", "/inspect", inspected),
+            ("POST", "/inspect", inspected | {"state": True, "other": "wab wac"}),
+            ("POST", "/candidates", inspected | {"top_p": 0.9, "temperature": 0.5}),
+            ("GET", about, None),
             ("GET", "/weights", None),
             ("GET", "/metrics", None),
             ("GET", "/", None),
@@ -102,9 +120,10 @@ async def client(soak: Soak, http: httpx2.AsyncClient, seed: int) -> None:
     while soak.goes_on:
         method, path, body = request_of(generator)
         hangs_up = generator.random() < 0.1
+        shown = path.partition("?")[0]
         try:
             async with http.stream(method, path, json=body) as response:
-                soak.statuses[path, response.status_code] += 1
+                soak.statuses[shown, response.status_code] += 1
                 if hangs_up:
                     soak.hung_up += 1
                     continue
@@ -179,7 +198,7 @@ def verdict(soak: Soak, seconds: float) -> list[str]:
         f"{sum(soak.statuses.values()):,} requests in {seconds / 60:.1f} minutes; clients hung up on {soak.hung_up:,}"
     )
     for (path, status), count in sorted(soak.statuses.items()):
-        print(f"    {path:20} {status}  {count:9,}")
+        print(f"    {path:27} {status}  {count:9,}")
     print(f"{soak.replaced} replacements by renaming; replies came from {len(soak.versions)} versions")
     change = f"{100 * (last / first - 1):+.1f}%"
     print(f"memory: {first / 2**20:.1f} MB in the first quarter, {last / 2**20:.1f} MB in the last ({change})")
