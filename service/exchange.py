@@ -8,7 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, MutableMapping
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -16,6 +16,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service import errors
 from service.errors import BodyTooLarge, ClientGone, ServiceError, SlowRequest
+
+T = TypeVar("T")
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that disconnected; nobody receives it
 
@@ -177,6 +179,25 @@ async def within(seconds: float, otherwise: ServiceError) -> AsyncIterator[None]
         if not limit.expired():
             raise
         raise otherwise from None
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return when the client has closed its connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_gone(work: asyncio.Future[T], receive: Receive) -> T:
+    """Return the result of `work`. Cancels it, and raises ClientGone, when the client closes its connection."""
+    watcher = asyncio.create_task(disconnected(receive))
+    try:
+        await asyncio.wait((work, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientGone
+        return work.result()
+    finally:
+        work.cancel()
+        watcher.cancel()
 
 
 def declares_more(headers: Headers, limit: int) -> bool:

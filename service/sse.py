@@ -10,6 +10,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service.errors import ClientGone, ServiceError
+from service.exchange import disconnected
 from service.request import Request
 
 COMMENT = b": still working\n\n"
@@ -27,8 +28,7 @@ async def cancelling(request: Request, receive: Receive) -> AsyncIterator[None]:
     """Cancel `request` when the client disconnects, and whenever the block ends."""
 
     async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await disconnected(receive)
         request.cancel()
 
     watcher = asyncio.create_task(watch())

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query
+from fastapi import Request as HttpRequest
 from pydantic import BaseModel, create_model
 from pydantic import Field as PydanticField
 from starlette.responses import Response
@@ -17,7 +18,7 @@ from rnnlm.language_model import LanguageModel, PromptError
 from service import inspections
 from service.core import Service
 from service.errors import InvalidRequest, TimeLimit
-from service.exchange import within
+from service.exchange import unless_gone, within
 from service.routes.described import BODY, MODEL, problems
 from service.schemas import Backend, WeightsUsed
 
@@ -49,12 +50,12 @@ def router(service: Service) -> APIRouter:
     number = Annotated[Backend, Query(description="the back end that computes; both give the same numbers")]
 
     # Each may take a processor for a second, and some 100 MB. So no more than two run at once, and not in asyncio's own
-    # threads, where everything else would wait for them.
+    # threads, where everything else would wait for them. One that waits when its client goes away is dropped.
     inspectors = ThreadPoolExecutor(2, "inspect")
     seconds = service.settings.request_seconds
 
     async def ask(
-        backend: Backend, name: str | None, work: Callable[[LanguageModel, WeightsUsed], BaseModel]
+        http: HttpRequest, backend: Backend, name: str | None, work: Callable[[LanguageModel, WeightsUsed], BaseModel]
     ) -> Response:
         """Run `work` on a model, in a thread. Raises InvalidRequest for what the model refuses."""
 
@@ -68,7 +69,8 @@ def router(service: Service) -> APIRouter:
         late = TimeLimit(f"the model was not inspected within {seconds:g} seconds: try a shorter text, or again later")
         async with within(seconds, late):
             logged = contextvars.copy_context().run  # as asyncio.to_thread does: the log names the request
-            body = await asyncio.get_running_loop().run_in_executor(inspectors, logged, run)
+            made = asyncio.get_running_loop().run_in_executor(inspectors, logged, run)
+            body = await unless_gone(made, http.receive)
         return Response(body, media_type="application/json")
 
     @routes.post(
@@ -77,7 +79,7 @@ def router(service: Service) -> APIRouter:
         response_model=inspections.InspectResponse,
         responses=problems(401, *BODY, *MODEL),
     )
-    async def inspect(body: Annotated[body_class, Body(openapi_examples=EXAMPLES)]) -> Any:
+    async def inspect(body: Annotated[body_class, Body(openapi_examples=EXAMPLES)], http: HttpRequest) -> Any:
         """Why a word is predicted: for each of the last 24 tokens before it, how the prediction changes if the token is
         left out, and the gradients; and how long the hidden state feels that a word was replaced."""
 
@@ -85,7 +87,7 @@ def router(service: Service) -> APIRouter:
             made = model.inspect(body.text, target=body.target, other=body.other, states=body.state)
             return inspections.of_text(made, model.read(body.text), body.backend, weights, len(model.matrices().bh))
 
-        return await ask(body.backend, body.weights, work)
+        return await ask(http, body.backend, body.weights, work)
 
     @routes.post(
         "/candidates",
@@ -93,7 +95,7 @@ def router(service: Service) -> APIRouter:
         response_model=inspections.CandidatesResponse,
         responses=problems(401, *BODY, *MODEL),
     )
-    async def candidates(body: Annotated[candidates_class, Body()]) -> Any:
+    async def candidates(body: Annotated[candidates_class, Body()], http: HttpRequest) -> Any:
         """The most probable words after a text, each with its probability under the model and with that which
         temperature, top-k and top-p make of it."""
 
@@ -101,7 +103,7 @@ def router(service: Service) -> APIRouter:
             rule = {"temperature": body.temperature, "top_k": body.top_k, "top_p": body.top_p}
             return inspections.of_candidates(model.candidates(body.text, k=body.k, **rule), body.backend, weights)
 
-        return await ask(body.backend, body.weights, work)
+        return await ask(http, body.backend, body.weights, work)
 
     @routes.get(
         "/weights/{name}/spectrum",
@@ -110,6 +112,7 @@ def router(service: Service) -> APIRouter:
         responses=problems(401, *MODEL),
     )
     async def spectrum(
+        http: HttpRequest,
         name: str,
         text: Annotated[
             str | None, Query(min_length=1, max_length=chars, description="over which tanh's slope is averaged")
@@ -118,7 +121,7 @@ def router(service: Service) -> APIRouter:
     ) -> Any:
         """The eigenvalues of Whh: those near the unit circle let the network remember. With a text, also those
         of diag(1 - h^2) Whh averaged over its tokens, which is what tanh leaves of the recurrence there."""
-        return await ask(backend, name, lambda model, used: inspections.of_spectrum(model.spectrum(text), used))
+        return await ask(http, backend, name, lambda model, used: inspections.of_spectrum(model.spectrum(text), used))
 
     @routes.get(
         "/weights/{name}/units/{unit}",
@@ -126,9 +129,9 @@ def router(service: Service) -> APIRouter:
         response_model=inspections.UnitResponse,
         responses=problems(401, *MODEL),
     )
-    async def unit(name: str, unit: int, k: count = TOP, backend: number = "c") -> Any:
+    async def unit(http: HttpRequest, name: str, unit: int, k: count = TOP, backend: number = "c") -> Any:
         """The words that drive a hidden unit up and down most, and those whose logits it raises and lowers most."""
-        return await ask(backend, name, lambda model, used: inspections.of_unit(model.unit(unit, k), used))
+        return await ask(http, backend, name, lambda model, used: inspections.of_unit(model.unit(unit, k), used))
 
     @routes.get(
         "/weights/{name}/neighbours",
@@ -137,12 +140,15 @@ def router(service: Service) -> APIRouter:
         responses=problems(401, *MODEL),
     )
     async def neighbours(
+        http: HttpRequest,
         name: str,
         word: Annotated[str, Query(min_length=1, max_length=200, description="a word of the model")],
         k: count = TOP,
         backend: number = "c",
     ) -> Any:
         """The words whose input vectors, and whose output vectors, have the largest cosine with those of a word."""
-        return await ask(backend, name, lambda model, used: inspections.of_neighbours(model.neighbours(word, k), used))
+        return await ask(
+            http, backend, name, lambda model, used: inspections.of_neighbours(model.neighbours(word, k), used)
+        )
 
     return routes

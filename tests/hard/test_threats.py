@@ -20,7 +20,7 @@ from urllib.parse import quote
 import pytest
 from conftest import ROOT, SOURCES, make_checkpoint
 from fuzz_weights import join, sound_file, split
-from serving import ADMIN, Server, needs_library, read_until, save_tiny, serving
+from serving import ADMIN, Server, needs_library, read_until, save_tiny, serving, until
 from starlette.testclient import TestClient
 
 from rnnlm import checkpoint
@@ -316,6 +316,24 @@ def test_floods_of_headers_are_cut_off(folder: Path, tmp_path: Path) -> None:
             connection.close()
         memory = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * 4096
         assert memory < 400 << 20 and server.get("/health").status_code == 200
+    finally:
+        server.close()
+
+
+def test_inspections_of_clients_that_went_away_are_not_made(folder: Path, tmp_path: Path) -> None:
+    """But for the two that are being made: otherwise a flood of them, each hung up on, would keep others waiting."""
+    save_tiny(folder, "large", vocab=600, embed=100, hidden=300)
+    server = Server(folder, tmp_path / "log")
+    try:
+        body = {"text": "waa wab " * 900, "weights": "large"}
+        assert server.post("/inspect", json=body).status_code == 200
+        connections = [server.send_json("/inspect", body) for _ in range(30)]
+        until(lambda: server.metric("rnn_requests_in_flight") > 10)
+        for connection in connections:
+            connection.close()
+        until(lambda: server.metric("rnn_requests_in_flight") == 1)
+        statuses = [line["message"].split()[-1] for line in server.lines() if "POST /inspect" in line["message"]]
+        assert len(statuses) == 31 and statuses.count("499") > 15, statuses
     finally:
         server.close()
 
