@@ -29,7 +29,6 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import figures
-import plots
 from tables import COMPARISONS, bench_head, bench_line, ratio_key
 from worker import random_weights
 
@@ -233,7 +232,11 @@ def main() -> None:
             rows.append(measured[key] | {"group": case.group, "case": case.name})
             print(bench_line(first, comparison, rows[-1]), flush=True)
     whole = vars(options) | {"bfloat16": False} == vars(parser.parse_args([]))
-    pictures = plots.draw(rows) if whole and name == "bench" else ()
+    pictures = []
+    if whole and name == "bench":
+        from plots import draw  # here, since it needs matplotlib
+
+        pictures = draw(rows)
     figures.save(name, rows, whole=whole, pictures=pictures, **first)
 
 

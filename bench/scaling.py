@@ -1,10 +1,10 @@
-"""Measure what a second process gains, and compute what more machines would.
+"""Measure what a second process gains.
 
-    python bench/scaling.py          prints two tables; writes bench/results/scaling.jsonl
+    python bench/scaling.py          about two minutes; --rounds 3: a quick look
 
-Measured: a training step at the size of WikiText-2, 32 batch rows x 35 steps in all, in one process with one thread, in
-one with two, and in two with one thread and 16 batch rows each (torchrun, gloo). Computed: a ring all-reduce of the
-gradient between N machines like this one, each with 32 batch rows of its own.
+A training step at the size of WikiText-2, 32 batch rows x 35 steps in all, in one process with one thread, in one with
+two, and in two with one thread and 16 batch rows each (torchrun, gloo). Prints a table, and writes it to
+bench/results/scaling.jsonl and docs/scaling.md, where bench.py's results also say what more machines would gain.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import figures
+from tables import scaling
+
 from rnnlm.training import distributed
 from rnnlm.training.config import TrainConfig
 from rnnlm.training.initial import initial_weights
 
 VOCAB, EMBED, HIDDEN, BATCH_ROWS, STEPS = 31_266, 300, 100, 32, 35
 CASES = [(1, 1), (1, 2), (2, 1)]  # processes, threads per process
-NODES, GIGABITS = (8, 64, 512), (10, 100)
-HOP_SECONDS = 30e-6  # assumed time from one machine to the next over TCP, software included
 
 
 def work(backend: str, threads: int, rounds: int, sampled: int) -> None:
@@ -89,11 +90,6 @@ def measure(backend: str, processes: int, threads: int, rounds: int, sampled: in
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def ring(nodes: int, size: float, gigabits: float) -> float:
-    """Return the seconds of a ring all-reduce of `size` bytes (Patarasuk & Yuan 2009)."""
-    return 2 * (nodes - 1) / nodes * size / (gigabits * 1e9 / 8) + 2 * (nodes - 1) * HOP_SECONDS
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10, help="steps per case (%(default)s)")
@@ -104,36 +100,16 @@ def main() -> None:
     if options.worker:
         work(options.worker, options.threads, options.rounds, options.sampled_softmax)
         return
-    rows, tokens = [], BATCH_ROWS * STEPS
-    print(f"{'':24}{'ms a step':>12}{'tokens/s':>12}{'of which ms all-reduce':>24}{'CPU ms, process 0':>20}")
+    rows = []
     for backend, sampled in (("c", 0), ("torch", 0), ("c", 2000)):
         for processes, threads in CASES:
-            row = measure(backend, processes, threads, options.rounds, sampled)
-            row |= {"backend": backend, "processes": processes, "threads": threads, "sampled_softmax": sampled}
-            rows.append(row)
-            name = f"{backend}{', sampled' if sampled else ''} {processes} x {threads}"
-            shared = f"{row['sum'] * 1e3:.1f}" if processes > 1 else ""
-            print(
-                f"{name:24}{row['step'] * 1e3:12.1f}{tokens / row['step']:12,.0f}{shared:>24}{row['cpu'] * 1e3:20.1f}",
-                flush=True,
-            )
-    results = ROOT / "bench" / "results" / "scaling.jsonl"
-    results.parent.mkdir(exist_ok=True)
-    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print("\neach machine has 32 batch rows x 35 steps and 2 threads")
-    print(f"{'':24}{'machines':>10}{'Gb/s':>6}{'ms all-reduce':>15}{'ms a step':>11}{'tokens/s':>13}{'efficiency':>12}")
-    for row in rows:
-        if (row["processes"], row["threads"]) == (1, 2):
-            for nodes in NODES:
-                for gigabits in GIGABITS:
-                    size = 4 * row["P"]
-                    between = ring(nodes, size, gigabits)
-                    step = row["step"] + between
-                    name = row["backend"] + (", sampled" if row["sampled_softmax"] else "")
-                    print(
-                        f"{name:24}{nodes:10}{gigabits:6}{between * 1e3:15.1f}{step * 1e3:11.1f}"
-                        f"{nodes * tokens / step:13,.0f}{row['step'] / step:12.0%}"
-                    )
+            found = measure(backend, processes, threads, options.rounds, sampled)
+            times = {name: round(found[name], 5) for name in ("step", "sum", "cpu")}
+            case = {"backend": backend, "sampled_softmax": sampled, "processes": processes, "threads": threads}
+            rows.append({**case, "tokens": BATCH_ROWS * STEPS, **times, "P": found["P"]})
+            print(json.dumps(rows[-1]), flush=True)
+    print(scaling({}, rows))
+    figures.save("scaling", rows, whole=vars(options) == vars(parser.parse_args([])))
 
 
 if __name__ == "__main__":

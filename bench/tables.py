@@ -297,6 +297,74 @@ def precision(first: Row, rows: list[Row]) -> str:
     return code("\n".join([PRECISION_HEAD, *lines]))
 
 
+# ---- scaling.py ------------------------------------------------------------------------------------------------------
+
+NODES, GIGABITS = (8, 64, 512), (10, 100)
+HOP_SECONDS = 30e-6  # assumed time from one machine to the next over TCP, software included
+PARAMETERS = 3_197_966  # of WikiText-2's size: H V + V + E H + H H + H
+
+
+def scaling(first: Row, rows: list[Row]) -> str:
+    def name(row: Row) -> str:
+        who = (
+            f"{'C' if row['backend'] == 'c' else row['backend']}{', sampled softmax' if row['sampled_softmax'] else ''}"
+        )
+        each = " each" if row["processes"] > 1 else ""
+        return f"{who}: {counted(row['processes'], 'process', 'processes')}, {counted(row['threads'], 'thread')}{each}"
+
+    names = [name(row) for row in rows]
+    return markdown(
+        {
+            " ": names,
+            "time of a step": [f"{1e3 * row['step']:.0f} ms" if row.get("step") else "not timed" for row in rows],
+            "tokens/s": [f"{row['tokens'] / row['step']:,.0f}" if row.get("step") else "" for row in rows],
+            "of which all-reduce": [f"{1e3 * row['sum']:.0f} ms" if row["processes"] > 1 else "" for row in rows],
+            "processor time of a step, process 0": [f"{1e3 * row['cpu']:.0f} ms" for row in rows],
+        }
+    )
+
+
+def ring(nodes: int, gigabits: float) -> float:
+    """Return the seconds of a ring all-reduce of the gradient (Patarasuk & Yuan 2009)."""
+    sent = 2 * (nodes - 1) / nodes * 4 * PARAMETERS / (gigabits * 1e9 / 8)
+    return sent + 2 * (nodes - 1) * HOP_SECONDS
+
+
+def machines(first: Row, rows: list[Row]) -> str:
+    """Return what N machines like that of bench.py would do, each with 32 batch rows x 35 steps of its own."""
+    [row] = (row for row in rows if row["group"] == "train" and row["case"] == "32 x 35")
+    tokens = row["batch"] * row["steps"]
+    steps = {name: tokens / row[f"{engine}_tokens_per_second"] for engine, name in (("c", "C"), ("torch", "torch"))}
+    cases = [(name, nodes) for name in steps for nodes in NODES]
+
+    def rate(name: str, nodes: int, gigabits: float) -> float:
+        return nodes * tokens / (steps[name] + ring(nodes, gigabits))
+
+    columns = {" ": [name for name, _ in cases], "machines": [str(nodes) for _, nodes in cases]}
+    for gigabits in GIGABITS:
+        rates = [rate(name, nodes, gigabits) for name, nodes in cases]
+        shares = [steps[name] / (steps[name] + ring(nodes, gigabits)) for name, nodes in cases]
+        columns[f"{gigabits} Gb/s: all-reduce"] = [f"{1e3 * ring(nodes, gigabits):.0f} ms" for _, nodes in cases]
+        columns[f"{gigabits} Gb/s: tokens/s"] = [f"{float(f'{each:.3g}'):,.0f}" for each in rates]
+        columns[f"{gigabits} Gb/s: efficiency"] = [f"{share:.0%}" for share in shares]
+    like = [
+        next(nodes for nodes in range(1, 1000) if rate("torch", nodes, gigabits) >= rate("C", 8, gigabits))
+        for gigabits in GIGABITS
+    ]
+    return (
+        paragraph(
+            *(f"A step of {name} takes {1e3 * seconds:.0f} ms on one machine." for name, seconds in steps.items())
+        )
+        + "\n"
+        + markdown(columns)
+        + "\n"
+        + paragraph(
+            "The faster the computation, the worse it scales: the C model on 8 machines is as fast as torch on",
+            f"{like[0]} at {GIGABITS[0]} Gb/s, and on {like[1]} at {GIGABITS[1]}.",
+        )
+    )
+
+
 # ---- demo.py ---------------------------------------------------------------------------------------------------------
 
 
