@@ -257,7 +257,8 @@ def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.opt
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": biases, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, config.learning_rate, eps=config.epsilon, fused=True)
+    is_recorded = parameters[0].device.type == "cuda"  # in a CUDA graph, so the count of its steps must be there too
+    return torch.optim.AdamW(groups, config.learning_rate, eps=config.epsilon, fused=True, capturable=is_recorded)
 
 
 def _data_parallel(model: nn.Module) -> nn.Module:
