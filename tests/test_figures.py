@@ -13,6 +13,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "bench"))
 import figures
+import tables
 
 sys.path.remove(str(ROOT / "bench"))  # there, `bench` is a module, but other tests import from the folder
 
@@ -67,6 +68,26 @@ def test_results_files_are_in_git_and_each_has_a_piece() -> None:
 def test_pictures_are_those_that_the_command_drew(name: str) -> None:
     drawn = figures.read(name)[0].get("pictures", {})
     assert figures.digests(ROOT / path for path in drawn) == drawn
+
+
+def test_the_table_of_results_has_the_columns_that_were_measured() -> None:
+    rows = [
+        {"model": "unigram", "processor_minutes": 0.04, "megabytes": 512, "validation": 1287.42},
+        {
+            "model": "best",
+            "hidden": 300,
+            "epochs": "44 of 44",
+            "processor_minutes": 24.31,
+            "validation": 231.7,
+            "test": 226.5,
+        },
+    ]
+    assert tables.results({}, rows).splitlines() == [
+        "| model | hidden units | epochs | processor minutes | memory | validation perplexity | test |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| unigram | | | 0.0 | 512 MB | 1,287.4 | |",
+        "| best | 300 | 44 of 44 | 24.3 | | **231.7** | **226.5** |",
+    ]
 
 
 # ---- The command -----------------------------------------------------------------------------------------------------
