@@ -33,6 +33,7 @@ static void lay_out(rnn_decoder *d, rnn_arena *arena) {
     size_t states = rnn_max(d->max_sequences, RNN_GROUP); /* rnn_logits takes a group at a time */
     d->state = rnn_arena_take(arena, states * m->stride, sizeof(float));
     d->next = rnn_arena_take(arena, states * m->stride, sizeof(float));
+    d->rounded = rnn_arena_take(arena, m->precision == RNN_PRECISION_BF16 ? RNN_GROUP * m->stride : 0, sizeof(float));
     rnn_arena draws = *arena, score = *arena;
     lay_out_draws(d, &draws);
     rnn_lay_out_score(d, &score, draws.used - arena->used);
@@ -87,18 +88,43 @@ void rnn_advance(const rnn_model *m, size_t n, const int32_t *tokens, const floa
     k->tanh(n * stride, to);
 }
 
-void rnn_project_block(const rnn_model *m, size_t n, const float *hidden, size_t b, float *z, size_t ld) {
+/* Of a left operand in the memory of float rows. */
+static size_t left_ld(const rnn_model *m) { return 2 * m->stride; }
+
+rnn_operand rnn_operand_of(const rnn_model *m, size_t n, const float *hidden, float *rounded) {
+    if (m->precision != RNN_PRECISION_BF16) return (rnn_operand){.rows = hidden};
+    if (!m->bfloat16) {
+        memcpy(rounded, hidden, n * m->stride * sizeof *rounded);
+        m->kernels->round(n * m->stride, rounded);
+        return (rnn_operand){.rows = rounded};
+    }
+    rnn_bfloat16 *left = (rnn_bfloat16 *)rounded;
+    size_t ld = left_ld(m);
+    m->bfloat16->round_rows(n, m->H, hidden, m->stride, left, ld);
+    for (size_t i = 0; i < n; i++) memset(left + i * ld + m->H, 0, (m->depth - m->H) * sizeof *left);
+    return (rnn_operand){.left = left};
+}
+
+void rnn_project_block(const rnn_model *m, size_t n0, size_t n, rnn_operand hidden, size_t b, float *z, size_t ld) {
     const rnn_kernels *k = m->kernels;
     size_t v0 = b * RNN_BLOCK, cols = rnn_min(RNN_BLOCK, m->V - v0);
-    if (!m->packed) {
-        k->rows_times(n, m->H, cols, hidden, m->stride, m->why + v0, m->V, m->by + v0, z, ld);
+    if (m->bfloat16) {
+        m->bfloat16->begin();
+        m->bfloat16->multiply(n, rnn_ceil_div(cols, RNN_BAND), m->depth,
+                              rnn_left_rows(hidden.left + n0 * left_ld(m), left_ld(m)),
+                              m->pairs + v0 / RNN_BAND * m->pairs_panel, m->pairs_panel, z, ld, false);
+        m->bfloat16->end();
+    } else if (!m->packed) {
+        k->rows_times(n, m->H, cols, hidden.rows + n0 * m->stride, m->stride, m->why + v0, m->V, m->by + v0, z, ld);
         return;
+    } else {
+        for (size_t v = 0; v < cols; v += k->wide) {
+            const uint32_t *packed = m->packed + (v0 + v) / k->wide * m->packed_size;
+            k->rows_times_packed(n, m->precision, m->H, hidden.rows + n0 * m->stride, m->stride, packed, z + v, ld);
+        }
     }
-    for (size_t v = 0; v < cols; v += k->wide) {
-        const uint32_t *packed = m->packed + (v0 + v) / k->wide * m->packed_size;
-        k->rows_times_packed(n, m->precision, m->H, hidden, m->stride, packed, z + v, ld);
-    }
-    for (size_t i = 0; i < n; i++) k->finish(cols, m->scale + v0, m->by + v0, z + i * ld);
+    const float *scale = m->scale ? m->scale + v0 : NULL;
+    for (size_t i = 0; i < n; i++) k->finish(cols, scale, m->by + v0, z + i * ld);
 }
 
 void rnn_load_states(const rnn_model *m, size_t n, const float *states, float *rows) {
@@ -141,10 +167,11 @@ int32_t rnn_prefill(rnn_decoder *decoder, const int32_t *tokens, int32_t count, 
 static void draw_group(rnn_decoder *d, size_t n, const float *hidden, const rnn_sampling *sampling, int32_t *next,
                        float *logp, float *logits) {
     size_t V = d->model->V;
+    rnn_operand operand = rnn_operand_of(d->model, n, hidden, d->rounded);
     RNN_OMP(parallel num_threads(d->threads)) {
         RNN_OMP(for schedule(static))
         for (size_t b = 0; b < d->blocks; b++) {
-            rnn_project_block(d->model, n, hidden, b, d->logits + b * RNN_BLOCK, d->row);
+            rnn_project_block(d->model, 0, n, operand, b, d->logits + b * RNN_BLOCK, d->row);
             for (size_t i = 0; i < n; i++) rnn_measure_block(d, i, d->logits + i * d->row, b, sampling + i);
         }
         RNN_OMP(for schedule(static))
@@ -191,9 +218,10 @@ int32_t rnn_logits(rnn_decoder *decoder, int32_t n, const float *states, float *
     for (size_t i0 = 0; i0 < (size_t)n; i0 += RNN_GROUP) {
         size_t group = rnn_min(RNN_GROUP, (size_t)n - i0);
         rnn_load_states(m, group, states + i0 * m->H, d->next);
+        rnn_operand operand = rnn_operand_of(m, group, d->next, d->rounded);
         RNN_OMP(parallel for num_threads(d->threads) schedule(static))
         for (size_t b = 0; b < d->blocks; b++)
-            rnn_project_block(m, group, d->next, b, d->logits + b * RNN_BLOCK, d->row);
+            rnn_project_block(m, 0, group, operand, b, d->logits + b * RNN_BLOCK, d->row);
         for (size_t i = 0; i < group; i++) {
             memcpy(logits + (i0 + i) * m->V, d->logits + i * d->row, m->V * sizeof *logits);
         }

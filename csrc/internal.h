@@ -269,22 +269,33 @@ struct rnn_model {
     float *input;  /* (V, H): embeddings Wxh + bh */
     float *whh;    /* packed (H, stride) */
     int32_t precision;
-    uint32_t *packed; /* (V / wide, packed_size): the smaller copy of Why; NULL in float32 */
-    size_t packed_size;
-    float *scale; /* (V): of its columns */
     const float *why, *by;
+    /* The smaller copy of Why: none in float32, and one of two. */
+    uint32_t *packed; /* (V / wide, packed_size): for the kernels' rows_times_packed */
+    size_t packed_size;
+    float *scale;                         /* (V): of its columns */
+    const rnn_bfloat16_kernels *bfloat16; /* NULL: none for this copy */
+    rnn_bfloat16 *pairs;                  /* (V / RNN_BAND, pairs_panel): a right operand for these */
+    size_t depth, pairs_panel;            /* depth: H as they round it up */
 };
+
+/* Hidden rows as the product with Why takes them: with RNN_PRECISION_BF16 they are rounded. */
+typedef struct rnn_operand {
+    const float *rows;        /* (n, stride) */
+    const rnn_bfloat16 *left; /* (n, left_ld), for a model's bfloat16 kernels; else NULL */
+} rnn_operand;
 
 /* What rnn_score works with: a tile of neighbouring tokens. */
 typedef struct rnn_score_work {
-    size_t rows;   /* the most tokens of a tile */
-    float *hidden; /* (rows, stride) */
-    float *why;    /* (threads, H, RNN_BLOCK): a packed block of Why; NULL: Why is read as it lies */
-    float *logits; /* (threads, RNN_SCORE_ROWS, RNN_BLOCK) */
-    float *max;    /* (rows, blocks): the largest logit of each block */
-    double *sum;   /* (rows, blocks): of exp(logit - max) */
-    float *target; /* (rows): the logit of the token that follows */
-    float *share;  /* (threads, blocks) */
+    size_t rows;    /* the most tokens of a tile */
+    float *hidden;  /* (rows, stride) */
+    float *rounded; /* (rows, stride): room for an rnn_operand */
+    float *why;     /* (threads, H, RNN_BLOCK): a packed block of Why; NULL: Why is read as it lies */
+    float *logits;  /* (threads, RNN_SCORE_ROWS, RNN_BLOCK) */
+    float *max;     /* (rows, blocks): the largest logit of each block */
+    double *sum;    /* (rows, blocks): of exp(logit - max) */
+    float *target;  /* (rows): the logit of the token that follows */
+    float *share;   /* (threads, blocks) */
 } rnn_score_work;
 
 struct rnn_decoder {
@@ -295,6 +306,7 @@ struct rnn_decoder {
     size_t row, blocks;   /* of logits: V rounded up to whole blocks */
     float *state;         /* (max_sequences, stride): before a step */
     float *next;          /* (max_sequences, stride): after it */
+    float *rounded;       /* (RNN_GROUP, stride): room for an rnn_operand */
     rnn_score_work score; /* in the same memory as all that follows */
     /* Of a group of sequences, by row: */
     float *logits;     /* (RNN_GROUP, row) */
@@ -350,8 +362,13 @@ int32_t rnn_check_tokens(const rnn_model *m, const int32_t *tokens, size_t count
 /* to (n, stride) = the rows after one step from `from`. */
 void rnn_advance(const rnn_model *m, size_t n, const int32_t *tokens, const float *from, float *to);
 
-/* z (n, RNN_BLOCK) = block b of the logits of n hidden rows, rows ld apart. */
-void rnn_project_block(const rnn_model *m, size_t n, const float *hidden, size_t b, float *z, size_t ld);
+/* The operand that n hidden rows (n, stride) are. Where they have to be rounded, it is in rounded (n to whole bands,
+ * stride); else that is not looked at. */
+rnn_operand rnn_operand_of(const rnn_model *m, size_t n, const float *hidden, float *rounded);
+
+/* z (n, RNN_BLOCK) = block b of the logits of n hidden rows, from row n0 of the operand on. Rows of z are ld apart, and
+ * those up to whole bands of RNN_BAND may be overwritten. */
+void rnn_project_block(const rnn_model *m, size_t n0, size_t n, rnn_operand hidden, size_t b, float *z, size_t ld);
 
 /* Hands out the memory of rnn_score, for tiles of as many tokens as fit `size` bytes. */
 void rnn_lay_out_score(rnn_decoder *d, rnn_arena *arena, size_t size);

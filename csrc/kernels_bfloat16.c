@@ -50,7 +50,10 @@ INLINE void dot_tile(size_t m, size_t n, size_t K, rnn_left a, const rnn_bfloat1
         size_t end = rnn_min(RNN_TILE_DEPTH, K - k);
         for (size_t p = 0; p < end; p += 2, b += 32) {
             __m512i row[BROAD];
-            UNROLL for (size_t j = 0; j < n; j++) row[j] = _mm512_loadu_si512(b + j * b_panel);
+            UNROLL for (size_t j = 0; j < n; j++) {
+                row[j] = _mm512_loadu_si512(b + j * b_panel);
+                __builtin_prefetch(b + (n + j) * b_panel); /* of the next panels: they may come from memory */
+            }
             UNROLL for (size_t i = 0; i < m; i++) {
                 __m512i pair = _mm512_set1_epi32(pair_at(a.at + i * a.row + p));
                 UNROLL for (size_t j = 0; j < n; j++) {

@@ -48,11 +48,31 @@ static void lay_out(rnn_model *m, rnn_arena *arena) {
     m->input = rnn_arena_take(arena, m->V * m->H, sizeof(float));
     m->whh = rnn_arena_take(arena, m->H * m->stride, sizeof(float));
     if (m->precision == RNN_PRECISION_F32) return;
+    if (m->bfloat16) {
+        m->pairs = rnn_arena_take(arena, rnn_ceil_div(m->V, RNN_BAND) * m->pairs_panel, sizeof *m->pairs);
+        return;
+    }
     m->packed = rnn_arena_take(arena, rnn_ceil_div(m->V, m->kernels->wide) * m->packed_size, sizeof *m->packed);
     m->scale = rnn_arena_take(arena, m->V, sizeof(float));
 }
 
-/* The copy of Why that is read in its place with RNN_PRECISION_BF16 and _INT8. */
+/* The copy of Why that bfloat16 kernels read in its place. */
+static void pair_why(rnn_model *m, int threads) {
+    size_t panels = rnn_ceil_div(m->V, RNN_BAND);
+    RNN_OMP(parallel for num_threads(threads) schedule(static))
+    for (size_t p = 0; p < panels; p++) {
+        const float *why = m->why + p * RNN_BAND;
+        size_t cols = rnn_min(RNN_BAND, m->V - p * RNN_BAND);
+        rnn_bfloat16 *panel = m->pairs + p * m->pairs_panel;
+        for (size_t i = 0; i < m->H; i++) {
+            rnn_bfloat16 *pairs = panel + i / 2 * 2 * RNN_BAND + i % 2;
+            for (size_t v = 0; v < cols; v++) pairs[2 * v] = rnn_round_bfloat16(why[i * m->V + v]);
+        }
+    }
+    (void)threads; /* used by OpenMP only */
+}
+
+/* The copy that the other kernels read, with RNN_PRECISION_BF16 and _INT8. */
 static void compress_why(rnn_model *m, int threads) {
     const rnn_kernels *k = m->kernels;
     size_t copies = rnn_ceil_div(m->V, k->wide);
@@ -86,6 +106,11 @@ int32_t rnn_model_create(const rnn_dims *dims, const float *embeddings, const fl
     m.V = (size_t)dims->vocab;
     m.H = (size_t)dims->hidden;
     m.stride = rnn_round_up(m.H, k->panel);
+    if (precision == RNN_PRECISION_BF16 && k->bfloat16) {
+        m.bfloat16 = k->bfloat16;
+        m.depth = rnn_round_up(m.H, k->bfloat16->depth);
+        m.pairs_panel = RNN_BAND * m.depth;
+    }
     m.packed_size = m.H * k->wide / (precision == RNN_PRECISION_BF16 ? 2 : 4);
 
     float weight = largest(k, why, m.H * m.V, threads);
@@ -116,6 +141,7 @@ int32_t rnn_model_create(const rnn_dims *dims, const float *embeddings, const fl
     }
     k->pack(whh, m.H, m.H, m.H, 0.0f, made->whh);
     if (made->packed) compress_why(made, threads);
+    if (made->pairs) pair_why(made, threads);
     *model = made;
     return RNN_OK;
 }

@@ -212,7 +212,8 @@ RNN_API int32_t rnn_adamw_words(const rnn_words *words, const int32_t *ids, int3
 typedef struct rnn_model rnn_model;     /* weights prepared for inference: read-only, shared */
 typedef struct rnn_decoder rnn_decoder; /* scratch memory to advance sequences with: one per caller */
 
-/* precision: how the model stores Why, as given or as a smaller copy that a step reads faster.
+/* precision: how the model stores Why, as given or as a smaller copy that a step reads faster. In RNN_PRECISION_BF16 the
+ * hidden state that multiplies it is rounded as well.
  * Checks that every weight is finite and that no logit can overflow (else RNN_E_NONFINITE), and computes
  * embeddings Wxh + bh (V,H) once, so that a step needs neither.
  * The model keeps the pointers by and, in RNN_PRECISION_F32, why (no copy: they may be memory-mapped): the caller keeps

@@ -21,22 +21,24 @@ void rnn_lay_out_score(rnn_decoder *d, rnn_arena *arena, size_t size) {
     rnn_score_work *s = &d->score;
     const rnn_model *m = d->model;
     size_t threads = (size_t)d->threads, f = sizeof(float), begin = arena->used;
-    bool packs = !m->packed && m->V * m->H * f > IN_CACHE;
+    bool rounds = m->precision == RNN_PRECISION_BF16,
+         packs = m->precision == RNN_PRECISION_F32 && m->V * m->H * f > IN_CACHE;
     float *why = rnn_arena_take(arena, packs ? threads * m->H * RNN_BLOCK : 0, f);
     s->why = packs ? why : NULL;
     s->logits = rnn_arena_take(arena, threads * RNN_SCORE_ROWS * RNN_BLOCK, f);
     s->share = rnn_arena_take(arena, threads * d->blocks, f);
-    size_t used = arena->used - begin + 4 * RNN_ALIGN,
-           row = (m->stride + d->blocks + 1) * f + d->blocks * sizeof(double);
-    s->rows = rnn_max(RNN_SCORE_ROWS, rnn_min(MOST_ROWS, size > used ? (size - used) / row : 0));
+    size_t used = arena->used - begin + 5 * RNN_ALIGN,
+           row = ((rounds ? 2 : 1) * m->stride + d->blocks + 1) * f + d->blocks * sizeof(double);
+    s->rows = rnn_max(RNN_SCORE_ROWS, rnn_min(MOST_ROWS, size > used ? (size - used) / row / RNN_BAND * RNN_BAND : 0));
     s->hidden = rnn_arena_take(arena, s->rows * m->stride, f);
+    s->rounded = rnn_arena_take(arena, rounds ? s->rows * m->stride : 0, f);
     s->max = rnn_arena_take(arena, s->rows * d->blocks, f);
     s->sum = rnn_arena_take(arena, s->rows * d->blocks, sizeof(double));
     s->target = rnn_arena_take(arena, s->rows, f);
 }
 
 /* Block b of a tile of n tokens, of which `following` are the next ones. */
-static void measure_block(rnn_decoder *d, size_t n, const int32_t *following, size_t b) {
+static void measure_block(rnn_decoder *d, size_t n, rnn_operand operand, const int32_t *following, size_t b) {
     const rnn_model *m = d->model;
     const rnn_kernels *k = m->kernels;
     rnn_score_work *s = &d->score;
@@ -46,12 +48,11 @@ static void measure_block(rnn_decoder *d, size_t n, const int32_t *following, si
     if (why) k->pack(m->why + v0, m->V, m->H, cols, 0.0f, why);
     for (size_t n0 = 0; n0 < n; n0 += RNN_SCORE_ROWS) {
         size_t rows = rnn_min(RNN_SCORE_ROWS, n - n0);
-        const float *hidden = s->hidden + n0 * m->stride;
         if (why) {
-            k->multiply(rows, m->H, rnn_ceil_div(cols, k->panel), hidden, m->stride, why, logits, RNN_BLOCK, k->panel,
-                        false);
+            k->multiply(rows, m->H, rnn_ceil_div(cols, k->panel), operand.rows + n0 * m->stride, m->stride, why, logits,
+                        RNN_BLOCK, k->panel, false);
         } else {
-            rnn_project_block(m, rows, hidden, b, logits, RNN_BLOCK);
+            rnn_project_block(m, n0, rows, operand, b, logits, RNN_BLOCK);
         }
         for (size_t i = 0; i < rows; i++) {
             size_t at = (n0 + i) * d->blocks + b, target = (size_t)following[n0 + i] - v0; /* wraps around below v0 */
@@ -68,9 +69,10 @@ static void measure_block(rnn_decoder *d, size_t n, const int32_t *following, si
 static void score_tile(rnn_decoder *d, size_t n, const int32_t *following, float *logp) {
     const rnn_score_work *s = &d->score;
     size_t blocks = d->blocks;
+    rnn_operand operand = rnn_operand_of(d->model, n, s->hidden, s->rounded);
     RNN_OMP(parallel num_threads(d->threads)) {
         RNN_OMP(for schedule(dynamic))
-        for (size_t b = 0; b < blocks; b++) measure_block(d, n, following, b);
+        for (size_t b = 0; b < blocks; b++) measure_block(d, n, operand, following, b);
         RNN_OMP(for schedule(static))
         for (size_t i = 0; i < n; i++) {
             double lse = rnn_log_sum_exp(d->model->kernels, blocks, s->max + i * blocks, s->sum + i * blocks,

@@ -125,3 +125,47 @@ void test_rounded_extreme_logits(void) {
         }
     }
 }
+
+/* Logits of n states whose numbers, like those of Why, are rounded, but their sums are not; from tiny to huge. */
+static void compare_logits(size_t V, size_t H, int32_t n, float size) {
+    problem p = make_problem(V, 2, H, 1, 1);
+    float *why = p.params + p.at.why, *by = p.params + p.at.by, *states = random_floats((size_t)n * H, 1.0);
+    float *logits = floats((size_t)n * V), *one = floats(V);
+    for (size_t i = 0; i < (H + 1) * V; i++) why[i] *= size; /* by as well */
+    for (size_t i = 0; i < (size_t)n * H; i++) states[i] = tanhf(states[i]);
+    states[0] = 1.0f, states[H - 1] = -1.0f;
+    rnn_model *model = NULL;
+    rnn_decoder *decoder = NULL;
+    CHECK(rnn_model_create(&p.dims, p.embeddings, p.params + p.at.wxh, p.params + p.at.whh, p.params + p.at.bh, why, by,
+                           RNN_PRECISION_BF16, 2, &model) == RNN_OK);
+    CHECK(rnn_decoder_create(need(model), 1, 3, &decoder) == RNN_OK);
+    CHECK(rnn_logits(need(decoder), n, states, logits) == RNN_OK);
+    double worst = 0.0;
+    for (size_t i = 0; i < (size_t)n; i++) {
+        for (size_t v = 0; v < V; v++) {
+            double sum = by[v], magnitude = fabs(by[v]) + 1e-30;
+            for (size_t k = 0; k < H; k++) {
+                double term = (double)rnn_widen_bfloat16(rnn_round_bfloat16(states[i * H + k])) *
+                              rnn_widen_bfloat16(rnn_round_bfloat16(why[k * V + v]));
+                sum += term;
+                magnitude += fabs(term);
+            }
+            worst = fmax(worst, fabs(logits[i * V + v] - sum) / magnitude);
+        }
+        CHECK(rnn_logits(decoder, 1, states + i * H, one) == RNN_OK && same(one, logits + i * V, V * sizeof *one));
+    }
+    CHECK_BELOW(worst, 1e-6); /* without rounding the states it would be 1e-3 */
+    rnn_decoder_destroy(decoder);
+    rnn_model_destroy(model);
+    free(states), free(logits), free(one);
+    free_problem(&p);
+}
+
+void test_rounded_logits(void) {
+    compare_logits(1, 1, 1, 1.0f);
+    compare_logits(31, 2, 3, 250.0f);
+    compare_logits(577, 33, 17, 1.0f); /* a block and one word; a group and one sequence */
+    compare_logits(1111, 100, 37, 80.0f);
+    compare_logits(65, 257, 16, 1e-30f);
+    compare_logits(640, 301, 8, 1e30f);
+}

@@ -69,6 +69,7 @@ static const test tests[] = {
     {"a weight too large for its copy", test_a_weight_too_large_for_its_copy},
     {"some words are updated as all are", test_some_words_are_updated_as_all_are},
     {"updates of some words refuse", test_words_that_are_refused},
+    {"logits of states rounded to bfloat16", test_rounded_logits},
 };
 
 int main(void) {

@@ -19,6 +19,7 @@ void test_bfloat16_exponentials(void);
 /* test_precision.c */
 void test_rounded_gradients(void);
 void test_rounded_extreme_logits(void);
+void test_rounded_logits(void);
 
 /* test_training.c */
 void test_the_lesson_itself(void);
