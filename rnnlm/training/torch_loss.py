@@ -11,6 +11,7 @@ library (csrc/output_bfloat16.c), and the products are summed in float32. The tw
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from torch import nn
 
 from rnnlm.regularization import Regularization
 
-PIECE = 8 << 20  # logits that are in memory at a time: 32 MB, which the L2 cache of a large GPU holds
+# Logits that are in memory at a time. A GPU needs more of them to be busy.
+PIECE = {"cpu": 8 << 20, "cuda": 64 << 20}
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]
 
@@ -60,8 +62,11 @@ class _Recurrence(torch.autograd.Function):
     ) -> torch.Tensor:
         weight = operand(weight)
         states = torch.cat([before.unsqueeze(0), projected])
-        for step in range(projected.shape[0]):
-            states[step + 1].addmm_(operand(states[step]), weight.T).tanh_()
+        if kernels := _one_kernel(states):
+            kernels.forward(states, weight, operand is rounded)
+        else:
+            for step in range(projected.shape[0]):
+                states[step + 1].addmm_(operand(states[step]), weight.T).tanh_()
         ctx.save_for_backward(states, weight)
         ctx.operand = operand
         return states[1:]
@@ -71,12 +76,26 @@ class _Recurrence(torch.autograd.Function):
         states, weight = ctx.saved_tensors
         operand, steps = ctx.operand, grad.shape[0]
         grads = grad.clone()  # of the states first, then of what tanh was applied to
-        for step in range(steps - 1, -1, -1):
-            if step < steps - 1:
-                grads[step].addmm_(operand(grads[step + 1]), weight)
-            torch.ops.aten.tanh_backward.grad_input(grads[step], states[step + 1], grad_input=grads[step])
+        if kernels := _one_kernel(states):
+            kernels.backward(grads, states, weight, operand is rounded)
+        else:
+            for step in range(steps - 1, -1, -1):
+                if step < steps - 1:
+                    grads[step].addmm_(operand(grads[step + 1]), weight)
+                torch.ops.aten.tanh_backward.grad_input(grads[step], states[step + 1], grad_input=grads[step])
         d_weight = operand(grads).flatten(0, 1).T @ operand(states[:-1]).flatten(0, 1)
         return grads, None, d_weight, None
+
+
+def _one_kernel(states: torch.Tensor) -> types.ModuleType | None:
+    """Return torch_recurrence, if it can go through these states."""
+    if states.device.type != "cuda" or states.dtype != torch.float32:
+        return None
+    try:
+        from rnnlm.training import torch_recurrence
+    except ImportError:  # torch's build for Windows comes without triton
+        return None
+    return torch_recurrence if states.shape[2] <= torch_recurrence.MOST_HIDDEN else None
 
 
 class _SoftmaxLoss(torch.autograd.Function):
@@ -97,7 +116,7 @@ class _SoftmaxLoss(torch.autograd.Function):
         grads = [torch.empty_like(tensor) for tensor in (hidden, weight, bias)] if is_trained else None
         weight = operand(weight)
         losses = []
-        for rows in pieces(len(hidden), len(weight)):
+        for rows in pieces(len(hidden), len(weight), hidden.device.type):
             part = Gradients(grads[0][rows], *grads[1:], kept=float(bool(losses))) if grads else None
             losses.append(loss(hidden[rows], weight, bias, targets[rows], scale, part))
         ctx.grads = grads
@@ -123,9 +142,9 @@ def softmax_loss(
     return _SoftmaxLoss.apply(hidden, weight, bias, targets, scale, operand, is_trained)
 
 
-def pieces(rows: int, width: int) -> Iterator[slice]:
+def pieces(rows: int, width: int, device: str) -> Iterator[slice]:
     """Yield the rows of a matrix of so many rows and columns, PIECE numbers at a time."""
-    most = max(1, PIECE // width)
+    most = max(1, PIECE[device] // width)
     for start in range(0, rows, most):
         yield slice(start, start + most)
 
@@ -176,19 +195,32 @@ def _rounded_loss(
     logits = torch.addmm(bias, operand, weight.T)
     powers = torch.ceil(logits.max(1, keepdim=True).values * math.log2(math.e))
     own = logits.gather(1, targets)
-    exponentials = torch.exp2(logits.mul_(math.log2(math.e)).sub_(powers))
+    exponentials = torch.add(-powers, logits, alpha=math.log2(math.e), out=logits).exp2_()
     sums = exponentials.sum(1, keepdim=True)
     losses = (powers + torch.log2(sums)) * math.log(2.0) - own
     if grads:
-        exponentials, ids = rounded(exponentials).scatter_(1, targets, 0.0), targets.squeeze(1)
+        ids, exponentials = targets.squeeze(1), _short(exponentials).scatter_(1, targets, 0.0)
         factor, own = scale / sums, scale * torch.expm1(-losses)  # of the errors; the target's own
-        grads.hidden.copy_(factor * (exponentials @ weight) + own * weight[ids])
-        grads.weight.addmm_(exponentials.T, rounded(factor * hidden), beta=grads.kept)
-        # index_put_: unlike index_add_, it adds rows of the same word in a fixed order on a GPU too.
-        grads.weight.index_put_((ids,), own * operand, accumulate=True)
-        grads.bias.addmv_(exponentials.T, rounded(factor).squeeze(1), beta=grads.kept)
-        grads.bias.index_put_((ids,), own.squeeze(1), accumulate=True)
+        grads.hidden.copy_(factor * _product(exponentials, _short(weight)) + own * weight[ids])
+        columns = _product(exponentials.T, _short(torch.cat([factor * hidden, factor], 1)))
+        for grad, part, errors in (
+            (grads.weight, columns[:, :-1], own * operand),
+            (grads.bias, columns[:, -1], own.squeeze(1)),
+        ):
+            torch.add(part, grad, alpha=grads.kept, out=grad) if grads.kept else grad.copy_(part)
+            # index_put_: unlike index_add_, it adds rows of the same word in a fixed order on a GPU too.
+            grad.index_put_((ids,), errors, accumulate=True)
     return losses.sum()
+
+
+def _short(values: torch.Tensor) -> torch.Tensor:
+    """Round to bfloat16, and leave it so on a GPU, whose matrix units read it."""
+    return values.bfloat16() if values.is_cuda else rounded(values)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the product, in float32, of what _short has made."""
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a @ b
 
 
 class StepLoss(nn.Module):

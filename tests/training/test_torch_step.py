@@ -27,7 +27,7 @@ from torch_rnn import RNN
 def test_the_loss_has_the_gradients_of_autograd(
     sampled: int | None, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_loss, "PIECE", piece)
+    monkeypatch.setitem(torch_loss.PIECE, "cpu", piece)
     weights = make_weights(41, 9, 17, seed=5)
     x, y, state = chunk(41, 17, 13, 3, seed=6)
     regularization = NO_REGULARIZATION if sampled is None else some_regularization(41, 9, 17, y, sampled)
