@@ -76,8 +76,9 @@ class Post:
         output.copy_(torch.stack([box[self.rank] for box in self._send(given, 1)]))
         self.bytes -= given[0].numel() * given.element_size()  # its own share stays
 
-    def all_gather_into_tensor(self, output: Any, given: Any) -> None:
-        output.copy_(torch.cat(self._send(given, len(self.boxes) - 1)))
+    def all_gather(self, outputs: list[Any], given: Any) -> None:
+        for output, box in zip(outputs, self._send(given, len(self.boxes) - 1), strict=True):
+            output.copy_(box)
 
 
 class Threaded(TorchGroup):
