@@ -28,6 +28,7 @@ from typing import Any
 
 import figures
 import numpy as np
+from scipy.optimize import nnls
 
 from rnnlm.errors import Failure, UserError, exit_code_of
 from rnnlm.regularization import CandidateSampler, Regularizer
@@ -67,7 +68,7 @@ def work(backend: str, threads: int, rounds: int, cases: list[tuple[int, str]], 
 def measure(
     group: Group, backend: str, threads: int, rounds: int, sampled: int, exchange: str, card: str
 ) -> dict[str, float]:
-    """Return the medians over some steps, without the first two, and the bytes that a process sends at each."""
+    """Return the time of the fastest of some steps, what other programs disturbed least, and the bytes sent at each."""
     if backend == "c":
         from main import Trainer
     else:
@@ -96,7 +97,7 @@ def measure(
         steps.append(time.perf_counter() - started)
         used.append(time.process_time() - processor)
     sent = sent_bytes(card) - sent
-    return {"step": statistics.median(steps[2:]), "cpu": statistics.median(used[2:]), "sent": sent / rounds}
+    return {"step": min(steps[2:]), "cpu": statistics.median(used[2:]), "sent": sent / rounds}
 
 
 def with_sampled(config: TrainConfig, sampled: int) -> TrainConfig:
@@ -240,7 +241,7 @@ def over_the_cable(rounds: int, link: Cable) -> Iterator[Row]:
 
 
 def fitted(rows: list[Row]) -> tuple[dict[tuple[str, int, str], float], dict[str, tuple[float, float]]]:
-    """Fit the model to the steps over the cable, by least squares of the relative errors.
+    """Fit the model to the steps over the cable, by least squares of the relative errors; nothing is below 0.
 
     Returns the own work of each kind of step, and (k, s) of each exchange. Adds to the rows what the model gives.
     """
@@ -252,7 +253,7 @@ def fitted(rows: list[Row]) -> tuple[dict[tuple[str, int, str], float], dict[str
         line[kinds.index(kind)] = 1.0
         line[at : at + 2] = row["us"] * 1e-6, row["sent"] * 8e-9 / row["gigabits"]
     steps = np.array([row["step"] for row in rows])
-    found = np.linalg.lstsq(design / steps[:, None], np.ones(len(rows)), rcond=None)[0]
+    found, _ = nnls(design / steps[:, None], np.ones(len(rows)))
     for row, modelled in zip(rows, design @ found, strict=True):
         row["model"] = modelled
     own = dict(zip(kinds, found.tolist(), strict=False))
@@ -319,13 +320,14 @@ def main() -> int:
     def run() -> None:
         if not hasattr(os, "geteuid") or os.geteuid() != 0 or not Path("/dev/net/tun").exists():
             raise UserError("this needs root and /dev/net/tun, to make network namespaces and a cable between them")
+        load = round(os.getloadavg()[0], 1)
         with cable() as link:
             local = shown(on_one_machine(options.rounds))
             rows = shown(over_the_cable(options.rounds, link))
         more = shown(computed(local, rows))
         for row in rows:
             row["model"] = float(f"{row['model']:.4g}")
-        figures.save("scaling", [*local, *rows, *more], load=round(os.getloadavg()[2], 1))
+        figures.save("scaling", [*local, *rows, *more], tokens=BATCH_ROWS * STEPS, load=load)
 
     return exit_code_of("scaling.py", run)
 

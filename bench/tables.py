@@ -299,70 +299,97 @@ def precision(first: Row, rows: list[Row]) -> str:
 
 # ---- scaling.py ------------------------------------------------------------------------------------------------------
 
-NODES, GIGABITS = (8, 64, 512), (10, 100)
-HOP_SECONDS = 30e-6  # assumed time from one machine to the next over TCP, software included
-PARAMETERS = 3_197_966  # of WikiText-2's size: H V + V + E H + H H + H
+
+def kind(row: Row) -> str:
+    """Return which step a row of scaling.py is about."""
+    return {"c": "C", "torch": "torch"}[row["backend"]] + (f", {row['sampled']:,} sampled" if row["sampled"] else "")
+
+
+IDLE = 1.0  # the load of a machine that is fit to be measured
+
+
+def disturbed(first: Row) -> str:
+    """Return a sentence if other programs ran during the measurement, else nothing."""
+    return (
+        f"Other programs ran, the load was {first['load']:g}: the times are too long." if first["load"] > IDLE else ""
+    )
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.{0 if seconds >= 0.02 else 1}f} ms"
 
 
 def scaling(first: Row, rows: list[Row]) -> str:
-    def name(row: Row) -> str:
-        who = (
-            f"{'C' if row['backend'] == 'c' else row['backend']}{', sampled softmax' if row['sampled_softmax'] else ''}"
-        )
-        each = " each" if row["processes"] > 1 else ""
-        return f"{who}: {counted(row['processes'], 'process', 'processes')}, {counted(row['threads'], 'thread')}{each}"
-
-    names = [name(row) for row in rows]
-    return markdown(
+    """Return the steps on one machine."""
+    rows = [row for row in rows if row["on"] == "one"]
+    tokens = first["tokens"]
+    rows.sort(key=lambda row: (row["backend"], row["sampled"]))
+    table = markdown(
         {
-            " ": names,
-            "time of a step": [f"{1e3 * row['step']:.0f} ms" if row.get("step") else "not timed" for row in rows],
-            "tokens/s": [f"{row['tokens'] / row['step']:,.0f}" if row.get("step") else "" for row in rows],
-            "of which all-reduce": [f"{1e3 * row['sum']:.0f} ms" if row["processes"] > 1 else "" for row in rows],
-            "processor time of a step, process 0": [f"{1e3 * row['cpu']:.0f} ms" for row in rows],
+            "a step of": [kind(row) for row in rows],
+            "processes x threads": [f"{row['processes']} x {row['threads']}" for row in rows],
+            "exchange": [row["exchange"] if row["processes"] > 1 else "" for row in rows],
+            "time": [milliseconds(row["step"]) for row in rows],
+            "tokens/s": [f"{tokens / row['step']:,.0f}" for row in rows],
+            "processor time, process 0": [milliseconds(row["cpu"]) for row in rows],
+            "a process sends": [f"{row['sent'] / 1e6:.2f} MB" if row["sent"] else "" for row in rows],
         }
     )
+    return table + (f"\n{paragraph(disturbed(first))}" if disturbed(first) else "")
 
 
-def ring(nodes: int, gigabits: float) -> float:
-    """Return the seconds of a ring all-reduce of the gradient (Patarasuk & Yuan 2009)."""
-    sent = 2 * (nodes - 1) / nodes * 4 * PARAMETERS / (gigabits * 1e9 / 8)
-    return sent + 2 * (nodes - 1) * HOP_SECONDS
+def cable(first: Row, rows: list[Row]) -> str:
+    """Return the steps of two machines, measured and as the fitted model has them, and how good the fit is."""
+    if disturbed(first):
+        return paragraph(disturbed(first), "No model is fitted to them.")
+    fits = {row["exchange"]: row for row in rows if row["on"] == "fit"}
+    rows = [row for row in rows if row["on"] == "cable"]
+    groups = list(dict.fromkeys((kind(row), row["exchange"]) for row in rows))
+    links = list(dict.fromkeys((row["gigabits"], row["us"]) for row in rows))
+    found = {(kind(row), row["exchange"], row["gigabits"], row["us"]): row for row in rows}
+    columns = {"a step of": [name for name, _ in groups], "exchange": [exchange for _, exchange in groups]}
+    for gigabits, us in links:
+        cells = [found[(*group, gigabits, us)] for group in groups]
+        columns[f"{gigabits} Gb/s, {us / 1e3:g} ms"] = [
+            f"{milliseconds(row['step'])} ({milliseconds(row['model'])})" for row in cells
+        ]
+    errors = sorted(abs(row["model"] / row["step"] - 1) for row in rows)
+    terms = (
+        f"With {name}, k = {row['k']:.1f} latencies and s = {row['s']:.2f} times the bytes."
+        for name, row in fits.items()
+    )
+    return (
+        markdown(columns)
+        + "\n"
+        + paragraph(
+            *terms,
+            f"The model misses half of the steps by less than {errors[len(errors) // 2]:.0%}, and none by more than "
+            f"{errors[-1]:.0%}.",
+        )
+    )
 
 
 def machines(first: Row, rows: list[Row]) -> str:
-    """Return what N machines like that of bench.py would do, each with 32 batch rows x 35 steps of its own."""
-    [row] = (row for row in rows if row["group"] == "train" and row["case"] == "32 x 35")
-    tokens = row["batch"] * row["steps"]
-    steps = {name: tokens / row[f"{engine}_tokens_per_second"] for engine, name in (("c", "C"), ("torch", "torch"))}
-    cases = [(name, nodes) for name in steps for nodes in NODES]
-
-    def rate(name: str, nodes: int, gigabits: float) -> float:
-        return nodes * tokens / (steps[name] + ring(nodes, gigabits))
-
-    columns = {" ": [name for name, _ in cases], "machines": [str(nodes) for _, nodes in cases]}
-    for gigabits in GIGABITS:
-        rates = [rate(name, nodes, gigabits) for name, nodes in cases]
-        shares = [steps[name] / (steps[name] + ring(nodes, gigabits)) for name, nodes in cases]
-        columns[f"{gigabits} Gb/s: all-reduce"] = [f"{1e3 * ring(nodes, gigabits):.0f} ms" for _, nodes in cases]
-        columns[f"{gigabits} Gb/s: tokens/s"] = [f"{float(f'{each:.3g}'):,.0f}" for each in rates]
-        columns[f"{gigabits} Gb/s: efficiency"] = [f"{share:.0%}" for share in shares]
-    like = [
-        next(nodes for nodes in range(1, 1000) if rate("torch", nodes, gigabits) >= rate("C", 8, gigabits))
-        for gigabits in GIGABITS
-    ]
-    return (
-        paragraph(
-            *(f"A step of {name} takes {1e3 * seconds:.0f} ms on one machine." for name, seconds in steps.items())
-        )
-        + "\n"
-        + markdown(columns)
-        + "\n"
-        + paragraph(
-            "The faster the computation, the worse it scales: the C model on 8 machines is as fast as torch on",
-            f"{like[0]} at {GIGABITS[0]} Gb/s, and on {like[1]} at {GIGABITS[1]}.",
-        )
-    )
+    """Return what the fitted model gives for more machines at 0.1 ms."""
+    if disturbed(first):
+        return paragraph(disturbed(first), "Nothing is computed from them.")
+    rows = [row for row in rows if row["on"] == "computed" and row["us"] == 100 and row["machines"] > 1]
+    tokens = first["tokens"]
+    groups = list(dict.fromkeys((kind(row), row["exchange"], row["machines"]) for row in rows))
+    found = {(kind(row), row["exchange"], row["machines"], row["gigabits"]): row for row in rows}
+    columns = {
+        "a step of": [name for name, _, _ in groups],
+        "exchange": [exchange for _, exchange, _ in groups],
+        "machines": [str(count) for _, _, count in groups],
+    }
+    for gigabits in dict.fromkeys(row["gigabits"] for row in rows):
+        cells = [found[(*group, gigabits)] for group in groups]
+        columns[f"{gigabits} Gb/s: a step"] = [milliseconds(row["step"]) for row in cells]
+        columns[f"{gigabits} Gb/s: tokens/s"] = [
+            f"{float(format(row['machines'] * tokens / row['step'], '.3g')):,.0f}" for row in cells
+        ]
+        columns[f"{gigabits} Gb/s: efficiency"] = [f"{row['efficiency']:.0%}" for row in cells]
+    return markdown(columns)
 
 
 # ---- demo.py ---------------------------------------------------------------------------------------------------------
