@@ -106,8 +106,8 @@ faults: $(VENV)/.dev lib ## kill -9, full disks, no memory, changed files, hangi
 
 SOAK_MINUTES ?= 20
 
-test-hosts: $(LIBRARY) $(VENV)/.dev ## two machines and a cable between them: network namespaces, as root
-	$(VENV_PYTHON) -m pytest -q -n 0 -m slow tests/hard/test_hosts.py
+test-hosts: $(VENV)/.dev lib ## two machines and a cable between them: network namespaces, as root
+	$(PY) -m pytest -q -n 0 -m slow tests/hard/test_hosts.py
 
 soak: $(VENV)/.dev lib ## mixed load for SOAK_MINUTES (20), new weights every 5 s: no 5xx; memory and open files stay flat
 	$(PY) tests/hard/soak.py --minutes $(SOAK_MINUTES)
