@@ -29,7 +29,7 @@ WIKITEXT = ROOT.parent / "shared" / "wikitext"
 WORDS = "the a king queen sat stood walked here there with was old young and then".split()  # noqa: SIM905
 
 # The profile of `make fuzz-python`.
-hypothesis.settings.register_profile("long", max_examples=10_000, deadline=None)
+hypothesis.settings.register_profile("long", max_examples=int(os.environ.get("FUZZ_EXAMPLES", 10_000)), deadline=None)
 
 needs_wikitext = pytest.mark.skipif(not WIKITEXT.is_dir(), reason=f"the local copy of WikiText-2 is not at {WIKITEXT}")
 

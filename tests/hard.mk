@@ -95,8 +95,10 @@ FUZZ_FILES ?= 100000
 fuzz-weights: $(VENV)/.dev lib ## FUZZ_FILES mutated weights files (100,000): each is refused or can be served
 	$(PY) tests/hard/fuzz_weights.py --files $(FUZZ_FILES)
 
-fuzz-python: $(VENV)/.dev lib ## 10,000 examples each of arbitrary weights headers, texts, bodies and forms
-	$(PYTEST) tests/hard/test_fuzz.py --hypothesis-profile=long
+FUZZ_EXAMPLES ?= 10000
+
+fuzz-python: $(VENV)/.dev lib ## FUZZ_EXAMPLES (10,000) each of arbitrary weights headers, texts, vectors, bodies and forms
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PYTEST) tests/hard/test_fuzz.py --hypothesis-profile=long
 
 MOMENTS ?= 50
 
