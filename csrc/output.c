@@ -117,7 +117,9 @@ static void row_forward(rnn_work *w, const tile *t, size_t n, double *logp, floa
         w->factor[b * w->rows + n] = (float)share;
     }
     w->lse[n] = w->unit * max + log(sum);
-    *logp = w->target[n] - w->lse[n];
+    /* Exponentials are relative to a rounded maximum, so the difference of huge logits can exceed 0 by a rounding. */
+    double difference = w->target[n] - w->lse[n];
+    *logp = difference > 0.0 ? 0.0 : difference;
     if (!dh) return;
     size_t H = w->H, stride = w->stride;
     for (size_t b = 0; b < blocks; b++) {

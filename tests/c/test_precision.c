@@ -169,3 +169,24 @@ void test_rounded_logits(void) {
     compare_logits(65, 257, 16, 1e-30f);
     compare_logits(640, 301, 8, 1e30f);
 }
+
+void test_no_word_is_more_than_certain(void) {
+    start_numbers(2);
+    for (int trial = 0; trial < 40; trial++) {
+        problem p = make_problem(40, 3, 10, 4, 1);
+        for (size_t v = 0; v < p.V; v++) p.params[p.at.by + v] = -1e6f;
+        p.params[p.at.by + 7] = (float)(1e6 * uniform());
+        for (size_t n = 0; n < p.T; n++) p.y[n] = 7;
+        for (int32_t precision = RNN_PRECISION_F32; precision <= RNN_PRECISION_BF16; precision++) {
+            double loss = -1.0;
+            rnn_work *work = NULL;
+            float *state = copy_floats(p.state, p.H);
+            CHECK(rnn_work_create(&p.dims, 4, 1, 0, precision, 1, &work) == RNN_OK);
+            CHECK(rnn_loss(work, p.params, p.embeddings, p.x, p.y, 4, 1, state, &loss) == RNN_OK);
+            CHECK(loss >= 0.0 && loss < 1.0);
+            rnn_work_destroy(work);
+            free(state);
+        }
+        free_problem(&p);
+    }
+}

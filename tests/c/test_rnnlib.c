@@ -70,6 +70,7 @@ static const test tests[] = {
     {"some words are updated as all are", test_some_words_are_updated_as_all_are},
     {"updates of some words refuse", test_words_that_are_refused},
     {"logits of states rounded to bfloat16", test_rounded_logits},
+    {"no word is more than certain", test_no_word_is_more_than_certain},
 };
 
 int main(void) {

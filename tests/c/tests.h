@@ -20,6 +20,7 @@ void test_bfloat16_exponentials(void);
 void test_rounded_gradients(void);
 void test_rounded_extreme_logits(void);
 void test_rounded_logits(void);
+void test_no_word_is_more_than_certain(void);
 
 /* test_training.c */
 void test_the_lesson_itself(void);
