@@ -237,6 +237,8 @@ def main() -> None:
         from plots import draw  # here, since it needs matplotlib
 
         pictures = draw(rows)
+    if options.bfloat16 and first["kernels"] == "amx":
+        name = "amx"  # a table of its own
     figures.save(name, rows, whole=whole, pictures=pictures, **first)
 
 

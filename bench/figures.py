@@ -50,6 +50,8 @@ class Piece(NamedTuple):
 PIECES = {
     "bench": Piece("35 min", "bench/bench.py"),
     "bfloat16": Piece("10 min", "bench/bench.py --bfloat16"),
+    "amx": Piece("10 min, where AMX is", "bench/bench.py --bfloat16"),
+    "gpu": Piece("2 min, on a GPU", "bench/gpu.py"),
     "steps": Piece("5 min", "bench/steps.py"),
     "load": Piece("4 min", "bench/load.py"),
     "small": Piece("2 min", "bench/small.py"),
@@ -67,6 +69,8 @@ BLOCKS: dict[str, tuple[str, Callable[[Row, list[Row]], str]]] = {
     "speed": ("bench", tables.speed),
     "bench": ("bench", tables.bench),
     "bfloat16": ("bfloat16", tables.bfloat16),
+    "amx": ("amx", tables.amx),
+    "gpu": ("gpu", tables.gpu),
     "steps": ("steps", tables.steps),
     "generation": ("steps", tables.generation),
     "limits": ("steps", tables.limits),

@@ -5,13 +5,13 @@
 A row is a case in one precision. "plain" is PyTorch as its layers make it (plain_torch.py), on the same card. The parts
 of a step are recorded as CUDA graphs of their own, and timed by the card's clock. The floor is the larger of two times:
 the operations of the mathematics at the rate of a large matrix product, measured in that precision, and the bytes that
-the parameters and the optimizer's state must move, at the rate of a large copy. Writes bench/results/gpu.jsonl.
+the parameters and the optimizer's state must move, at the rate of a large copy. The table is in docs/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import gc
 import statistics
 import sys
 import time
@@ -22,8 +22,10 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+import figures
 import torch
 from plain_torch import PlainTrainer
+from tables import GPU_PRECISIONS, gpu_head, gpu_line
 from worker import LEARNING_RATE, random_weights, text
 
 from bench import flops
@@ -34,8 +36,6 @@ from rnnlm.training.torch_trainer import regularization_of
 from rnnlm.training.trainer import Chunk
 from torch_rnn import trainer_class
 
-RESULTS = HERE / "results" / "gpu.jsonl"
-PRECISIONS = ("float32", "tf32", "bfloat16")
 WIKITEXT2 = {"vocab": 31_266, "embed": 300, "hidden": 100, "preset": None, "task": "train"}
 CASES: dict[str, dict[str, Any]] = {
     "best, 32 x 35, H=300": {"batch": 32, "steps": 35, "hidden": 300, "preset": "best"},
@@ -80,7 +80,7 @@ def limits() -> dict[str, float]:
     """Measure operations per second by precision, and bytes per second of a copy, read and written."""
     a, b = (torch.randn(8192, 8192, device="cuda") for _ in range(2))
     found = {}
-    for precision in PRECISIONS:
+    for precision in GPU_PRECISIONS:
         torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
         x, y = (a.bfloat16(), b.bfloat16()) if precision == "bfloat16" else (a, b)
         found[precision] = 2 * 8192.0**3 / seconds_of(lambda x=x, y=y: x @ y, repeat=3)
@@ -113,6 +113,7 @@ def measure(name: str, case: dict[str, Any], precision: str, seconds: float, top
     row: dict[str, Any] = {"case": name, "precision": precision, **case}
     if precision == "float32":
         row["plain_tokens_per_second"] = plain(weights, config, x, y, regularizer, seconds)
+    gc.collect()  # the graphs of the case before keep their memory
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     trainer = trainer_class()(weights, config)
@@ -184,16 +185,6 @@ def parts(trainer: Any, x: Any, y: Any, regularizer: Any, config: TrainConfig) -
     return found
 
 
-def line(row: dict[str, Any]) -> str:
-    def number(key: str, scale: float, form: str, width: int) -> str:
-        return f"{format(row[key] * scale, form) if row.get(key) else '-':>{width}}"
-
-    cells = [number("plain_tokens_per_second", 1, ",.0f", 9), number("tokens_per_second", 1, ",.0f", 11)]
-    cells += [number(f"{part}_seconds", 1e3, ".3f", 8) for part in ("step", "hidden_layer", "output_layer", "update")]
-    cells += [number(f"floor_{what}_seconds", 1e3, ".3f", 8) for what in ("arithmetic", "memory")]
-    return f"{row['case']:<34}{row['precision']:<9}" + "".join(cells) + number("megabytes", 1, ",.0f", 8)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="run only the cases whose names start with this")
@@ -204,23 +195,17 @@ def main() -> int:
         return 2
     top = limits()
     card = torch.cuda.get_device_name()
-    rates = ", ".join(f"{top[precision] / 1e12:.0f} TFLOP/s in {precision}" for precision in PRECISIONS)
-    print(f"{card}, torch {torch.__version__}: {rates}; {top['copy'] / 1e12:.2f} TB/s of copying")
-    print(f"{'':43}{'tokens per second':>20}{'milliseconds of a step on the card':>36}{'floor, ms':>15}{'':>8}")
-    print(
-        f"{'':43}{'plain':>9}{'ours':>11}{'whole':>8}{'hidden':>8}{'output':>8}{'update':>8}"
-        f"{'operat.':>8}{'bytes':>8}{'MB':>8}"
-    )
+    print(f"{card}, torch {torch.__version__}\n{gpu_head({'limits': top})}")
     rows = []
     for name, changed in CASES.items():
         if not name.startswith(options.only):
             continue
-        for precision in PRECISIONS:
+        for precision in GPU_PRECISIONS:
             row = measure(name, WIKITEXT2 | changed, precision, options.seconds, top)
-            rows.append(row | {"card": card, "torch": torch.__version__, "limits": top})
-            print(line(rows[-1]), flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            rows.append(row)
+            print(gpu_line(row), flush=True)
+    whole = not options.only
+    figures.save("gpu", rows, whole=whole, processor=card, cores=None, torch=torch.__version__, limits=top)
     return 0
 
 

@@ -114,6 +114,10 @@ def bfloat16(first: Row, rows: list[Row]) -> str:
     return compared("bfloat16", first, rows)
 
 
+def amx(first: Row, rows: list[Row]) -> str:
+    return compared("bfloat16", first, rows)
+
+
 def bench(first: Row, rows: list[Row]) -> str:
     rates = {row["case"]: row["c_tokens_per_second"] for row in rows if row["group"] == "generate"}
     factor = rates["16 sequences"] / rates["1 sequence"]
@@ -174,6 +178,51 @@ def limits(first: Row, rows: list[Row]) -> str:
     }
     found = {name: form.format(first["limits"][key]) for key, (name, form) in known.items() if key in first["limits"]}
     return markdown({" ": list(found), "at most": list(found.values())})
+
+
+# ---- gpu.py ----------------------------------------------------------------------------------------------------------
+
+GPU_PRECISIONS = ("float32", "tf32", "bfloat16")
+GPU_COLUMNS = (  # what it is about, heading, key in a row, width, format, scale
+    ("tokens per second", "plain", "plain_tokens_per_second", 10, ",.0f", 1.0),
+    ("tokens per second", "ours", "tokens_per_second", 11, ",.0f", 1.0),
+    *(
+        ("milliseconds of a step", heading, f"{part}_seconds", 8, ".3f", 1e3)
+        for heading, part in (
+            ("whole", "step"),
+            ("hidden", "hidden_layer"),
+            ("output", "output_layer"),
+            ("update", "update"),
+        )
+    ),
+    ("floor, ms", "operat.", "floor_arithmetic_seconds", 8, ".3f", 1e3),
+    ("floor, ms", "bytes", "floor_memory_seconds", 7, ".3f", 1e3),
+    ("memory", "MB", "megabytes", 7, ",.0f", 1.0),
+)
+
+
+def gpu_head(first: Row) -> str:
+    top = first["limits"]
+    rates = ", ".join(f"{top[precision] / 1e12:.0f} TFLOP/s in {precision}" for precision in GPU_PRECISIONS)
+    groups = dict.fromkeys(group for group, *_ in GPU_COLUMNS)
+    wide = {name: sum(width for group, _, _, width, *_ in GPU_COLUMNS if group == name) for name in groups}
+    return (
+        f"at most: {rates}; {top['copy'] / 1e12:.2f} TB/s of copying\n"
+        f"{'':39}{''.join(f'{name:>{width}}' for name, width in wide.items())}\n"
+        f"{'':39}{''.join(f'{heading:>{width}}' for _, heading, _, width, *_ in GPU_COLUMNS)}"
+    )
+
+
+def gpu_line(row: Row) -> str:
+    cells = (
+        f"{format(row[key] * scale, form) if row.get(key) is not None else '-':>{width}}"
+        for _, _, key, width, form, scale in GPU_COLUMNS
+    )
+    return f"{row['case']:<30}{row['precision']:<9}{''.join(cells)}"
+
+
+def gpu(first: Row, rows: list[Row]) -> str:
+    return code("\n".join([gpu_head(first), *map(gpu_line, rows)]))
 
 
 # ---- load.py ---------------------------------------------------------------------------------------------------------

@@ -88,8 +88,12 @@ class _Recurrence(torch.autograd.Function):
 
 
 def _one_kernel(states: torch.Tensor) -> types.ModuleType | None:
-    """Return torch_recurrence, if it can go through these states."""
-    if states.device.type != "cuda" or states.dtype != torch.float32:
+    """Return torch_recurrence, if it can go through these states, and is faster.
+
+    In plain float32 it is not: without the matrix units, a block has too much to do by itself.
+    """
+    has_matrix_units = states.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    if not has_matrix_units or states.dtype != torch.float32:
         return None
     try:
         from rnnlm.training import torch_recurrence

@@ -1,8 +1,9 @@
 """The recurrence on a GPU as one kernel instead of two for each step, in Triton, which comes with torch's CUDA build.
 
 A step is a product of (B, H) with (H, H), so small that starting it takes longer than computing it. Here a block of the
-GPU keeps the weights and the states of 16 batch rows, and goes through all steps of a chunk. Larger networks than
-MOST_HIDDEN do not fit, and use a product for each step (torch_loss.py).
+GPU keeps the weights and the states of 16 batch rows, and goes through all steps of a chunk. It multiplies with the
+matrix units: this is for --precision tf32 and bfloat16. Larger networks than MOST_HIDDEN do not fit, and use a product
+for each step (torch_loss.py).
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ def _launch(
         hidden,
         STEPS=len(states) - 1,
         IS_ROUNDED=is_rounded,
-        PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
         ROWS=ROWS,
         WIDTH=max(16, triton.next_power_of_2(hidden)),
     )
@@ -52,7 +52,7 @@ def operand(x, IS_ROUNDED: tl.constexpr):
 @triton.jit
 def _forward(
     values, states, weight, batch, hidden,
-    STEPS: tl.constexpr, IS_ROUNDED: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    STEPS: tl.constexpr, IS_ROUNDED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     cols = tl.arange(0, WIDTH)[None, :]
@@ -65,7 +65,7 @@ def _forward(
     for _ in range(STEPS):
         at += batch * hidden
         projected = tl.load(at, mask=inside, other=0.0)
-        product = tl.dot(operand(h, IS_ROUNDED), w, input_precision=PRECISION)
+        product = tl.dot(operand(h, IS_ROUNDED), w, input_precision="tf32")
         h = 2.0 * tl.sigmoid(2.0 * (projected + product)) - 1.0  # tanh, to 1e-7
         tl.store(at, h, mask=inside)
 
@@ -73,7 +73,7 @@ def _forward(
 @triton.jit
 def _backward(
     values, states, weight, batch, hidden,
-    STEPS: tl.constexpr, IS_ROUNDED: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    STEPS: tl.constexpr, IS_ROUNDED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     cols = tl.arange(0, WIDTH)[None, :]
@@ -88,7 +88,7 @@ def _backward(
     for _ in range(STEPS):
         grad = tl.load(at, mask=inside, other=0.0)
         h = tl.load(state, mask=inside, other=0.0)
-        product = tl.dot(operand(d, IS_ROUNDED), w, input_precision=PRECISION)
+        product = tl.dot(operand(d, IS_ROUNDED), w, input_precision="tf32")
         d = (grad + product) * (1.0 - h * h)
         tl.store(at, d, mask=inside)
         at -= batch * hidden
