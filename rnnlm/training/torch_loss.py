@@ -10,7 +10,9 @@ library (csrc/output_bfloat16.c), and the products are summed in float32. The tw
 
 from __future__ import annotations
 
+import functools
 import math
+import shutil
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -93,13 +95,20 @@ def _one_kernel(states: torch.Tensor) -> types.ModuleType | None:
     In plain float32 it is not: without the matrix units, a block has too much to do by itself.
     """
     has_matrix_units = states.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
-    if not has_matrix_units or states.dtype != torch.float32:
+    kernels = _kernels() if has_matrix_units and states.dtype == torch.float32 else None
+    return kernels if kernels and states.shape[2] <= kernels.MOST_HIDDEN else None
+
+
+@functools.cache
+def _kernels() -> types.ModuleType | None:
+    """Return torch_recurrence; None without triton, as in torch's build for Windows, or the C compiler it calls."""
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
         return None
     try:
         from rnnlm.training import torch_recurrence
-    except ImportError:  # torch's build for Windows comes without triton
+    except ImportError:
         return None
-    return torch_recurrence if states.shape[2] <= torch_recurrence.MOST_HIDDEN else None
+    return torch_recurrence
 
 
 class _SoftmaxLoss(torch.autograd.Function):
