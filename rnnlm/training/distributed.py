@@ -168,6 +168,7 @@ class TorchGroup(Group):
                     world_size=self.size,
                     timeout=PATIENCE,
                 )
+                self._watch.met()
         except BaseException:
             self._watch.stop()
             raise

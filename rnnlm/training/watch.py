@@ -35,7 +35,7 @@ class Watch:
         """
         self.rank, self.size, self.speaks, self.lost = rank, size, speaks, lost
         self._wait: tuple[str, float] | None = None  # what for, and since when
-        # Of each process: its count, when that changed, and whether it has counted at all.
+        # Of each process: its count, 0 if it has not come, -1 if it came before that was read; and when it changed.
         watched = range(1, size) if rank == 0 else (0,)
         now = time.monotonic()
         self._heard: dict[int, tuple[int, float]] = {peer: (0, now) for peer in watched}
@@ -46,6 +46,11 @@ class Watch:
     def join(self, store: Any) -> None:
         """Start to count. store: a connection to the store of the run's processes, for this object's use only."""
         threading.Thread(target=self._count, args=[store], daemon=True, name="count").start()
+
+    def met(self) -> None:
+        """Note that all processes have come: this one has just exchanged with them, whatever it has read of counts."""
+        now = time.monotonic()
+        self._heard = {peer: (count or -1, now) for peer, (count, _) in self._heard.items()}
 
     def stop(self) -> None:
         self._stopped.set()
@@ -66,7 +71,7 @@ class Watch:
                 count = store.add(f"alive/{self.rank}", 1)
                 for peer in self._heard:
                     heard = store.add(f"alive/{peer}", 0)
-                    if heard != self._heard[peer][0]:
+                    if heard and heard != self._heard[peer][0]:
                         self._heard[peer] = heard, time.monotonic()
                 found = store.add("gone", 0)
                 if self._found and not found and self.rank == 0:

@@ -57,6 +57,20 @@ def test_process_0_is_watched_by_the_others(made: list[Watch]) -> None:
     assert told[1][0].startswith("process 0 ")
 
 
+def test_a_process_that_was_met_and_never_counted_is_lost_like_any_other(
+    made: list[Watch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cable that is pulled seconds after the processes have met: no count has come through."""
+    monkeypatch.setattr(watch, "FIRST", 1000.0)
+    told: list[str] = []
+    made.append(Watch(1, 2, speaks=True, lost=told.append))
+    made[0].join(dist.HashStore())
+    made[0].met()
+    with made[0].waiting("process 0"):
+        until(lambda: told)
+    assert told[0].startswith("process 0 has not been heard of for")
+
+
 def test_only_waiting_comes_to_an_end(made: list[Watch]) -> None:
     watches, told = group(made, 2)
     time.sleep(4 * watch.BEAT)
