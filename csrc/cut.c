@@ -1,38 +1,156 @@
 /* cut.c -- which tokens top_k and top_p keep.
  *
  * Either keeps the first tokens in the order of falling logits, of equal ones the lowest ids first: until their number
- * reaches top_k, or their weight its share of the whole. Nothing is sorted. The weights are what a draw has of each token
- * anyway, relative to the largest of its block. Two passes or so over them sum up what lies above some levels, and tell at
- * which weight about the target is reached; a third sums what is well above that, and picks out the few tokens that are
- * close to it. Only these are looked at one by one.
- *
- * Weights are rounded, so they may disagree with the logits about the order of tokens that are all but equal. Hence the
- * third pass keeps a margin, and among the tokens close by, the logits decide.
+ * reaches top_k, or their weight exp((logit - max) / temperature) its share of the whole. Nothing is sorted, and no weight
+ * is stored. The cut is estimated from a sample of the row. One pass over the row then sums the weights well above the
+ * estimate, and picks out the few tokens that are close to it; among these the cut is found exactly. (As in SELECT by Floyd
+ * & Rivest 1975.) If the sample has misled, the pass is repeated a little, then much further up or down.
  */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
 #include "internal.h"
 
-static const double MARGIN = 1e-5;     /* of a weight; its own rounding is 50 times smaller */
-static const double LEAST_LOG = -87.3; /* of a weight that is not 0 */
+enum {
+    LINE = 16,         /* neighbouring tokens of a sample: a cache line */
+    STEP = 18,         /* a sample has one line of STEP, and as many of each block */
+    ESTIMATES = 5,     /* passes over the sample, at most */
+    INDIVIDUALS = 512, /* so many tokens are looked at one by one rather than sampled */
+};
 
-/* A search for the last token of row i that is kept. Weights are relative to that of the largest token of the row; the size
- * of a set of tokens is their number or their weight. */
+static const double LEAST_LOG = -87.0; /* of a weight that is not 0 */
+
+/* A search for the last token of row i that is kept. The size of a set of tokens is their number or their weight. */
 typedef struct search {
     rnn_decoder *d;
     size_t i;
-    const float *z;     /* (V) */
-    const float *share; /* (blocks) */
-    bool counts;        /* whether sizes are numbers of tokens */
-    double target;      /* the size that is to be reached */
-    double total;       /* of all tokens that may be kept */
+    const float *z; /* (V) */
+    float max, beta;
+    bool counts;   /* whether sizes are numbers of tokens */
+    double target; /* the size that is to be reached */
+    double all;    /* of all tokens, whether they may be kept or not */
 } search;
 
-/* A logarithm of weight, and the size of what weighs at least as much. */
+/* A logit, the size of what is kept down to it, and its depth: about linear in the logit, and rising where that falls. */
 typedef struct point {
-    double log_weight, size;
+    double z, size, depth;
 } point;
+
+typedef struct curve {
+    point points[2 + ESTIMATES * RNN_LEVELS]; /* in order of falling z */
+    size_t count;
+} curve;
+
+static rnn_found own_found(const rnn_decoder *d) {
+    size_t start = rnn_thread() * d->found_size;
+    return (rnn_found){d->found.tokens + start, d->found.logits + start, d->found.weights + start};
+}
+
+/* ---- The estimate -------------------------------------------------------------------------------------------------- */
+
+/* The logarithm of a number, or minus that of the weight that is not kept. */
+static double depth_of(const search *s, double size) {
+    const double least = 1e-30; /* for nothing, as the sample may have it */
+    return s->counts ? logf((float)fmax(size, least)) : -logf((float)fmax(s->all - size, least));
+}
+
+static void add_point(const search *s, curve *c, double z, double size) {
+    size_t j = c->count++;
+    for (; j > 0 && c->points[j - 1].z < z; j--) c->points[j] = c->points[j - 1];
+    c->points[j] = (point){z, size, depth_of(s, size)};
+}
+
+/* The first point, after the first of all, down to which `size` is kept, or the last. */
+static const point *point_below(const curve *c, double size) {
+    size_t j = 1;
+    while (j + 1 < c->count && c->points[j].size < size) j++;
+    return c->points + j;
+}
+
+/* The logit down to which `size` is kept: infinity where not even the largest is. */
+static float level_at(const search *s, const curve *c, double size) {
+    const point *below = point_below(c, size), *above = below - 1;
+    if (size <= above->size) return INFINITY; /* it is then the first */
+    if (size >= below->size) return (float)below->z;
+    return (float)(above->z +
+                   (below->z - above->z) * (depth_of(s, size) - above->depth) / (below->depth - above->depth));
+}
+
+/* Whether a point of the curve is that close to `size`. */
+static bool is_known(const curve *c, double size, double distance) {
+    const point *below = point_below(c, size), *above = below - 1;
+    return size - above->size < distance || below->size - size < distance;
+}
+
+/* Copies the sample of the row. Every block has its part, for ids are often in order of frequency. */
+static size_t take_sample(const search *s, float *sample) {
+    const rnn_decoder *d = s->d;
+    size_t count = 0, turn = 0;
+    for (size_t b = 0; b < d->blocks; b++) {
+        const float *z = rnn_drawn_block(d, s->i, s->z, b);
+        size_t lines = rnn_min(RNN_BLOCK, d->model->V - b * RNN_BLOCK) / LINE;
+        for (size_t line = 0; line < lines; line += STEP, turn++) {
+            size_t own = line + turn * 7 % STEP; /* no period of ids is hit always, or never */
+            if (own >= lines) continue;
+            memcpy(sample + count, z + own * LINE, LINE * sizeof *sample);
+            count += LINE;
+        }
+    }
+    return count;
+}
+
+/* How far the size down to the logit z may be from what the sample has: some deviations, of which the square is at most the
+ * sum of the squares of the weights. */
+static double margin_at(const search *s, double ratio, double z) {
+    if (s->counts) return 3.0 * sqrt(ratio * s->target);
+    double weight = expf((float)fmax((z - s->max) * s->beta, LEAST_LOG)), missing = s->all - s->target;
+    return fmin(1.25 * sqrt(ratio * weight * missing), 0.5 * missing);
+}
+
+/* Estimates down to which logits sizes are kept, as a curve: well about the two sizes `around` the target, beyond which it
+ * is hardly to be found. Returns whether there is a sample. */
+static bool estimate(const search *s, curve *c, double around[2]) {
+    const rnn_kernels *k = s->d->model->kernels;
+    rnn_found room = own_found(s->d); /* nothing is found yet */
+    float *keys = room.logits, *weights = room.weights;
+    size_t count = take_sample(s, keys);
+    double V = (double)s->d->model->V, ratio = V / (double)count, missing = s->all - s->target;
+    if (count == 0 || V <= INDIVIDUALS) return false;
+    if (!s->counts) k->exp_sum(count, keys, s->max, s->beta, weights);
+    for (size_t j = 0; j < count; j++) keys[j] = -keys[j]; /* sums are of what is not kept: a sample knows that best */
+    /* Of the weight that is missing, less than half is below the lowest level. */
+    double lowest = s->counts ? -(double)k->max(count, keys) : s->max + log(0.5 * missing / V) / s->beta;
+    lowest = fmax(lowest, s->max + LEAST_LOG / s->beta);
+    c->count = 0;
+    add_point(s, c, s->max, s->counts ? 0.5 : 0.0);
+    add_point(s, c, lowest, s->counts ? V : s->all - 0.25 * missing);
+    around[0] = around[1] = s->target;
+    for (int pass = 0; pass < ESTIMATES; pass++) {
+        const point *below = point_below(c, s->target);
+        double step = 0.15 * (below[-1].z - below->z), middle = level_at(s, c, s->target), sums[RNN_LEVELS];
+        double levels[RNN_LEVELS] = {fmax(level_at(s, c, around[0]), middle + step), middle,
+                                     fmin(level_at(s, c, around[1]), middle - step)};
+        float compared[RNN_LEVELS];
+        for (int j = 0; j < RNN_LEVELS; j++) {
+            if (pass == 0) levels[j] = s->max + (lowest - s->max) * (j + 1) / (RNN_LEVELS + 1);
+            compared[j] = -(float)levels[j];
+        }
+        k->tally(count, keys, s->counts ? NULL : weights, compared, sums);
+        for (int j = 0; j < RNN_LEVELS; j++) {
+            if (levels[j] >= s->max || levels[j] <= lowest) continue;
+            add_point(s, c, levels[j], (s->counts ? V : s->all) - ratio * sums[j]);
+        }
+        double high = margin_at(s, ratio, level_at(s, c, s->target));
+        double low = margin_at(s, ratio, level_at(s, c, around[1]));
+        around[0] = s->target - high;
+        around[1] = s->target + low;
+        if (is_known(c, around[0], 0.5 * high) && is_known(c, around[1], 0.5 * low)) break;
+    }
+    return true;
+}
+
+/* ---- The cut itself ------------------------------------------------------------------------------------------------- */
 
 /* The float that is number `order` in the order of all floats, -0 and 0 apart. */
 static float float_at(int64_t order) {
@@ -48,49 +166,9 @@ static int32_t order_of(float x) {
     return bits < 0 ? bits ^ INT32_MAX : bits;
 }
 
-static const float *weights_of(const search *s) { return s->d->weights + s->i * s->d->row; }
-
-/* What the numbers of tokens, or the weights that are still missing, are about exponential in: the logarithm of weight. */
-static double linear(const search *s, double size) {
-    return s->counts ? log(size) : log(s->total - size > 1e-9 * s->total ? s->total - size : 1e-9 * s->total);
-}
-
-/* About where between two points the target is reached. */
-static double interpolate(const search *s, point high, point low) {
-    double from = linear(s, high.size), part = (linear(s, s->target) - from) / (linear(s, low.size) - from);
-    part = part > 0.0 ? part < 1.0 ? part : 1.0 : 0.0; /* a NaN is 0 */
-    return high.log_weight + (low.log_weight - high.log_weight) * part;
-}
-
-/* Moves the points, of which `high` falls short of the target and `low` does not, to two of the three log weights that lie
- * `step` apart around `middle`. */
-static void enclose(const search *s, double middle, double step, point *high, point *low) {
-    float levels[RNN_LEVELS];
-    double sizes[RNN_LEVELS];
-    for (size_t j = 0; j < RNN_LEVELS; j++) levels[j] = (float)exp(middle + step * (1.0 - (double)j));
-    const float *weights = weights_of(s);
-    s->d->model->kernels->tally(s->d->model->V, weights, s->counts ? NULL : weights, s->share, levels, sizes);
-    for (size_t j = 0; j < RNN_LEVELS; j++) {
-        point here = {middle + step * (1.0 - (double)j), sizes[j]};
-        if (here.size >= s->target) {
-            if (here.log_weight > low->log_weight) *low = here;
-            return;
-        }
-        if (here.log_weight < high->log_weight && here.size > 0.0) *high = here;
-    }
-}
-
-/* The largest logit at which the tokens found, and those above them, reach the target. */
-static float least_logit(const search *s, size_t found, double above) {
-    const rnn_decoder *d = s->d;
-    size_t start = rnn_thread() * d->row;
-    const float *logits = d->found_logits + start, *values = s->counts ? NULL : d->found_weights + start;
-    int64_t low = INT32_MAX, high = INT32_MIN;
-    for (size_t j = 0; j < found; j++) {
-        int32_t here = order_of(logits[j]);
-        low = here < low ? here : low;
-        high = here > high ? here : high;
-    }
+/* The largest logit, from `from` to `to`, at which the tokens found, and those above them, reach the target. */
+static float least_logit(const search *s, rnn_found found, size_t count, double above, float from, float to) {
+    int64_t low = order_of(from), high = order_of(to);
     while (low < high) {
         int64_t middle[RNN_LEVELS];
         float levels[RNN_LEVELS];
@@ -99,7 +177,7 @@ static float least_logit(const search *s, size_t found, double above) {
             middle[j] = high - (high - low) * (int64_t)j / (RNN_LEVELS + 1);
             levels[j] = float_at(middle[j]);
         }
-        d->model->kernels->tally(found, logits, values, NULL, levels, sizes);
+        s->d->model->kernels->tally(count, found.logits, s->counts ? NULL : found.weights, levels, sizes);
         size_t j = 0;
         while (j < RNN_LEVELS && above + sizes[j] < s->target) j++;
         if (j > 0) high = middle[j - 1] - 1;
@@ -108,108 +186,106 @@ static float least_logit(const search *s, size_t found, double above) {
     return float_at(low);
 }
 
-/* Sums up what weighs at least `high` into draw_sum, and looks at the tokens down to `low` one by one. Whether the last one
- * that is kept is safely among these; everything is kept where even all tokens fall short of the target. */
-static bool settle(const search *s, double low, double high, rnn_cut *cut) {
+/* The last of the tokens found that have the logit `least` and are kept: by their ids, until the target is reached. */
+static int32_t last_token(const search *s, rnn_found found, size_t count, double above, float least) {
+    const float level[RNN_LEVELS] = {INFINITY, nextafterf(least, INFINITY), INFINITY};
+    double sizes[RNN_LEVELS], reached;
+    s->d->model->kernels->tally(count, found.logits, s->counts ? NULL : found.weights, level, sizes);
+    reached = above + sizes[1];
+    int32_t last = -1;
+    for (size_t j = 0; j < count && reached < s->target; j++) {
+        if (found.logits[j] != least) continue;
+        last = found.tokens[j];
+        reached += s->counts ? 1.0 : (double)found.weights[j];
+    }
+    return last;
+}
+
+/* Sums what is at least `high` into draw_sum, and looks at the tokens down to `low` one by one. Returns 0 if the last one
+ * that is kept is among these; -1 if it is above them, 1 if it is below, and all of them are kept. */
+static int settle(const search *s, float low, float high, rnn_cut *cut) {
     const rnn_decoder *d = s->d;
-    size_t start = rnn_thread() * d->row, number;
-    const float *weights = weights_of(s);
-    int32_t *tokens = d->found_tokens + start;
-    float *logits = d->found_logits + start, *found_weights = d->found_weights + start;
-    double *sums = d->draw_sum + s->i * d->blocks, above = 0.0, last_weight = 0.0;
-    size_t found =
-        d->model->kernels->part(d->model->V, weights, s->share, (float)low, (float)high, sums, &number, tokens);
-    for (size_t b = 0; b < d->blocks; b++) above += sums[b] * s->share[b];
+    const rnn_kernels *k = d->model->kernels;
+    const float *draw_max = d->draw_max + s->i * d->blocks;
+    rnn_split split = {.low = low, .high = high, .max = s->max, .beta = s->beta};
+    rnn_found found = own_found(d);
+    double *sums = d->draw_sum + s->i * d->blocks, above = 0.0;
+    size_t count = 0, number = 0;
+    for (size_t b = 0; b < d->blocks; b++) {
+        size_t v0 = b * RNN_BLOCK, size = rnn_min(RNN_BLOCK, d->model->V - v0);
+        sums[b] = 0.0;
+        if (draw_max[b] < low) continue;
+        count = k->part(size, rnn_drawn_block(d, s->i, s->z, b), v0, &split, sums + b, s->counts ? &number : NULL,
+                        found, count);
+        above += sums[b];
+    }
     if (s->counts) above = (double)number;
-    if (above >= s->target || found == 0) return false;
-    for (size_t j = 0; j < found; j++) {
-        size_t token = (size_t)tokens[j], b = token / RNN_BLOCK;
-        logits[j] = rnn_drawn_block(d, s->i, s->z, b)[token - b * RNN_BLOCK];
-        found_weights[j] = weights[token] * s->share[b];
+    if (above >= s->target) return -1;
+    double weight = k->exp_sum(count, found.logits, s->max, s->beta, found.weights);
+    bool reaches = above + (s->counts ? (double)count : weight) >= s->target;
+    *cut = (rnn_cut){.least = -INFINITY, .last = -1};
+    if (reaches) {
+        cut->least = least_logit(s, found, count, above, low, fminf(high, s->max));
+        cut->last = last_token(s, found, count, above, cut->least);
     }
-    *cut = (rnn_cut){.least = least_logit(s, found, above), .last = -1};
-    double reached = above;
-    for (size_t j = 0; j < found; j++) { /* without branches, which no processor could foresee */
-        reached += logits[j] > cut->least ? (s->counts ? 1.0 : (double)found_weights[j]) : 0.0;
-    }
-    for (size_t j = 0; j < found && reached < s->target; j++) {
-        if (logits[j] != cut->least) continue;
-        cut->last = tokens[j];
-        last_weight = found_weights[j];
-        reached += s->counts ? 1.0 : last_weight;
-    }
-    bool reaches = reached >= s->target && last_weight * (1.0 - MARGIN) >= low;
-    if (last_weight * (1.0 + MARGIN) > high || (low > 0.0 && !reaches)) return false;
-    for (size_t j = 0; j < found;) {
-        size_t b = (size_t)tokens[j] / RNN_BLOCK;
+    for (size_t j = 0; j < count;) {
+        size_t b = (size_t)found.tokens[j] / RNN_BLOCK, end = (b + 1) * RNN_BLOCK;
         double sum = 0.0;
-        for (; j < found && (size_t)tokens[j] < (b + 1) * RNN_BLOCK; j++) {
-            sum += rnn_keeps(*cut, logits[j], (size_t)tokens[j]) ? weights[tokens[j]] : 0.0f;
+        for (; j < count && (size_t)found.tokens[j] < end; j++) { /* no branch: none could be foreseen */
+            sum += (float)rnn_keeps(*cut, found.logits[j], (size_t)found.tokens[j]) * found.weights[j];
         }
         sums[b] += sum;
     }
-    return true;
+    return reaches ? 0 : 1;
 }
 
-static double whole(const search *s) {
-    double total = 0.0;
-    for (size_t b = 0; b < s->d->blocks; b++) total += s->d->draw_sum[s->i * s->d->blocks + b] * s->share[b];
-    return total;
-}
-
-/* Looks at the tokens around the log weight at which the target is reached: at those between the points where they are few
- * or that is not yet known well, otherwise at the nearest. */
-static bool settle_between(const search *s, point high, point low, bool all, rnn_cut *cut) {
-    double from = high.log_weight, to = low.log_weight;
-    if (!all) {
-        double guess = interpolate(s, high, low), margin = 0.05 * (from - to);
-        from = guess + margin < from ? guess + margin : from;
-        to = guess - margin > to ? guess - margin : to;
-    }
-    return settle(s, exp(to) * (1.0 - 2.0 * MARGIN), exp(from) * (1.0 + 2.0 * MARGIN), cut);
-}
-
-/* The cut at which the target is reached; draw_sum is then that of what is kept. */
+/* The cut at which the target is reached; draw_sum is then of what is kept. */
 static rnn_cut find(const search *s) {
-    enum { PASSES = 8, FEW = 64 };
-    const double narrow = 0.6; /* over which interpolation errs by about a hundredth */
-    double V = (double)s->d->model->V, missing = s->total - s->target;
-    point high = {0.0, 1.0}, low = {LEAST_LOG, V}; /* the largest token, at least, weighs 1 */
+    curve c;
     rnn_cut cut;
-    if (!s->counts) {
-        /* Tokens that weigh less than this hold, all together, less than half of what may be missing. */
-        double least = log(0.5 * missing / V);
-        low = (point){least > LEAST_LOG ? least : LEAST_LOG, s->total - 0.25 * missing};
-    }
-    if (s->target <= high.size) {
-        low = high;
-    } else {
-        double tokens = V; /* between the points, at most */
-        for (int pass = 0; pass < PASSES; pass++) {
-            double width = high.log_weight - low.log_weight;
-            tokens = (low.size - high.size) / (s->counts ? 1.0 : exp(low.log_weight));
-            if (width < narrow || tokens < FEW) break;
-            double middle = pass == 0 ? -0.5 * width : interpolate(s, high, low);
-            enclose(s, middle, (pass == 0 ? 0.25 : 0.1) * width, &high, &low);
+    double around[2];
+    bool sampled = estimate(s, &c, around);
+    float low = sampled ? level_at(s, &c, around[1]) : -FLT_MAX, high = sampled ? level_at(s, &c, around[0]) : INFINITY;
+    /* Rounding may set two searches at odds, so they end; the last one looks at every token. */
+    for (double further = 4.0; further < 1000.0 && sampled; further *= 4.0) {
+        int side = settle(s, low, high, &cut);
+        if (side == 0 || (side > 0 && low == -FLT_MAX)) return cut;
+        if (side < 0) {
+            low = high;
+            high = level_at(s, &c, s->target - further * (s->target - around[0]));
+            if (!(high > low)) high = INFINITY;
+        } else {
+            high = low;
+            low = level_at(s, &c, s->target + further * (around[1] - s->target));
+            if (!(low < high)) low = -FLT_MAX;
         }
-        if (tokens >= FEW && settle_between(s, high, low, false, &cut)) return cut;
     }
-    if (settle_between(s, high, low, true, &cut)) return cut;
-    settle(s, 0.0, INFINITY, &cut);
+    settle(s, -FLT_MAX, INFINITY, &cut);
     return cut;
+}
+
+static double sum_of(const double *sums, const float *share, size_t blocks) {
+    double total = 0.0;
+    for (size_t b = 0; b < blocks; b++) total += share ? sums[b] * share[b] : sums[b];
+    return total;
 }
 
 static bool is_looser(rnn_cut a, rnn_cut b) { return a.least < b.least || (a.least == b.least && a.last > b.last); }
 
-rnn_cut rnn_cut_row(rnn_decoder *d, size_t i, const float *z, const float *share, const rnn_sampling *sampling) {
-    search by_number = {.d = d, .i = i, .z = z, .share = share, .counts = true, .target = (double)sampling->top_k};
-    search by_weight = {.d = d, .i = i, .z = z, .share = share, .counts = false};
-    rnn_cut cut = {.least = -INFINITY, .last = -1};
+rnn_cut rnn_cut_row(rnn_decoder *d, size_t i, const float *z, float max, float beta, const float *share,
+                    const rnn_sampling *sampling) {
+    const double *sums = d->draw_sum + i * d->blocks;
+    search by_weight = {.d = d, .i = i, .z = z, .max = max, .beta = beta, .all = sum_of(sums, share, d->blocks)};
+    search by_number = by_weight;
+    by_number.counts = true, by_number.target = (double)sampling->top_k, by_number.all = (double)d->model->V;
     bool numbered = sampling->top_k > 0 && (size_t)sampling->top_k < d->model->V;
-    if (numbered) cut = find(&by_number);
+    by_weight.target = (double)sampling->top_p * by_weight.all;
+    if (!numbered) return find(&by_weight);
+    rnn_cut cut = find(&by_number), weighed;
     if (sampling->top_p == 1.0f) return cut;
-    by_weight.total = whole(&by_weight); /* of what top_k has kept */
-    by_weight.target = (double)sampling->top_p * by_weight.total;
-    rnn_cut weighed = find(&by_weight);
-    return numbered && is_looser(weighed, cut) ? find(&by_number) : weighed; /* looser by rounding */
+    by_weight.target = (double)sampling->top_p * sum_of(sums, NULL, d->blocks); /* of what top_k has kept */
+    if (sampling->top_k > INDIVIDUALS || settle(&by_weight, cut.least, INFINITY, &weighed) != 0) {
+        weighed = find(&by_weight);
+    }
+    return is_looser(weighed, cut) ? find(&by_number) : weighed; /* looser by rounding */
 }

@@ -16,16 +16,16 @@ static void lay_out_draws(rnn_decoder *d, rnn_arena *arena) {
     size_t f = sizeof(float);
     d->logits = rnn_arena_take(arena, RNN_GROUP * d->row, f);
     d->changed = rnn_arena_take(arena, RNN_GROUP * d->row, f);
-    d->weights = rnn_arena_take(arena, RNN_GROUP * d->row, f);
     d->share = rnn_arena_take(arena, RNN_GROUP * d->blocks, f);
     d->block_max = rnn_arena_take(arena, RNN_GROUP * d->blocks, f);
     d->draw_max = rnn_arena_take(arena, RNN_GROUP * d->blocks, f);
     d->block_sum = rnn_arena_take(arena, RNN_GROUP * d->blocks, sizeof(double));
     d->draw_sum = rnn_arena_take(arena, RNN_GROUP * d->blocks, sizeof(double));
     d->is_changed = rnn_arena_take(arena, RNN_GROUP * d->blocks, sizeof *d->is_changed);
-    d->found_tokens = rnn_arena_take(arena, (size_t)d->threads * d->row, sizeof *d->found_tokens);
-    d->found_logits = rnn_arena_take(arena, (size_t)d->threads * d->row, f);
-    d->found_weights = rnn_arena_take(arena, (size_t)d->threads * d->row, f);
+    size_t found = (size_t)d->threads * d->found_size;
+    d->found.tokens = rnn_arena_take(arena, found, sizeof *d->found.tokens);
+    d->found.logits = rnn_arena_take(arena, found, f);
+    d->found.weights = rnn_arena_take(arena, found, f);
 }
 
 static void lay_out(rnn_decoder *d, rnn_arena *arena) {
@@ -49,6 +49,7 @@ int32_t rnn_decoder_create(const rnn_model *model, int32_t max_sequences, int32_
     rnn_decoder d = {.model = model, .max_sequences = (size_t)max_sequences, .threads = threads};
     d.blocks = rnn_ceil_div(model->V, RNN_BLOCK);
     d.row = d.blocks * RNN_BLOCK;
+    d.found_size = d.row + RNN_ALIGN / sizeof(float);
     rnn_arena arena = {0};
     rnn_arena_take(&arena, 1, sizeof d);
     lay_out(&d, &arena);

@@ -56,6 +56,17 @@ typedef struct rnn_adamw_factors {
     double beta1, rest1, beta2, rest2, keep, rate, root, epsilon;
 } rnn_adamw_factors;
 
+/* Where a cut splits the logits of a row, and what their weights exp((z - max) * beta) are relative to. */
+typedef struct rnn_split {
+    float low, high, max, beta;
+} rnn_split;
+
+/* The tokens that a cut looks at one by one, in order of id. */
+typedef struct rnn_found {
+    int32_t *tokens;
+    float *logits, *weights;
+} rnn_found;
+
 /* No two pointers of a call may alias unless the text says "in place". */
 typedef struct rnn_kernels {
     const char *name;
@@ -97,17 +108,16 @@ typedef struct rnn_kernels {
     float (*max_abs)(size_t count, const float *x); /* infinity when a value is not finite */
     float (*max)(size_t count, const float *x);     /* ignores NaNs */
 
-    /* sums[j] = the sum of the values, or the number, of those (count) whose key is at least levels[j]; levels fall. Keys
-     * and values come in blocks of RNN_BLOCK, each relative to a share of its own. Summed in float.
-     * values: NULL to count; they may be the keys.  shares (blocks): NULL where nothing is relative. */
-    void (*tally)(size_t count, const float *keys, const float *values, const float *shares,
-                  const float levels[RNN_LEVELS], double sums[RNN_LEVELS]);
+    /* sums[j] = the sum of the values, or with NULL the number, of those (count) whose key is at least levels[j]. */
+    void (*tally)(size_t count, const float *keys, const float *values, const float levels[RNN_LEVELS],
+                  double sums[RNN_LEVELS]);
 
-    /* Parts x (count), in blocks relative to shares, in three: of what is at least `high` the sum in each block, relative to
-     * its share, and the number of all; of the rest, where it is at least `low` and not 0, the places. Returns how many
-     * places there are. */
-    size_t (*part)(size_t count, const float *x, const float *shares, float low, float high, double *sums,
-                   size_t *above, int32_t *places);
+    /* Splits z (count), the logits of tokens `first` and on: of those that are at least split->high, writes the sum of
+     * exp((z - max) * beta), and adds their number to `above`, unless that is NULL; appends the others that are at least
+     * split->low, which is finite, to the found_count ones of `found`, without their weights. Returns how many those are
+     * then. */
+    size_t (*part)(size_t count, const float *z, size_t first, const rnn_split *split, double *sum, size_t *above,
+                   rnn_found found, size_t found_count);
 
     /* Returns the sum of exp((z - max) * beta) over count values, and writes each term to e unless e is NULL. */
     double (*exp_sum)(size_t count, const float *z, float max, float beta, float *e);
@@ -315,12 +325,10 @@ struct rnn_decoder {
     float *changed;    /* (RNN_GROUP, row): logits with biases and ban, in the blocks that have any */
     bool *is_changed;  /* (RNN_GROUP, blocks): whether a block has */
     float *draw_max;   /* (RNN_GROUP, blocks): the largest logit, with biases and ban */
-    double *draw_sum; /* (RNN_GROUP, blocks): of exp((logit - draw_max) / temperature); after a cut, of what it keeps */
-    float *weights;   /* (RNN_GROUP, row): its terms, where top_k or top_p cuts */
-    float *share;     /* (RNN_GROUP, blocks): exp((draw_max - max) / temperature) */
-    /* (threads, row) each: the tokens that a cut looks at one by one, in order of id. */
-    int32_t *found_tokens;
-    float *found_logits, *found_weights;
+    double *draw_sum;  /* (RNN_GROUP, blocks): of exp((logit - draw_max) / temperature) */
+    float *share;      /* (RNN_GROUP, blocks): exp((draw_max - max) / temperature) */
+    size_t found_size; /* tokens that may be found, and room for a vector more */
+    rnn_found found;   /* (threads, found_size) each */
 };
 
 /* The tokens that top_k and top_p keep: those whose logit is above `least`, and up to `last` those that have it. */
@@ -333,8 +341,10 @@ static inline bool rnn_keeps(rnn_cut cut, float z, size_t token) {
     return (z > cut.least) | ((z == cut.least) & ((int64_t)token <= cut.last)); /* no branch */
 }
 
-/* The cut of row i of a group, whose draw_sum is then that of what is kept. share: shares_of the row. */
-rnn_cut rnn_cut_row(rnn_decoder *d, size_t i, const float *z, const float *share, const rnn_sampling *sampling);
+/* The cut of row i of a group. draw_sum is then of what it keeps, and relative to `max`, the largest logit of the row.
+ * beta: 1 / temperature.  share: shares_of the row. */
+rnn_cut rnn_cut_row(rnn_decoder *d, size_t i, const float *z, float max, float beta, const float *share,
+                    const rnn_sampling *sampling);
 
 /* Block b of row i, with biases and ban. */
 static inline const float *rnn_drawn_block(const rnn_decoder *d, size_t i, const float *z, size_t b) {
@@ -343,7 +353,7 @@ static inline const float *rnn_drawn_block(const rnn_decoder *d, size_t i, const
 
 int32_t rnn_check_sampling(const rnn_model *model, const rnn_sampling *sampling);
 
-/* Measures one block of logits z (V), row i of a group, for a draw: its part of block_max to weights. */
+/* Measures one block of logits z (V), row i of a group, for a draw: its part of block_max to draw_sum. */
 void rnn_measure_block(rnn_decoder *d, size_t i, const float *z, size_t block, const rnn_sampling *sampling);
 
 /* Draws from logits z (V), row i, whose blocks have all been measured. They are finite or -inf, and at least one that may

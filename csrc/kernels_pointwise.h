@@ -2,8 +2,6 @@
 #ifndef RNN_KERNELS_POINTWISE_H
 #define RNN_KERNELS_POINTWISE_H
 
-#include <float.h>
-
 #include "internal.h"
 #include "vector.h"
 
@@ -107,12 +105,6 @@ static float max_of(size_t count, const float *x) {
     return max_of_lanes(larger(larger(top[0], top[1]), larger(top[2], top[3])));
 }
 
-/* `level` for a block of numbers relative to a share; what it separates is not 0. */
-INLINE float level_within(float level, float share) {
-    float own = level / share;
-    return own > FLT_MIN ? own : FLT_MIN;
-}
-
 INLINE vec load_some(const float *x, size_t count, float fill) {
     return count < LANES ? load_part(x, count, fill) : load(x);
 }
@@ -142,78 +134,91 @@ INLINE void tally_block(size_t count, const float *keys, const float *values, co
     }
 }
 
-static void tally(size_t count, const float *keys, const float *values, const float *shares,
-                  const float levels[RNN_LEVELS], double sums[RNN_LEVELS]) {
-    vec total[RNN_LEVELS], here[RNN_LEVELS];
-    UNROLL for (size_t j = 0; j < RNN_LEVELS; j++) total[j] = (vec){0};
+static void tally(size_t count, const float *keys, const float *values, const float levels[RNN_LEVELS],
+                  double sums[RNN_LEVELS]) {
+    dvec total[RNN_LEVELS], low, high;
+    vec here[RNN_LEVELS];
+    UNROLL for (size_t j = 0; j < RNN_LEVELS; j++) total[j] = (dvec){0};
     for (size_t start = 0; start < count; start += RNN_BLOCK) {
         size_t size = rnn_min(RNN_BLOCK, count - start);
-        float share = shares ? shares[start / RNN_BLOCK] : 1.0f, own[RNN_LEVELS];
-        if (shares && share < levels[RNN_LEVELS - 1]) continue;
-        for (size_t j = 0; j < RNN_LEVELS; j++) own[j] = shares ? level_within(levels[j], share) : levels[j];
-        if (!values) {
-            tally_block(size, keys + start, NULL, own, here);
-        } else if (values == keys) {
-            tally_block(size, keys + start, keys + start, own, here);
+        if (values) {
+            tally_block(size, keys + start, values + start, levels, here);
         } else {
-            tally_block(size, keys + start, values + start, own, here);
+            tally_block(size, keys + start, NULL, levels, here);
         }
-        UNROLL for (size_t j = 0; j < RNN_LEVELS; j++) total[j] += values ? here[j] * share : here[j];
+        UNROLL for (size_t j = 0; j < RNN_LEVELS; j++) {
+            widen(here[j], &low, &high);
+            total[j] += low + high;
+        }
     }
-    UNROLL for (size_t j = 0; j < RNN_LEVELS; j++) {
-        dvec low, high;
-        widen(total[j], &low, &high);
-        sums[j] = sum_of_doubles(low + high);
-    }
+    UNROLL for (size_t j = 0; j < RNN_LEVELS; j++) sums[j] = sum_of_doubles(total[j]);
 }
 
-INLINE size_t take_places(ivec mask, size_t start, int32_t *places, size_t found) {
-    for (uint32_t lanes = lanes_of(mask); lanes; lanes &= lanes - 1) {
-        places[found++] = (int32_t)(start + (size_t)__builtin_ctz(lanes));
+/* Appends to `found` the given lanes of z, of which the first is number `first`. */
+INLINE size_t append_lanes(uint32_t lanes, size_t first, const float *z, rnn_found found, size_t count) {
+#if defined(__AVX512F__)
+    const __m512i numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    __m512i tokens = _mm512_add_epi32(numbers, _mm512_set1_epi32((int32_t)first));
+    /* Whole vectors are stored: the arrays have room for one more. */
+    _mm512_storeu_si512(found.tokens + count, _mm512_maskz_compress_epi32((__mmask16)lanes, tokens));
+    _mm512_storeu_ps(found.logits + count, _mm512_maskz_compress_ps((__mmask16)lanes, (__m512)load(z)));
+    return count + (size_t)__builtin_popcount(lanes);
+#else
+    for (; lanes; lanes &= lanes - 1) {
+        int lane = __builtin_ctz(lanes);
+        found.tokens[count] = (int32_t)first + lane;
+        found.logits[count++] = z[lane];
     }
-    return found;
+    return count;
+#endif
 }
 
-static size_t part(size_t count, const float *x, const float *shares, float low, float high, double *sums,
-                   size_t *above, int32_t *places) {
+INLINE size_t part_of(size_t count, const float *z, size_t first, const rnn_split *split, double *sum, size_t *above,
+                      rnn_found found, size_t found_count) {
+    float low = split->low, high = split->high, max = split->max, beta = split->beta, end[4 * LANES];
+    enum { AHEAD = 4096 };
+    vec total = {0};
     ivec number = {0};
-    size_t found = 0;
-    for (size_t start = 0; start < count; start += RNN_BLOCK) {
-        size_t size = rnn_min(RNN_BLOCK, count - start);
-        float share = shares[start / RNN_BLOCK];
-        sums[start / RNN_BLOCK] = 0.0;
-        if (!(share > 0.0f) || share < low) continue;
-        float own_low = level_within(low, share), own_high = level_within(high, share);
-        vec total = {0};
-        size_t i = 0;
-        for (; i + 4 * LANES <= size; i += 4 * LANES) {
-            vec here[4], taken[4];
-            ivec between[4];
-            UNROLL for (size_t n = 0; n < 4; n++) {
-                here[n] = load(x + start + i + n * LANES);
-                ivec up = here[n] >= own_high;
-                taken[n] = (vec)(up & (ivec)here[n]);
-                number -= up; /* a true lane is -1 */
-                between[n] = (here[n] >= own_low) & ~up;
-            }
-            total += (taken[0] + taken[1]) + (taken[2] + taken[3]);
-            if (!lanes_of((between[0] | between[1]) | (between[2] | between[3]))) continue;
-            UNROLL for (size_t n = 0; n < 4; n++) found = take_places(between[n], start + i + n * LANES, places, found);
+    for (size_t i = 0; i < count; i += 4 * LANES) {
+        const float *at = z + i;
+        if (i + 4 * LANES > count) {
+            for (size_t n = 0; n < 4 * LANES; n++) end[n] = i + n < count ? at[n] : -INFINITY;
+            at = end;
         }
-        for (; i < size; i += LANES) {
-            vec here = load_some(x + start + i, size - i, -INFINITY);
-            ivec up = here >= own_high;
-            total += (vec)(up & (ivec)here);
-            number -= up;
-            found = take_places((here >= own_low) & ~up, start + i, places, found);
+        vec here[4], taken[4];
+        uint32_t lanes[4], any = 0;
+        UNROLL for (size_t n = 0; n < 4; n++) {
+            here[n] = load(at + n * LANES);
+            __builtin_prefetch(z + i + n * LANES + AHEAD); /* it has left the cache since it was computed */
+            lanes[n] = lanes_at_least(here[n], low);
+            any |= lanes[n];
         }
-        dvec a, b;
-        widen(total, &a, &b);
-        sums[start / RNN_BLOCK] = sum_of_doubles(a + b);
+        if (!any) continue; /* nothing that costs an exponential */
+        any = 0;
+        UNROLL for (size_t n = 0; n < 4; n++) {
+            ivec kept = here[n] >= high;
+            taken[n] = (vec)(kept & (ivec)exp_of((here[n] - max) * beta));
+            if (above) number -= kept; /* a true lane is -1 */
+            lanes[n] &= ~lanes_at_least(here[n], high);
+            any |= lanes[n];
+        }
+        total += (taken[0] + taken[1]) + (taken[2] + taken[3]);
+        if (!any) continue;
+        UNROLL for (size_t n = 0; n < 4; n++) {
+            found_count = append_lanes(lanes[n], first + i + n * LANES, at + n * LANES, found, found_count);
+        }
     }
-    *above = 0;
-    for (size_t j = 0; j < LANES; j++) *above += (size_t)number[j];
-    return found;
+    dvec a, b;
+    widen(total, &a, &b);
+    *sum = sum_of_doubles(a + b);
+    for (size_t j = 0; above && j < LANES; j++) *above += (size_t)number[j];
+    return found_count;
+}
+
+static size_t part(size_t count, const float *z, size_t first, const rnn_split *split, double *sum, size_t *above,
+                   rnn_found found, size_t found_count) {
+    return above ? part_of(count, z, first, split, sum, above, found, found_count)
+                 : part_of(count, z, first, split, sum, NULL, found, found_count);
 }
 
 /* The sum of exp((z - max) * beta); e as well when it is wanted. */

@@ -132,38 +132,30 @@ static void weighted_sum(size_t terms, size_t count, const float *weights, size_
     }
 }
 
-/* `level` for a block of numbers relative to a share; what it separates is not 0. */
-static float level_within(float level, float share) { return fmaxf(level / share, FLT_MIN); }
-
-static void tally(size_t count, const float *keys, const float *values, const float *shares,
-                  const float levels[RNN_LEVELS], double sums[RNN_LEVELS]) {
+static void tally(size_t count, const float *keys, const float *values, const float levels[RNN_LEVELS],
+                  double sums[RNN_LEVELS]) {
     for (size_t j = 0; j < RNN_LEVELS; j++) {
         sums[j] = 0.0;
         for (size_t i = 0; i < count; i++) {
-            float share = shares ? shares[i / RNN_BLOCK] : 1.0f;
-            if (shares && share < levels[j]) continue;
-            if (keys[i] >= (shares ? level_within(levels[j], share) : levels[j]))
-                sums[j] += values ? values[i] * share : 1.0;
+            if (keys[i] >= levels[j]) sums[j] += values ? values[i] : 1.0;
         }
     }
 }
 
-static size_t part(size_t count, const float *x, const float *shares, float low, float high, double *sums,
-                   size_t *above, int32_t *places) {
-    size_t found = 0;
-    *above = 0;
+static size_t part(size_t count, const float *z, size_t first, const rnn_split *split, double *sum, size_t *above,
+                   rnn_found found, size_t found_count) {
+    *sum = 0.0;
     for (size_t i = 0; i < count; i++) {
-        float share = shares[i / RNN_BLOCK];
-        if (i % RNN_BLOCK == 0) sums[i / RNN_BLOCK] = 0.0;
-        if (!(share > 0.0f) || share < low) continue;
-        if (x[i] >= level_within(high, share)) {
-            sums[i / RNN_BLOCK] += x[i];
-            ++*above;
-        } else if (x[i] >= level_within(low, share)) {
-            places[found++] = (int32_t)i;
+        if (!(z[i] >= split->low)) continue;
+        if (z[i] >= split->high) {
+            *sum += expf((z[i] - split->max) * split->beta);
+            if (above) ++*above;
+        } else {
+            found.tokens[found_count] = (int32_t)(first + i);
+            found.logits[found_count++] = z[i];
         }
     }
-    return found;
+    return found_count;
 }
 
 static double exp_sum(size_t count, const float *z, float max, float beta, float *e) {

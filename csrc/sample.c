@@ -73,23 +73,22 @@ static const float *drawn_block(rnn_decoder *d, size_t i, const float *z, size_t
 }
 
 /* A block's largest logit, and the sum of exp((z - max) * beta); 0 when nothing in it can be drawn. */
-static double measure(const rnn_kernels *k, const float *z, size_t count, float beta, float *max, float *terms) {
+static double measure(const rnn_kernels *k, const float *z, size_t count, float beta, float *max) {
     *max = k->max(count, z);
-    return *max > -INFINITY ? k->exp_sum(count, z, *max, beta, terms) : 0.0;
+    return *max > -INFINITY ? k->exp_sum(count, z, *max, beta, NULL) : 0.0;
 }
 
 void rnn_measure_block(rnn_decoder *d, size_t i, const float *z, size_t block, const rnn_sampling *s) {
     const rnn_kernels *k = d->model->kernels;
     size_t v0 = block * RNN_BLOCK, count = rnn_min(RNN_BLOCK, d->model->V - v0), at = i * d->blocks + block;
     const float *drawn = drawn_block(d, i, z, block, s);
-    float *terms = cuts(d, s) ? d->weights + i * d->row + v0 : NULL, beta = beta_of(s);
-    bool same = drawn == z + v0 && (beta == 1.0f || s->temperature == 0.0f);
-    d->block_sum[at] = measure(k, z + v0, count, 1.0f, d->block_max + at, same ? terms : NULL);
-    if (same) {
+    float beta = beta_of(s);
+    d->block_sum[at] = measure(k, z + v0, count, 1.0f, d->block_max + at);
+    if (drawn == z + v0 && (beta == 1.0f || s->temperature == 0.0f)) {
         d->draw_max[at] = d->block_max[at];
         d->draw_sum[at] = d->block_sum[at];
     } else {
-        d->draw_sum[at] = measure(k, drawn, count, beta, d->draw_max + at, terms);
+        d->draw_sum[at] = measure(k, drawn, count, beta, d->draw_max + at);
     }
 }
 
@@ -121,26 +120,25 @@ static size_t greedy(const rnn_decoder *d, size_t i, const float *z, float max) 
 /* The first v at which the running sum of exp((z - max) / temperature) exceeds u times their sum, over all tokens or those
  * that the cut keeps. Whole blocks are passed by their sums; one is found, because u * total < total in doubles too. Within
  * it, rounding may leave the running sum short of its target: then it is the last v whose term is not 0. */
-static size_t inverse_cdf(const rnn_decoder *d, size_t i, const float *z, const float *share, const rnn_sampling *s,
-                          const rnn_cut *cut) {
+static size_t inverse_cdf(const rnn_decoder *d, size_t i, const float *z, float max, const float *share,
+                          const rnn_sampling *s, const rnn_cut *cut) {
     const double *sums = d->draw_sum + i * d->blocks;
     double total = 0.0, sum = 0.0;
     size_t block = 0, found = 0;
-    for (size_t b = 0; b < d->blocks; b++) total += sums[b] * share[b];
-    for (; block + 1 < d->blocks && sum + sums[block] * share[block] <= s->u * total; block++) {
-        sum += sums[block] * share[block];
+    for (size_t b = 0; b < d->blocks; b++) total += sums[b] * (cut ? 1.0f : share[b]);
+    for (; block + 1 < d->blocks; block++) {
+        double whole = sums[block] * (cut ? 1.0f : share[block]);
+        if (sum + whole > s->u * total) break;
+        sum += whole;
     }
     size_t v0 = block * RNN_BLOCK, count = rnn_min(RNN_BLOCK, d->model->V - v0);
-    const float *drawn = rnn_drawn_block(d, i, z, block), *terms = d->weights + i * d->row + v0;
-    float own[RNN_BLOCK];
-    if (!cut) {
-        d->model->kernels->exp_sum(count, drawn, d->draw_max[i * d->blocks + block], beta_of(s), own);
-        terms = own;
-    }
+    const float *drawn = rnn_drawn_block(d, i, z, block);
+    float terms[RNN_BLOCK], unit = cut ? 1.0f : share[block];
+    d->model->kernels->exp_sum(count, drawn, cut ? max : d->draw_max[i * d->blocks + block], beta_of(s), terms);
     for (size_t v = 0; v < count; v++) {
         if (!(terms[v] > 0.0f) || (cut && !rnn_keeps(*cut, drawn[v], v0 + v))) continue;
         found = v0 + v;
-        sum += (double)terms[v] * share[block];
+        sum += (double)terms[v] * unit;
         if (sum > s->u * total) break;
     }
     return found;
@@ -157,8 +155,8 @@ int32_t rnn_draw(rnn_decoder *d, size_t i, const float *z, const rnn_sampling *s
         const float *share = shares_of(d, i, draw_max, max, beta_of(s));
         rnn_cut cut;
         bool is_cut = cuts(d, s);
-        if (is_cut) cut = rnn_cut_row(d, i, z, share, s);
-        token = inverse_cdf(d, i, z, share, s, is_cut ? &cut : NULL);
+        if (is_cut) cut = rnn_cut_row(d, i, z, max, beta_of(s), share, s);
+        token = inverse_cdf(d, i, z, max, share, s, is_cut ? &cut : NULL);
     }
     if (logp) *logp = (float)(z[token] - lse);
     return (int32_t)token;

@@ -155,6 +155,15 @@ INLINE uint32_t lanes_of(ivec mask) {
 #endif
 }
 
+/* Bit i says whether lane i is at least `level`. */
+INLINE uint32_t lanes_at_least(vec x, float level) {
+#if defined(__AVX512F__) /* gcc would make a vector of it first */
+    return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(level), _CMP_GE_OQ);
+#else
+    return lanes_of(x >= level);
+#endif
+}
+
 INLINE double sum_of_doubles(dvec x) {
     double sum = 0.0;
     for (int i = 0; i < LANES / 2; i++) sum += x[i];

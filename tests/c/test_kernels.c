@@ -1,4 +1,5 @@
 /* test_kernels.c -- the kernels one by one, against plain sums in double. RNN_ISA says which ones. */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -232,47 +233,50 @@ void test_passes(void) {
     }
 }
 
-/* What a cut asks of weights in blocks, each relative to a share, at levels that some of them meet exactly. */
+/* What a cut asks of logits, at levels that some of them meet exactly. */
 void test_levels(void) {
     const rnn_kernels *k = rnn_kernels_choose();
-    static const size_t counts[] = {1, 2, 15, 16, 17, 63, 64, 65, 150, 575, 576, 577, 700, 1153};
+    static const size_t counts[] = {1, 2, 15, 16, 17, 63, 64, 65, 150, 575, 576};
     for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
-        size_t count = counts[c], want_above = 0, want_found = 0, above = 0;
-        float *x = floats(count), *other = random_floats(count, 1.0), shares[3] = {1.0f, 0.25f, 0.0f};
-        for (size_t i = 0; i < count; i++) x[i] = i % 5 == 0 ? 0.0f : rintf((float)uniform() * 64.0f) / 64.0f;
-        float levels[RNN_LEVELS] = {0.5f, 0.25f, 0.125f}, low = 0.125f, high = 0.5f;
-        double sums[RNN_LEVELS], numbers[RNN_LEVELS], plain[RNN_LEVELS];
-        double want_sums[RNN_LEVELS] = {0.0}, want_numbers[RNN_LEVELS] = {0.0}, want_plain[RNN_LEVELS] = {0.0};
-        double block_sums[3] = {9.0, 9.0, 9.0}, want_block_sums[3] = {0.0};
-        int32_t *places = ints(count), *want_places = ints(count);
+        enum { FIRST = 1152, BEFORE = 3 };
+        size_t count = counts[c], want_above = 10, want_found = BEFORE, above = 10;
+        float *z = floats(count), *other = random_floats(count, 1.0), levels[RNN_LEVELS] = {0.5f, 0.25f, 0.125f};
+        for (size_t i = 0; i < count; i++) z[i] = i % 7 == 5 ? -INFINITY : rintf((float)uniform() * 64.0f) / 64.0f;
+        double numbers[RNN_LEVELS], sums[RNN_LEVELS], sum = 9.0, want_sum = 0.0;
+        double want_numbers[RNN_LEVELS] = {0.0}, want_sums[RNN_LEVELS] = {0.0};
+        size_t room = BEFORE + count + RNN_ALIGN / sizeof(float);
+        rnn_found found = {ints(room), floats(room), NULL}, want = {ints(room), floats(room), NULL};
+        rnn_split split = {.low = 0.125f, .high = 0.5f, .max = 1.0f, .beta = 2.0f};
         for (size_t i = 0; i < count; i++) {
-            float share = shares[i / RNN_BLOCK], weight = x[i] * share; /* exact: powers of two */
             for (size_t j = 0; j < RNN_LEVELS; j++) {
-                want_sums[j] += weight >= levels[j] ? (double)weight : 0.0;
-                want_numbers[j] += weight >= levels[j];
-                want_plain[j] += x[i] >= levels[j] ? (double)other[i] : 0.0;
+                want_numbers[j] += z[i] >= levels[j];
+                want_sums[j] += z[i] >= levels[j] ? (double)other[i] : 0.0;
             }
-            if (weight >= high) {
+            if (z[i] >= split.high) {
                 want_above++;
-                want_block_sums[i / RNN_BLOCK] += (double)x[i];
-            } else if (weight >= low) {
-                want_places[want_found++] = (int32_t)i;
+                want_sum += exp((z[i] - 1.0) * 2.0);
+            } else if (z[i] >= split.low) {
+                want.tokens[want_found] = (int32_t)(FIRST + i);
+                want.logits[want_found++] = z[i];
             }
         }
-        k->tally(count, x, x, shares, levels, sums);
-        k->tally(count, x, NULL, shares, levels, numbers);
-        k->tally(count, x, other, NULL, levels, plain);
+        k->tally(count, z, NULL, levels, numbers);
+        k->tally(count, z, other, levels, sums);
         for (size_t j = 0; j < RNN_LEVELS; j++) {
-            CHECK(sums[j] == want_sums[j] && numbers[j] == want_numbers[j]);
-            CHECK_BELOW(fabs(plain[j] - want_plain[j]), 1e-5 * (double)(count + 10));
+            CHECK(numbers[j] == want_numbers[j]);
+            CHECK_BELOW(fabs(sums[j] - want_sums[j]), 1e-5 * (double)(count + 10));
         }
-        CHECK(k->part(count, x, shares, low, high, block_sums, &above, places) == want_found && above == want_above);
-        CHECK(same(places, want_places, want_found * sizeof *places));
-        for (size_t b = 0; b * RNN_BLOCK < count; b++) CHECK(block_sums[b] == want_block_sums[b]);
-        /* Down to the last weight that is not 0, and none. */
+        CHECK(k->part(count, z, FIRST, &split, &sum, &above, found, BEFORE) == want_found && above == want_above);
+        CHECK_BELOW(fabs(sum - want_sum), 1e-6 * (want_sum + 1.0));
+        CHECK(same(found.tokens, want.tokens, want_found * sizeof *want.tokens));
+        CHECK(same(found.logits, want.logits, want_found * sizeof *want.logits));
+        double before = sum;
+        CHECK(k->part(count, z, FIRST, &split, &sum, NULL, found, BEFORE) == want_found && sum == before);
+        /* Down to the smallest that is finite, and nothing above. */
+        split = (rnn_split){.low = -FLT_MAX, .high = INFINITY, .max = 1.0f, .beta = 2.0f};
         want_found = 0;
-        for (size_t i = 0; i < count; i++) want_found += x[i] * shares[i / RNN_BLOCK] > 0.0f;
-        CHECK(k->part(count, x, shares, 0.0f, INFINITY, block_sums, &above, places) == want_found && above == 0);
-        free(x), free(other), free(places), free(want_places);
+        for (size_t i = 0; i < count; i++) want_found += z[i] > -INFINITY;
+        CHECK(k->part(count, z, 0, &split, &sum, &above, found, 0) == want_found && above == want_above && sum == 0.0);
+        free(z), free(other), free(found.tokens), free(found.logits), free(want.tokens), free(want.logits);
     }
 }
