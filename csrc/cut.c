@@ -4,7 +4,7 @@
  * reaches top_k, or their weight exp((logit - max) / temperature) its share of the whole. Nothing is sorted, and no weight
  * is stored. The cut is estimated from a sample of the row. One pass over the row then sums the weights well above the
  * estimate, and picks out the few tokens that are close to it; among these the cut is found exactly. (As in SELECT by Floyd
- * & Rivest 1975.) If the sample has misled, the pass is repeated a little, then much further up or down.
+ * & Rivest 1975.) If the cut is not there, the pass is repeated further up or down: up to four times, then over every token.
  */
 #include <float.h>
 #include <math.h>
@@ -51,7 +51,7 @@ static rnn_found own_found(const rnn_decoder *d) {
 
 /* The logarithm of a number, or minus that of the weight that is not kept. */
 static double depth_of(const search *s, double size) {
-    const double least = 1e-30; /* for nothing, as the sample may have it */
+    const double least = 1e-30; /* the sample may have none, or more than there is */
     return s->counts ? logf((float)fmax(size, least)) : -logf((float)fmax(s->all - size, least));
 }
 
@@ -72,7 +72,7 @@ static const point *point_below(const curve *c, double size) {
 static float level_at(const search *s, const curve *c, double size) {
     const point *below = point_below(c, size), *above = below - 1;
     if (size <= above->size) return INFINITY; /* it is then the first */
-    if (size >= below->size) return (float)below->z;
+    if (size >= below->size || !(below->depth > above->depth)) return (float)below->z;
     return (float)(above->z +
                    (below->z - above->z) * (depth_of(s, size) - above->depth) / (below->depth - above->depth));
 }
@@ -91,7 +91,7 @@ static size_t take_sample(const search *s, float *sample) {
         const float *z = rnn_drawn_block(d, s->i, s->z, b);
         size_t lines = rnn_min(RNN_BLOCK, d->model->V - b * RNN_BLOCK) / LINE;
         for (size_t line = 0; line < lines; line += STEP, turn++) {
-            size_t own = line + turn * 7 % STEP; /* no period of ids is hit always, or never */
+            size_t own = line + turn * 7 % STEP; /* so that no period of the ids is the sample's */
             if (own >= lines) continue;
             memcpy(sample + count, z + own * LINE, LINE * sizeof *sample);
             count += LINE;
@@ -100,28 +100,27 @@ static size_t take_sample(const search *s, float *sample) {
     return count;
 }
 
-/* How far the size down to the logit z may be from what the sample has: some deviations, of which the square is at most the
- * sum of the squares of the weights. */
+/* How far the size down to the logit z may be from the sample's: some standard deviations. Of a weight, the variance is at
+ * most ratio times the sum of the squares of the weights below z, so at most ratio * weight * missing. */
 static double margin_at(const search *s, double ratio, double z) {
     if (s->counts) return 3.0 * sqrt(ratio * s->target);
     double weight = expf((float)fmax((z - s->max) * s->beta, LEAST_LOG)), missing = s->all - s->target;
     return fmin(1.25 * sqrt(ratio * weight * missing), 0.5 * missing);
 }
 
-/* Estimates down to which logits sizes are kept, as a curve: well about the two sizes `around` the target, beyond which it
- * is hardly to be found. Returns whether there is a sample. */
-static bool estimate(const search *s, curve *c, double around[2]) {
+/* Estimates down to which logits sizes are kept, as a curve: best near the two sizes `around` the target, between which it
+ * almost always is. */
+static void estimate(const search *s, curve *c, double around[2]) {
     const rnn_kernels *k = s->d->model->kernels;
     rnn_found room = own_found(s->d); /* nothing is found yet */
     float *keys = room.logits, *weights = room.weights;
     size_t count = take_sample(s, keys);
     double V = (double)s->d->model->V, ratio = V / (double)count, missing = s->all - s->target;
-    if (count == 0 || V <= INDIVIDUALS) return false;
     if (!s->counts) k->exp_sum(count, keys, s->max, s->beta, weights);
-    for (size_t j = 0; j < count; j++) keys[j] = -keys[j]; /* sums are of what is not kept: a sample knows that best */
+    for (size_t j = 0; j < count; j++) keys[j] = -keys[j]; /* to sum what is not kept: the largest weights vary most */
     /* Of the weight that is missing, less than half is below the lowest level. */
     double lowest = s->counts ? -(double)k->max(count, keys) : s->max + log(0.5 * missing / V) / s->beta;
-    lowest = fmax(lowest, s->max + LEAST_LOG / s->beta);
+    lowest = fmax(fmax(lowest, s->max + LEAST_LOG / s->beta), -FLT_MAX);
     c->count = 0;
     add_point(s, c, s->max, s->counts ? 0.5 : 0.0);
     add_point(s, c, lowest, s->counts ? V : s->all - 0.25 * missing);
@@ -147,7 +146,6 @@ static bool estimate(const search *s, curve *c, double around[2]) {
         around[1] = s->target + low;
         if (is_known(c, around[0], 0.5 * high) && is_known(c, around[1], 0.5 * low)) break;
     }
-    return true;
 }
 
 /* ---- The cut itself ------------------------------------------------------------------------------------------------- */
@@ -241,26 +239,32 @@ static int settle(const search *s, float low, float high, rnn_cut *cut) {
 
 /* The cut at which the target is reached; draw_sum is then of what is kept. */
 static rnn_cut find(const search *s) {
-    curve c;
     rnn_cut cut;
-    double around[2];
-    bool sampled = estimate(s, &c, around);
-    float low = sampled ? level_at(s, &c, around[1]) : -FLT_MAX, high = sampled ? level_at(s, &c, around[0]) : INFINITY;
-    /* Rounding may set two searches at odds, so they end; the last one looks at every token. */
-    for (double further = 4.0; further < 1000.0 && sampled; further *= 4.0) {
-        int side = settle(s, low, high, &cut);
-        if (side == 0 || (side > 0 && low == -FLT_MAX)) return cut;
-        if (side < 0) {
-            low = high;
-            high = level_at(s, &c, s->target - further * (s->target - around[0]));
-            if (!(high > low)) high = INFINITY;
-        } else {
-            high = low;
-            low = level_at(s, &c, s->target + further * (around[1] - s->target));
-            if (!(low < high)) low = -FLT_MAX;
+    if (s->target <= 1.0) { /* what the largest logit counts for, be it a number or a weight */
+        settle(s, s->max, INFINITY, &cut);
+        return cut;
+    }
+    if (s->d->model->V > INDIVIDUALS) {
+        curve c;
+        double around[2];
+        estimate(s, &c, around);
+        float low = level_at(s, &c, around[1]), high = level_at(s, &c, around[0]);
+        /* Sums that are rounded differently may send it down and up for ever: hence a limit. */
+        for (double further = 4.0; further < 1000.0; further *= 4.0) {
+            int side = settle(s, low, high, &cut);
+            if (side == 0 || (side > 0 && low == -FLT_MAX)) return cut;
+            if (side < 0) {
+                low = high;
+                high = level_at(s, &c, s->target - further * (s->target - around[0]));
+                if (!(high > low)) high = INFINITY;
+            } else {
+                high = low;
+                low = level_at(s, &c, s->target + further * (around[1] - s->target));
+                if (!(low < high)) low = -FLT_MAX;
+            }
         }
     }
-    settle(s, -FLT_MAX, INFINITY, &cut);
+    settle(s, -FLT_MAX, INFINITY, &cut); /* looks at every token */
     return cut;
 }
 
@@ -284,7 +288,7 @@ rnn_cut rnn_cut_row(rnn_decoder *d, size_t i, const float *z, float max, float b
     rnn_cut cut = find(&by_number), weighed;
     if (sampling->top_p == 1.0f) return cut;
     by_weight.target = (double)sampling->top_p * sum_of(sums, NULL, d->blocks); /* of what top_k has kept */
-    if (sampling->top_k > INDIVIDUALS || settle(&by_weight, cut.least, INFINITY, &weighed) != 0) {
+    if (sampling->top_k > INDIVIDUALS || settle(&by_weight, fmaxf(cut.least, -FLT_MAX), INFINITY, &weighed) != 0) {
         weighed = find(&by_weight);
     }
     return is_looser(weighed, cut) ? find(&by_number) : weighed; /* looser by rounding */

@@ -125,20 +125,18 @@ static size_t inverse_cdf(const rnn_decoder *d, size_t i, const float *z, float 
     const double *sums = d->draw_sum + i * d->blocks;
     double total = 0.0, sum = 0.0;
     size_t block = 0, found = 0;
-    for (size_t b = 0; b < d->blocks; b++) total += sums[b] * (cut ? 1.0f : share[b]);
-    for (; block + 1 < d->blocks; block++) {
-        double whole = sums[block] * (cut ? 1.0f : share[block]);
-        if (sum + whole > s->u * total) break;
-        sum += whole;
+    for (size_t b = 0; b < d->blocks; b++) total += sums[b] * share[b];
+    for (; block + 1 < d->blocks && sum + sums[block] * share[block] <= s->u * total; block++) {
+        sum += sums[block] * share[block];
     }
     size_t v0 = block * RNN_BLOCK, count = rnn_min(RNN_BLOCK, d->model->V - v0);
     const float *drawn = rnn_drawn_block(d, i, z, block);
-    float terms[RNN_BLOCK], unit = cut ? 1.0f : share[block];
-    d->model->kernels->exp_sum(count, drawn, cut ? max : d->draw_max[i * d->blocks + block], beta_of(s), terms);
+    float terms[RNN_BLOCK], shift = cut ? max : d->draw_max[i * d->blocks + block];
+    d->model->kernels->exp_sum(count, drawn, shift, beta_of(s), terms);
     for (size_t v = 0; v < count; v++) {
         if (!(terms[v] > 0.0f) || (cut && !rnn_keeps(*cut, drawn[v], v0 + v))) continue;
         found = v0 + v;
-        sum += (double)terms[v] * unit;
+        sum += (double)terms[v] * share[block];
         if (sum > s->u * total) break;
     }
     return found;
@@ -152,10 +150,13 @@ int32_t rnn_draw(rnn_decoder *d, size_t i, const float *z, const rnn_sampling *s
     if (s->temperature == 0.0f) {
         token = greedy(d, i, z, max);
     } else {
-        const float *share = shares_of(d, i, draw_max, max, beta_of(s));
+        float *share = shares_of(d, i, draw_max, max, beta_of(s));
         rnn_cut cut;
         bool is_cut = cuts(d, s);
-        if (is_cut) cut = rnn_cut_row(d, i, z, max, beta_of(s), share, s);
+        if (is_cut) {
+            cut = rnn_cut_row(d, i, z, max, beta_of(s), share, s);
+            for (size_t b = 0; b < d->blocks; b++) share[b] = 1.0f;
+        }
         token = inverse_cdf(d, i, z, max, share, s, is_cut ? &cut : NULL);
     }
     if (logp) *logp = (float)(z[token] - lse);
