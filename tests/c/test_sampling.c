@@ -83,6 +83,7 @@ static void check_draws(const sampler *s, const float *z, float temperature, int
         float logp = 1.0f;
         CHECK(rnn_sample(s->decoder, z, &sampling, &token, &logp) == RNN_OK && logp <= 1e-3f);
         CHECK(token >= before);
+        CHECK(top_k == 0 || rank[token] < top_k); /* whatever top_p rounds to */
         before = token;
         if (!certain) continue;
         CHECK((size_t)rank[token] < kept);
