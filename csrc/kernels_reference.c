@@ -1,5 +1,4 @@
 /* kernels_reference.c -- the kernels as plain loops: what the fast ones are tested against (RNN_ISA=reference). */
-#include <float.h>
 #include <math.h>
 #include <string.h>
 

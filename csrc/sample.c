@@ -155,7 +155,7 @@ int32_t rnn_draw(rnn_decoder *d, size_t i, const float *z, const rnn_sampling *s
         bool is_cut = cuts(d, s);
         if (is_cut) {
             cut = rnn_cut_row(d, i, z, max, beta_of(s), share, s);
-            for (size_t b = 0; b < d->blocks; b++) share[b] = 1.0f;
+            for (size_t b = 0; b < d->blocks; b++) share[b] = 1.0f; /* all sums are relative to max now */
         }
         token = inverse_cdf(d, i, z, max, share, s, is_cut ? &cut : NULL);
     }

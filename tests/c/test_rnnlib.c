@@ -41,7 +41,7 @@ static const test tests[] = {
     {"exp and tanh", test_exp_and_tanh},
     {"softmax", test_softmax},
     {"passes over a vector", test_passes},
-    {"what weighs at least so much", test_levels},
+    {"what is above a level", test_levels},
     {"rounding to bfloat16", test_rounding_to_bfloat16},
     {"products of bfloat16 operands", test_bfloat16_products},
     {"bfloat16 operands", test_bfloat16_operands},
