@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ pytestmark = [
 ENDLESS = 10**6  # epochs
 AGAIN = "--resume", "--out"  # with the path: all that it takes to go on
 SAVING = ".saving-*"
+
+
+@pytest.fixture(autouse=True)
+def hears_of_its_terminal() -> Iterator[None]:
+    """The runs inherit SIGHUP as it is here, and under nohup they would not end with it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
