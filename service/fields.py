@@ -31,7 +31,7 @@ Temperature = Annotated[
 TopK = Annotated[int, Field(ge=0, le=MAX_VOCAB, description="draw from the k most probable words only; 0: from all")]
 TopP = Annotated[
     float,
-    Field(gt=0, le=1, description="draw from the most probable words only that together hold this much probability"),
+    Field(gt=0, le=1, description="draw only from the most probable words that together hold this much probability"),
     AfterValidator(lambda value: max(value, SMALLEST_TOP_P)),
 ]
 Penalty = Annotated[

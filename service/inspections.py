@@ -24,7 +24,10 @@ class InspectRequest(BaseModel):
     backend: Backend = "c"
     weights: WeightsName = None
     target: int | None = Field(
-        None, description="which of the reply's `words` is explained, from 1; null: the word that would come next"
+        None,
+        ge=1,
+        le=inspection.MAX_TOKENS,
+        description="which of the reply's `words` is explained; null: the word that would come next",
     )
     other: str | None = Field(
         None, description="a text to compare hidden states with; null: this one with its first word replaced"

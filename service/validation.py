@@ -17,7 +17,7 @@ _WORDS = {  # by pydantic's type of complaint (2.14); {} is filled from its cont
     "int_type": "must be an integer",
     "int_from_float": "must be an integer",
     "int_parsing": "must be an integer",
-    "int_parsing_size": "must be an integer of fewer digits",
+    "int_parsing_size": "must be an integer with fewer digits",
     "float_type": "must be a number",
     "bool_type": "must be true or false",
     "list_type": "must be a list",
@@ -76,8 +76,8 @@ def _message(error: Any) -> str:
     pattern = _WORDS.get(error["type"])
     words = pattern.format(**context) if pattern else error["msg"].removeprefix("Value error, ")
     words = re.sub(r"\b1 (character|item)s", r"1 \1", words)
-    got = error.get("input")
-    if _is_number(got) and words.startswith("must"):
+    got = error.get("input")  # text, if the address has it, but a number where a bound is exceeded
+    if (_is_number(got) or error["type"].startswith(("greater", "less"))) and words.startswith("must"):
         words += f", got {shown(got)}"
     return words
 

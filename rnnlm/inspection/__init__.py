@@ -17,6 +17,7 @@ from rnnlm.inspection.candidates import Candidate, Candidates, candidates
 from rnnlm.inspection.influence import WINDOW, Influence, WordProbability
 from rnnlm.inspection.memory import Memory
 from rnnlm.inspection.network import (
+    MAX_HIDDEN,
     MAX_STATE_VALUES,
     MAX_TOKENS,
     MAX_WORDS,
@@ -30,6 +31,7 @@ from rnnlm.inspection.text import Inspection, inspect
 from rnnlm.inspection.weights import Neighbours, Spectrum, Unit, neighbours, spectrum, unit
 
 __all__ = [
+    "MAX_HIDDEN",
     "MAX_STATE_VALUES",
     "MAX_TOKENS",
     "MAX_WORDS",

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query
+from fastapi import APIRouter, Body, Path, Query
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, create_model
 from pydantic import Field as PydanticField
 from starlette.responses import Response
 
-from rnnlm.inspection import MAX_WORDS, TOP, InspectionError
+from rnnlm.inspection import MAX_HIDDEN, MAX_WORDS, TOP, InspectionError
 from rnnlm.language_model import LanguageModel, PromptError
 from service import inspections
 from service.core import Service
@@ -47,7 +47,8 @@ def router(service: Service) -> APIRouter:
         text=(Annotated[text, PydanticField(examples=["The prime minister said"])], ...),
     )
     count = Annotated[int, Query(ge=1, le=MAX_WORDS, description="words in each list")]
-    number = Annotated[Backend, Query(description="the back end that computes; both give the same numbers")]
+    hidden_unit = Annotated[int, Path(ge=0, lt=MAX_HIDDEN)]
+    computing = Annotated[Backend, Query(description="the back end that computes; both give the same numbers")]
 
     # Each may take a processor for a second, and some 100 MB. So no more than two run at once, and not in asyncio's own
     # threads, where everything else would wait for them. One that waits when its client goes away is dropped.
@@ -117,7 +118,7 @@ def router(service: Service) -> APIRouter:
         text: Annotated[
             str | None, Query(min_length=1, max_length=chars, description="over which tanh's slope is averaged")
         ] = None,
-        backend: number = "c",
+        backend: computing = "c",
     ) -> Any:
         """The eigenvalues of Whh: those near the unit circle let the network remember. With a text, also those
         of diag(1 - h^2) Whh averaged over its tokens, which is what tanh leaves of the recurrence there."""
@@ -129,7 +130,7 @@ def router(service: Service) -> APIRouter:
         response_model=inspections.UnitResponse,
         responses=problems(401, *MODEL),
     )
-    async def unit(http: HttpRequest, name: str, unit: int, k: count = TOP, backend: number = "c") -> Any:
+    async def unit(http: HttpRequest, name: str, unit: hidden_unit, k: count = TOP, backend: computing = "c") -> Any:
         """The words that drive a hidden unit up and down most, and those whose logits it raises and lowers most."""
         return await ask(http, backend, name, lambda model, used: inspections.of_unit(model.unit(unit, k), used))
 
@@ -144,7 +145,7 @@ def router(service: Service) -> APIRouter:
         name: str,
         word: Annotated[str, Query(min_length=1, max_length=200, description="a word of the model")],
         k: count = TOP,
-        backend: number = "c",
+        backend: computing = "c",
     ) -> Any:
         """The words whose input vectors, and whose output vectors, have the largest cosine with those of a word."""
         return await ask(

@@ -277,25 +277,34 @@ NUMBERS = [  # path, the body without the number; its field
 
 @pytest.mark.parametrize(("path", "body", "field"), NUMBERS)
 def test_numbers_that_no_float_holds(client: TestClient, path: str, body: dict[str, Any], field: str) -> None:
-    for number in (10**400, -(10**400)):
+    for number in (10**400, -(10**400), 10**4000):
         value = {"logit_bias": {"1": number}, "prompt": [number]}.get(field, number)
         reply = client.post(path, json=body | {field: value})
         assert reply.status_code in (400, 422) and field in reply.text and len(reply.text) < 1000, reply.text
 
 
-@pytest.mark.parametrize("path", ["/generate/c", "/v1/completions", "/candidates"])
-def test_the_smallest_top_p_keeps_one_word(client: TestClient, path: str) -> None:
-    """Of a probability that float32, in which the models draw, rounds to 0."""
+@pytest.mark.parametrize("query", ["units/%s", "units/1?k=%s", "neighbours?word=waa&k=%s"])
+@pytest.mark.parametrize("digits", [20, 4000, 5000])  # int() refuses more than 4,300
+def test_numbers_of_an_address_are_not_repeated_at_length(client: TestClient, query: str, digits: int) -> None:
+    for sign in ("", "-"):
+        reply = client.get(f"/weights/demo/{query % (sign + '9' * digits)}")
+        assert reply.status_code == 422 and len(reply.text) < 1000, reply.text
+
+
+ROUNDED_TO_NOTHING = 1e-300  # by float32, in which the models draw
+
+
+@pytest.mark.parametrize("path, more", [("/generate/c", {}), ("/v1/completions", {"model": "c/demo"})])
+def test_the_smallest_top_p_draws_the_most_probable_word(client: TestClient, path: str, more: dict[str, str]) -> None:
     for seed in range(5):
-        body = (
-            {"prompt": "waa", "model": "c/demo", "max_tokens": 3, "seed": seed} if path[1] != "c" else {"text": "waa"}
+        body = {"prompt": "waa", "max_tokens": 3, "seed": seed, **more}
+        drawn, greedy = (
+            client.post(path, json=body | way) for way in ({"top_p": ROUNDED_TO_NOTHING}, {"temperature": 0})
         )
-        if path == "/generate/c":
-            del body["model"]
-        reply = client.post(path, json=body | {"top_p": 1e-300})
-        assert reply.status_code == 200, reply.text
-        if path == "/candidates":
-            assert reply.json()["drawable"] == 1
-        else:
-            greedy = client.post(path, json=body | {"temperature": 0})
-            assert reply.json()["choices"][0]["text"] == greedy.json()["choices"][0]["text"]
+        assert drawn.status_code == 200, drawn.text
+        assert drawn.json()["choices"][0]["text"] == greedy.json()["choices"][0]["text"]
+
+
+def test_the_smallest_top_p_leaves_one_candidate(client: TestClient) -> None:
+    reply = client.post("/candidates", json={"text": "waa", "top_p": ROUNDED_TO_NOTHING})
+    assert reply.status_code == 200 and reply.json()["drawable"] == 1, reply.text

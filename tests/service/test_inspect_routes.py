@@ -137,7 +137,7 @@ def test_units_and_neighbours(client: TestClient, model: rnn.RNN) -> None:
         ({"text": ""}, "text"),
         ({"text": "123"}, "no word"),
         ({"text": "nonsense"}, "vocabulary"),
-        ({"text": "waa", "target": 0}, "target must be from 1 to 2"),
+        ({"text": "waa", "target": 0}, "target must be 1 or more, got 0"),
         ({"text": "waa", "target": 3}, "target must be from 1 to 2"),
         ({"text": "waa " * 2000, "state": True}, "2,001 tokens, more than the 2,000"),
         ({"text": "waa", "other": "nonsense"}, "vocabulary"),

@@ -22,7 +22,7 @@ Seed = Annotated[
 ]
 TopP = Annotated[
     float | None,
-    Field(ge=0, le=1, description="draw from the most probable words only that together hold this much probability"),
+    Field(ge=0, le=1, description="draw only from the most probable words that together hold this much probability"),
 ]
 Stop = fields.stop(
     "words or phrases before which to stop: read as prompts are if the model can write them, else looked for in the "
