@@ -167,6 +167,13 @@ def test_learning_rates_are_compared(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_three_seeds_are_one_model(folder: Path) -> None:
+    assert "an ensemble of 3" in run(block("rnnlm.ensemble"), folder)
+    members = checkpoint.load(folder / "weights" / "ensemble.safetensors").config["ensemble"]
+    assert [member["config"]["seed"] for member in members] == [1, 2, 3]
+
+
+@pytest.mark.slow
 def test_a_run_on_a_server_is_ended_and_continued(folder: Path) -> None:
     (folder / "my.txt").write_text("\n".join(np.random.default_rng(0).choice(SENTENCES, 15_000)))
     begun = "until [ -e weights/server.resume ]; do sleep 0.1; done"  # on a fast machine all is done in 20 seconds
