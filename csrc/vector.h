@@ -70,8 +70,10 @@ INLINE vec load_part(const float *x, size_t count, float fill) {
 INLINE vec multiply_add(vec a, vec b, vec c) {
 #if defined(__AVX512F__)
     return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
+#elif defined(__AVX2__) && defined(__FMA__)
     return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FMA__)
+    return (vec)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
 #elif defined(__aarch64__) && defined(__clang__)
     return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
@@ -84,7 +86,7 @@ INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) 
 /* a > b ? a : b, so b where one is a NaN: what the x86 instruction does, which gcc does not make of choose(). */
 #if defined(__AVX512F__)
 INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
 INLINE vec larger(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
 #elif defined(__SSE__)
 INLINE vec larger(vec a, vec b) { return (vec)_mm_max_ps((__m128)a, (__m128)b); }
@@ -144,7 +146,7 @@ INLINE vec fold(vec a, vec b) {
 INLINE uint32_t lanes_of(ivec mask) {
 #if defined(__AVX512F__)
     return _mm512_movepi32_mask((__m512i)mask);
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
     return (uint32_t)_mm256_movemask_ps((__m256)mask);
 #elif defined(__SSE__)
     return (uint32_t)_mm_movemask_ps((__m128)mask);

@@ -117,6 +117,20 @@ def test_training_and_generation_come_to_the_same(platform: Platform, isa: str) 
             assert there[name] == pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE), name
 
 
+# ---- CFLAGS that name a processor --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is missing")
+@pytest.mark.parametrize("processor", ["x86-64", "sandybridge", "bdver2", "haswell", "skylake-avx512"])
+def test_the_kernels_fit_the_extensions_of_a_processor(processor: str) -> None:
+    """-march=native on a processor with AVX, or FMA too, but without AVX2: LANES is 4, and vectors of 8 do not fit."""
+    if "x86_64" not in subprocess.run(["gcc", "-dumpmachine"], capture_output=True, text=True, check=True).stdout:
+        pytest.skip("gcc compiles for another kind of processor")
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-DRNN_ISA=baseline", f"-march={processor}"]
+    done = subprocess.run(["gcc", *flags, ROOT / "csrc" / "kernels.c"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # ---- The DLL ---------------------------------------------------------------------------------------------------------
 
 SYSTEM_DLLS = {"kernel32.dll", "msvcrt.dll"}  # every Windows has both
