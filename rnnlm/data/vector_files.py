@@ -2,7 +2,8 @@
 
 The format is recognized by a file's first bytes; the first three may be gzipped, or the only file of a zip archive:
 
-    word2vec binary   "COUNT SIZE\\n"; then for each word: the word, a space, SIZE little-endian float32, maybe "\\n"
+    word2vec binary   "COUNT SIZE\\n"; then for each word: the word, a space, SIZE little-endian float32, maybe "\\n".
+                      A word cannot contain spaces: the numbers begin after the first.
     word2vec text     "COUNT SIZE\\n"; then for each word a line: the word and SIZE numbers, separated by spaces.
                       fastText's .vec files are such. A word may contain spaces. COUNT may be wrong by one row.
     GloVe             the same lines without the first one
@@ -13,6 +14,7 @@ gensim would read all of the first three: 3.6 GB for three million words, of whi
 
 import gzip
 import logging
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -33,6 +35,7 @@ _MAX_COUNT, _MAX_SIZE = 1 << 31, 1 << 12  # rows; numbers per row
 _MAX_HEADER_BYTES, _MAX_WORD_BYTES, _MAX_NUMBER_BYTES = 64, 1 << 12, 32
 _SHOWN_ROWS = 1000  # are read between two drawings of the bar
 _CHUNK_BYTES = 1 << 23
+_NOT_ASCII_TEXT = re.compile(rb"[^!-~]").search
 
 
 class EmbeddingsError(UserError):
@@ -105,6 +108,8 @@ class _Word2VecFile:
         self.base = 0  # of the buffer, in the (uncompressed) file
         self.row, self.size = 0, 0
         self.count: int | None = 0
+        self.last = b"", b""  # the row before, in the binary format: word, numbers
+        self.is_odd = False  # whether these are no numbers of a word vector
 
     def read(self, words: Sequence[str], size: int | None) -> tuple[F32, Mask]:
         self.read_header()
@@ -206,14 +211,41 @@ class _Word2VecFile:
             space = self.buffer.find(b" ", start, start + _MAX_WORD_BYTES)
             end = space + 1 + row_bytes
             if space >= 0 and end <= len(self.buffer):
-                self.position = end
-                return self.buffer[start:space].lstrip(b"\n"), self.buffer[space + 1 : end]
+                word, numbers = self.buffer[start:space].lstrip(b"\n"), self.buffer[space + 1 : end]
+                if self.is_odd or (_NOT_ASCII_TEXT(word) and not _is_text(word)):
+                    self.check_last()
+                self.position, self.last, self.is_odd = end, (word, numbers), False
+                return word, numbers
             if space < 0 and len(self.buffer) - start >= _MAX_WORD_BYTES:
                 raise self.damaged("is damaged: no word begins")
             if not self.fill():
                 raise self.damaged("is cut short")
 
+    def check_last(self) -> None:
+        """Raise EmbeddingsError if the word of the row before contains a space.
+
+        The numbers then begin after a later space. Those that were read include letters of the word, so some of them
+        are of absurd sizes, and the next word begins with the bytes that were left over. A word that is no text proves
+        nothing by itself, as word2vec.c cuts long words within a character: so the numbers after the later space must
+        be plausible.
+        """
+        word, numbers = self.last
+        if _is_plausible(numbers):
+            return
+        row = numbers + self.buffer[self.position : self.position + _MAX_WORD_BYTES]
+        space = row.find(b" ", 0, _MAX_WORD_BYTES)
+        while space >= 0 and _is_text(row[:space]):
+            if _is_plausible(row[space + 1 : space + 1 + len(numbers)]):
+                shown = (word + b" " + row[:space]).decode(errors="replace")
+                raise EmbeddingsError(
+                    f"{str(self.path)!r} cannot be read in row {self.row - 1:,} of {self.count:,}: the word {shown!r} "
+                    "contains a space, after which word2vec's binary format has numbers; save the vectors in the text "
+                    "format, or run with --embeddings train"
+                )
+            space = row.find(b" ", space + 1, _MAX_WORD_BYTES)
+
     def parse_binary(self, numbers: bytes) -> F32:
+        self.is_odd = not _is_plausible(numbers)
         return np.frombuffer(numbers, dtype="<f4")
 
     def next_line(self) -> tuple[bytes, bytes]:
@@ -246,6 +278,21 @@ class _Word2VecFile:
         of = "" if self.count is None else f" of {self.count:,}"
         place = f"in row {self.row:,}{of}, at byte {self.base + self.position:,}"
         return EmbeddingsError(f"{str(self.path)!r} {what} {place}; fetch it again, or run with --embeddings train")
+
+
+def _is_text(word: bytes) -> bool:
+    try:
+        return word.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
+
+
+def _is_plausible(numbers: bytes) -> bool:
+    """Return whether these float32 are of sizes that word vectors have."""
+    if len(numbers) % 4:
+        return False
+    sizes = np.abs(np.frombuffer(numbers, dtype="<f4"))
+    return bool(((sizes == 0.0) | ((sizes > 1e-12) & (sizes < 1e9))).all())
 
 
 def _is_number(field: bytes) -> bool:

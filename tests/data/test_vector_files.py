@@ -219,6 +219,41 @@ def test_a_bad_number_of_a_word_that_nobody_asks_for_does_not_matter(file) -> No
     assert vectors.tolist() == [[1, 2, 3], [7, 8, 9]]
 
 
+# One or two bytes before the word after it may happen to be text: then only the wrong numbers of the first part show it.
+@pytest.mark.parametrize(
+    ("word", "asked"),
+    [
+        *(("New York", "New"), ("New York City", "New"), ("Day Age", "Day"), ("Route 1966", "Route")),
+        *(("New York", "king"), ("New York City", "king"), ("Day Age", "king"), ("Route 1966", "king")),
+        *(("a ", "a"), ("Größe 1", "Größe")),
+    ],
+)
+@pytest.mark.parametrize("newline", [b"", b"\n"], ids=["gensim", "word2vec.c"])
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
+def test_a_word_with_a_space_in_a_binary_file(
+    file, monkeypatch: pytest.MonkeyPatch, word: str, asked: str, newline: bytes, chunk: int
+) -> None:
+    """gensim writes such words, and reads the one after them as garbage."""
+    vectors = np.random.default_rng(3).standard_normal((4, 50)).tolist()
+    words = ["the", word, "king", "a"]
+    content = binary([(w.encode(), row) for w, row in zip(words, vectors, strict=True)], newline=newline)
+    monkeypatch.setattr(vector_files, "_CHUNK_BYTES", chunk)
+    with pytest.raises(EmbeddingsError) as caught:
+        read_vectors(file(content), [asked])
+    assert f"in row 2 of 4: the word {word!r} contains a space" in str(caught.value)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 1e6])
+def test_words_that_are_no_text_are_read_all_the_same(file, scale: float) -> None:
+    """word2vec.c cuts long words within a character."""
+    rng = np.random.default_rng(4)
+    words = [b"the", *(f"w{i}".encode() + bytes(rng.integers(128, 256, 3)) for i in range(500)), b"a"]
+    numbers = (rng.standard_normal((len(words), 20)) * scale).astype(np.float32)
+    vectors, found = read_vectors(file(binary(list(zip(words, numbers.tolist(), strict=True)))), ["a", "the"])
+    assert found.all()
+    np.testing.assert_array_equal(vectors, numbers[[-1, 0]])
+
+
 def test_a_gzip_file_that_is_cut_or_damaged(file) -> None:
     packed = gzip.compress(binary([(f"word{i}".encode(), [float(i)] * 50) for i in range(2000)]))
     refused(file(packed[: len(packed) // 2]), r"cannot be uncompressed \(.*\) in row \d+ of 2,000|in row 0 of 0")

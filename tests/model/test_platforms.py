@@ -117,7 +117,7 @@ def test_training_and_generation_come_to_the_same(platform: Platform, isa: str) 
             assert there[name] == pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE), name
 
 
-# ---- CFLAGS that name a processor --------------------------------------------------------------------------------------
+# ---- CFLAGS that name a processor ------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is missing")
