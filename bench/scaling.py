@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -305,6 +306,11 @@ def shown(rows: Iterator[Row]) -> list[Row]:
     return found
 
 
+def check_rights() -> None:
+    if not hasattr(os, "geteuid") or os.geteuid() != 0 or not Path("/dev/net/tun").exists():
+        raise UserError("this needs root and /dev/net/tun, to make network namespaces and a cable between them")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scaling.py", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20, help="steps of each case (%(default)s)")
@@ -318,8 +324,9 @@ def main() -> int:
         return 0
 
     def run() -> None:
-        if not hasattr(os, "geteuid") or os.geteuid() != 0 or not Path("/dev/net/tun").exists():
-            raise UserError("this needs root and /dev/net/tun, to make network namespaces and a cable between them")
+        check_rights()
+        for number in (signal.SIGTERM, signal.SIGHUP):  # by default they end it and leave the namespaces
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
         load = round(os.getloadavg()[0], 1)
         with cable() as link:
             local = shown(on_one_machine(options.rounds))

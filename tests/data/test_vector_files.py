@@ -219,7 +219,7 @@ def test_a_bad_number_of_a_word_that_nobody_asks_for_does_not_matter(file) -> No
     assert vectors.tolist() == [[1, 2, 3], [7, 8, 9]]
 
 
-# One or two bytes before the word after it may happen to be text: then only the wrong numbers of the first part show it.
+# One or two bytes before the next word may happen to be text; then only the absurd numbers of the first part show it.
 @pytest.mark.parametrize(
     ("word", "asked"),
     [

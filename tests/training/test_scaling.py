@@ -1,7 +1,10 @@
-"""The model of more machines is fitted to what was measured (bench/scaling.py)."""
+"""bench/scaling.py: the model of more machines is fitted to what was measured, and what it made is removed."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -60,3 +63,41 @@ def test_nothing_is_computed_from_times_that_other_programs_made_longer() -> Non
 def test_a_gradient_has_more_candidates_on_more_machines() -> None:
     assert scaling.numbers(0, 8) == scaling.numbers(0, 1) == 300 * 100 + 100 * 100 + 100 + 31_266 * 101
     assert scaling.numbers(1000, 1) < scaling.numbers(1000, 8) < scaling.numbers(0, 1)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="it needs network namespaces, which only Linux has")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_measurement_that_is_ended_leaves_no_namespaces(name: str) -> None:
+    program = """
+import sys, time, scaling
+
+def measurement(rounds):
+    print("measuring", flush=True)
+    time.sleep(60)
+    yield {}
+
+class NoCable:
+    def __init__(self, folder): self.process = self
+    def terminate(self): print("cable gone", flush=True)
+    def wait(self): pass
+
+scaling.check_rights = lambda: None
+scaling.subprocess.run = lambda command, check: print(*command, flush=True)
+scaling.Cable, scaling.on_one_machine = NoCable, measurement
+sys.argv[1:] = []
+sys.exit(scaling.main())
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        command, cwd=ROOT / "bench", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as process:  # fmt: skip
+        assert process.stdout
+        lines: list[str] = []
+        while (line := process.stdout.readline().strip()) not in ("", "measuring"):
+            lines.append(line)
+        process.send_signal(getattr(signal, name))
+        rest = process.stdout.read().splitlines()
+    made = [line.split()[-1] for line in lines if line.startswith("ip netns add")]
+    assert rest == ["cable gone", *(f"ip netns delete {space}" for space in made)] and len(made) == 2
+    assert process.returncode == {"SIGTERM": 143, "SIGHUP": 129, "SIGINT": -signal.SIGINT}[name]
