@@ -326,7 +326,8 @@ def main() -> int:
     def run() -> None:
         check_rights()
         for number in (signal.SIGTERM, signal.SIGHUP):  # by default they end it and leave the namespaces
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+                signal.signal(number, lambda number, frame: sys.exit(128 + number))
         load = round(os.getloadavg()[0], 1)
         with cable() as link:
             local = shown(on_one_machine(options.rounds))

@@ -1,10 +1,11 @@
 /* cut.c -- which tokens top_k and top_p keep.
  *
- * Either keeps the first tokens in the order of falling logits, of equal ones the lowest ids first: until their number
- * reaches top_k, or their weight exp((logit - max) / temperature) its share of the whole. Nothing is sorted, and no weight
- * is stored. The cut is estimated from a sample of the row. One pass over the row then sums the weights well above the
- * estimate, and picks out the few tokens that are close to it; among these the cut is found exactly. (As in SELECT by Floyd
- * & Rivest 1975.) If the cut is not there, the pass is repeated further up or down: up to four times, then over every token.
+ * Both keep the first tokens in order of falling logits, and of equal ones those with the lowest ids: top_k keeps so many,
+ * and top_p as many as it takes for their weights exp((logit - max) / temperature) to reach its share of the whole.
+ * Nothing is sorted, and the row's weights are not stored. The cut is estimated from a sample of the row. One pass over the
+ * row then sums the weights well above the estimate and collects the few tokens close to it, among which the cut is found
+ * exactly (as in SELECT by Floyd & Rivest 1975). If it is not among them, the pass is repeated further up or down: four
+ * passes in all, then one that collects every token.
  */
 #include <float.h>
 #include <math.h>
@@ -14,9 +15,9 @@
 
 enum {
     LINE = 16,         /* neighbouring tokens of a sample: a cache line */
-    STEP = 18,         /* a sample has one line of STEP, and as many of each block */
+    STEP = 18,         /* a sample has one line in STEP, from each block alike */
     ESTIMATES = 5,     /* passes over the sample, at most */
-    INDIVIDUALS = 512, /* so many tokens are looked at one by one rather than sampled */
+    INDIVIDUALS = 512, /* up to so many tokens are looked at one by one, without a sample */
 };
 
 static const double LEAST_LOG = -87.0; /* of a weight that is not 0 */
@@ -49,7 +50,7 @@ static rnn_found own_found(const rnn_decoder *d) {
 
 /* ---- The estimate -------------------------------------------------------------------------------------------------- */
 
-/* The logarithm of a number, or minus that of the weight that is not kept. */
+/* For a number, its logarithm; for a weight, minus the logarithm of the weight that is not kept. */
 static double depth_of(const search *s, double size) {
     const double least = 1e-30; /* the sample may have none, or more than there is */
     return s->counts ? logf((float)fmax(size, least)) : -logf((float)fmax(s->all - size, least));
@@ -77,7 +78,7 @@ static float level_at(const search *s, const curve *c, double size) {
                    (below->z - above->z) * (depth_of(s, size) - above->depth) / (below->depth - above->depth));
 }
 
-/* Whether a point of the curve is that close to `size`. */
+/* Whether the curve has a point within `distance` of `size`. */
 static bool is_known(const curve *c, double size, double distance) {
     const point *below = point_below(c, size), *above = below - 1;
     return size - above->size < distance || below->size - size < distance;
@@ -150,7 +151,7 @@ static void estimate(const search *s, curve *c, double around[2]) {
 
 /* ---- The cut itself ------------------------------------------------------------------------------------------------- */
 
-/* The float that is number `order` in the order of all floats, -0 and 0 apart. */
+/* order_of numbers all floats in order, with -0 just before 0; float_at is its inverse. */
 static float float_at(int64_t order) {
     int32_t bits = (int32_t)(order < 0 ? order ^ INT32_MAX : order);
     float x;
@@ -164,7 +165,7 @@ static int32_t order_of(float x) {
     return bits < 0 ? bits ^ INT32_MAX : bits;
 }
 
-/* The largest logit, from `from` to `to`, at which the tokens found, and those above them, reach the target. */
+/* The largest logit in from..to down to which the tokens found, with `above` for those above them, reach the target. */
 static float least_logit(const search *s, rnn_found found, size_t count, double above, float from, float to) {
     int64_t low = order_of(from), high = order_of(to);
     while (low < high) {
@@ -249,7 +250,7 @@ static rnn_cut find(const search *s) {
         double around[2];
         estimate(s, &c, around);
         float low = level_at(s, &c, around[1]), high = level_at(s, &c, around[0]);
-        /* Sums that are rounded differently may send it down and up for ever: hence a limit. */
+        /* Sums are rounded differently from pass to pass, and could send it up and down forever: hence a limit. */
         for (double further = 4.0; further < 1000.0; further *= 4.0) {
             int side = settle(s, low, high, &cut);
             if (side == 0 || (side > 0 && low == -FLT_MAX)) return cut;

@@ -89,7 +89,7 @@ void rnn_advance(const rnn_model *m, size_t n, const int32_t *tokens, const floa
     k->tanh(n * stride, to);
 }
 
-/* Of a left operand in the memory of float rows. */
+/* From row to row of a bfloat16 left operand, which lies in memory for rows of floats. */
 static size_t left_ld(const rnn_model *m) { return 2 * m->stride; }
 
 rnn_operand rnn_operand_of(const rnn_model *m, size_t n, const float *hidden, float *rounded) {

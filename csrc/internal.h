@@ -38,7 +38,7 @@ enum {
         576, /* words of a block: whole panels of any width (48, 64 ...), and with its logits it fits an L2 cache */
     RNN_GROUP = 16,      /* sequences that one pass over Why serves at inference */
     RNN_SCORE_ROWS = 48, /* tokens whose logits rnn_score has at a time: whole register tiles (4, 6 or 8 rows) */
-    RNN_LEVELS = 3,      /* what a tally compares with at a time */
+    RNN_LEVELS = 3,      /* levels that a tally compares with at a time */
     RNN_ALIGN = 64,      /* bytes: a cache line, and the widest vector register */
     RNN_SKEW = 256,      /* floats between panels of logits, so that they do not all fall on the same cache sets */
 };
@@ -372,8 +372,8 @@ int32_t rnn_check_tokens(const rnn_model *m, const int32_t *tokens, size_t count
 /* to (n, stride) = the rows after one step from `from`. */
 void rnn_advance(const rnn_model *m, size_t n, const int32_t *tokens, const float *from, float *to);
 
-/* The operand that n hidden rows (n, stride) are. Where they have to be rounded, it is in rounded (n to whole bands,
- * stride); else that is not looked at. */
+/* Returns n hidden rows (n, stride) as the left operand of a product with Why. If they must be rounded, the result lies in
+ * `rounded` (n to whole bands, stride), which is otherwise not used. */
 rnn_operand rnn_operand_of(const rnn_model *m, size_t n, const float *hidden, float *rounded);
 
 /* z (n, RNN_BLOCK) = block b of the logits of n hidden rows, from row n0 of the operand on. Rows of z are ld apart, and

@@ -95,7 +95,8 @@ RNN_API int32_t rnn_param_count(const rnn_dims *dims, int64_t *count);
  *   RNN_PRECISION_BF16  In training, both operands of every matrix product, forward and backward, are rounded to bfloat16
  *                       (8 significant bits; to nearest, ties to even) and the products summed in float32. The results
  *                       are the same, to the rounding of float32, on every instruction set; amx and avx512bf16 have
- *                       instructions for it. At inference, only Why is rounded.
+ *                       instructions for it. At inference, Why and the hidden state that multiplies it are rounded, and
+ *                       nothing else.
  *   RNN_PRECISION_INT8  At inference, Why has 8 bits and a scale for each word. RNN_E_ARG in training. */
 enum { RNN_PRECISION_F32 = 0, RNN_PRECISION_BF16 = 1, RNN_PRECISION_INT8 = 2 };
 

@@ -1,10 +1,10 @@
 /* score.c -- how probable a text is.
  *
- * Here the next token is known, so a tile of tokens goes through the hidden layer first, and then all of it through the
- * output layer, which is as fast as multiply-adds are: each block of Why is read from memory once for the whole tile, and
- * packed if the tile is long enough to pay for it. Of the logits only each block's largest is kept, the sum of its
- * exponentials, and that of the token that follows. Every row is computed in the same order as in a step: a log-probability
- * has the same bits however a text is cut into calls.
+ * Here the next token is known, so a tile of tokens goes through the hidden layer first and then through the output layer
+ * together. Multiply-adds then limit the speed, not memory: each block of Why is read once for the whole tile, and packed
+ * if the tile is long enough to pay for it. Of a block's logits, only the largest, the sum of the exponentials, and that of
+ * the token that follows are kept. Every row is summed in the same order as in a step, so a log-probability has the same
+ * bits however a text is cut into calls.
  */
 #include <math.h>
 #include <string.h>
@@ -13,8 +13,8 @@
 
 enum {
     MOST_ROWS = 512,    /* of a tile */
-    PACKED_ROWS = 33,   /* fewer rows are sooner done with Why as it lies */
-    IN_CACHE = 1 << 20, /* bytes of Why that stay in the L2 cache: then nothing is gained by packing it */
+    PACKED_ROWS = 33,   /* with fewer rows, packing a block takes longer than it saves */
+    IN_CACHE = 1 << 20, /* bytes: a Why up to this size stays in the L2 cache, and packing it gains nothing */
 };
 
 void rnn_lay_out_score(rnn_decoder *d, rnn_arena *arena, size_t size) {

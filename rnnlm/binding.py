@@ -218,9 +218,8 @@ def average_update(average: F32, params: F32, rate: float, threads: int = 1) -> 
 class Words:
     """The words of a sampled softmax under AdamW: steps are recorded, and replayed for the words that are needed.
 
-    Weight decay leaves the last number of a row alone, the bias.
-
-    params, m, v, average: (V, H + 1) each, which the caller keeps; average may be None.
+    params, m, v, average: (V, H + 1) each, which the caller keeps; average may be None. The last number of a row, the
+    bias, has no weight decay.
     At most MAX_STEPS steps are recorded; then all words must catch up.
     """
 
@@ -269,7 +268,7 @@ class Model:
     """Weights prepared for inference. Read-only, and safe to share between threads.
 
     precision: how Why is stored. "float32" reads the weights where they are mapped; "bfloat16" and "int8" make a
-    smaller copy, which a step reads faster.
+    smaller copy, which a step reads faster. With "bfloat16" the hidden state is rounded before it multiplies Why.
     """
 
     def __init__(self, weights: Weights, *, precision: str = "float32", threads: int = 1) -> None:

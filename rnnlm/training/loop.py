@@ -1,6 +1,6 @@
 """The training loop: one for both back ends, one process or many.
 
-    text -> batches -> trainer.train_step -> evaluation -> weights file, resume file, metrics, curve
+    text -> batches -> trainer.train_steps -> evaluation -> weights file, resume file, metrics, curve
 
 The hidden state is carried from chunk to chunk, and is zero at the start of each epoch.
 """

@@ -19,7 +19,7 @@ class Graph:
     def __init__(self, step: Callable[[], torch.Tensor], state: Callable[[], Iterable[torch.Tensor]]) -> None:
         """Record `step`. It is also run a few times before, and what it did is undone.
 
-        state: returns all tensors that a step changes. What is not there before the first step counts as zeros.
+        state: returns all tensors that a step changes. Those that the first step creates start as zeros.
         """
         before = {id(tensor): tensor.detach().clone() for tensor in state()}
         stream = torch.cuda.Stream()

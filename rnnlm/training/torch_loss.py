@@ -92,7 +92,7 @@ class _Recurrence(torch.autograd.Function):
 def _one_kernel(states: torch.Tensor) -> types.ModuleType | None:
     """Return torch_recurrence, if it can go through these states, and is faster.
 
-    In plain float32 it is not: without the matrix units, a block has too much to do by itself.
+    In plain float32 it is not faster: without the matrix units, one block of the GPU has too much to do.
     """
     has_matrix_units = states.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     kernels = _kernels() if has_matrix_units and states.dtype == torch.float32 else None
@@ -137,7 +137,7 @@ class _SoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if grad.device.type != "cpu" or grad != 1.0:  # asking a GPU would be to wait for it
+        if grad.device.type != "cpu" or grad != 1.0:  # comparing on a GPU would mean waiting for it
             ctx.grads = [part.mul_(grad) for part in ctx.grads]
         return *ctx.grads, None, None, None, None
 

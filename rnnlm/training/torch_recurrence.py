@@ -2,8 +2,8 @@
 
 A step is a product of (B, H) with (H, H), so small that starting it takes longer than computing it. Here a block of the
 GPU keeps the weights and the states of 16 batch rows, and goes through all steps of a chunk. It multiplies with the
-matrix units: this is for --precision tf32 and bfloat16. Larger networks than MOST_HIDDEN do not fit, and use a product
-for each step (torch_loss.py).
+matrix units, so this is for --precision tf32 and bfloat16. Networks of more than MOST_HIDDEN units do not fit, and use
+a product for each step (torch_loss.py).
 """
 
 from __future__ import annotations

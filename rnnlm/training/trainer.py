@@ -32,7 +32,7 @@ class Trainer(Protocol):
 
     backend: str  # "c" or "torch"
     model_class: type[LanguageModel]  # reads the weights file, and generates from it
-    steps_ahead: int  # how many steps may be begun before the result of the first is read
+    steps_ahead: int  # how many steps may be started before the result of the first is read
 
     @staticmethod
     def check(config: TrainConfig) -> str:
