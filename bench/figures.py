@@ -1,15 +1,15 @@
-"""Write the measured tables of the README and docs/ from their results' files: `make figures`.
+"""Write the measured tables of the README and docs/ from their results files: `make figures`.
 
     python bench/figures.py                    lists the pieces, how old each is and on which processor it was measured
     python bench/figures.py load,sizes         measures these pieces first; `all`: all of them
 
-Each piece is a command, which measures and ends with save(). A results' file, bench/results/NAME.jsonl, has the date,
+Each piece is a command, which measures and ends with save(). A results file, bench/results/NAME.jsonl, has the date,
 the processor and the command on its first line, and a row on each further line. A table stands in a document between
 
     <!-- make figures: BLOCK -->
     <!-- /make figures -->
 
-and consists of nothing but its results' file. To add one: a piece, a block, and a function in tables.py.
+and is made from its results file only. To add one: a piece, a block, and a function in tables.py.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ PIECES = {
     "precision": Piece("2 min", "bench/precision.py weights/results/c.safetensors {corpus}"),
 }
 
-# Each block's results' file, and the function that writes it from the first line and the rows.
+# Each block's results file, and the function that writes it from the first line and the rows.
 BLOCKS: dict[str, tuple[str, Callable[[Row, list[Row]], str]]] = {
     "speed": ("bench", tables.speed),
     "bench": ("bench", tables.bench),
@@ -90,7 +90,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Row, list[Row]], str]]] = {
 
 
 class FigureError(UserError):
-    """A document, or a results' file, is not as it should be."""
+    """A document, or a results file, is not as it should be."""
 
 
 # ---- Results' files --------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def command() -> str:
 
 
 def about(**more: Any) -> Row:
-    """Return the first line of a results' file that is measured now."""
+    """Return the first line of a results file that is measured now."""
     today = datetime.date.today().isoformat()
     return {"measured": today, "processor": processor(), "cores": os.cpu_count(), "command": command(), **more}
 
@@ -125,10 +125,10 @@ def save(
     pictures: Iterable[Path] = (),
     **more: Any,
 ) -> None:
-    """Write a results' file and the blocks that are made of it.
+    """Write a results file and the blocks that are made of it.
 
-    whole: False if less was measured than the documents quote: the file is then partial.jsonl, which no block is made
-    of.  folder: another one than RESULTS, whose files no block is made of.  pictures: those that were drawn; their
+    whole: False if less was measured than the documents quote: the file is then partial.jsonl, which no document
+    quotes.  folder: if not RESULTS, no document quotes the file.  pictures: those that were drawn; their
     digests are kept.  more: what else to say of the run.
     """
     first = about(**more)
@@ -147,14 +147,14 @@ def write(path: Path, first: Row, rows: Iterable[Row]) -> None:
 
 
 def read(name: str) -> tuple[Row, list[Row]]:
-    """Return the first line of a results' file, and the rows. Raises FigureError."""
+    """Return the first line of a results file, and the rows. Raises FigureError."""
     path = RESULTS / f"{name}.jsonl"
     try:
         first, *rows = map(json.loads, path.read_text().splitlines())
     except OSError:
         raise FigureError(f"there is no bench/results/{path.name}: run `make figures PIECES={name}`") from None
     except ValueError as error:
-        raise FigureError(f"bench/results/{path.name} is no results' file: {error}") from None
+        raise FigureError(f"bench/results/{path.name} is no results file: {error}") from None
     return first, rows
 
 
@@ -190,7 +190,7 @@ def provenance(first: Row, rows: list[Row]) -> str:
 
 
 def filled(text: str, name: str | None = None) -> str:
-    """Return a document's text with its blocks written again: those of one results' file, or all."""
+    """Return a document's text with its blocks written again: those of one results file, or all."""
 
     def block(match: re.Match[str]) -> str:
         other = name is not None and BLOCKS.get(match[1], (name,))[0] != name
@@ -200,7 +200,7 @@ def filled(text: str, name: str | None = None) -> str:
 
 
 def write_blocks(name: str | None = None) -> None:
-    """Write the blocks of one results' file, or of all, into the documents."""
+    """Write the blocks of one results file, or of all, into the documents."""
     for path in DOCUMENTS:
         text = path.read_text()
         new = filled(text, name)

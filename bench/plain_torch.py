@@ -32,7 +32,10 @@ class PlainTrainer:
             self.optimizer = torch.optim.SGD(self.parameters, config.learning_rate, momentum=config.momentum)
         else:
             rate, epsilon, decay = config.learning_rate, config.epsilon, config.weight_decay
-            self.optimizer = torch.optim.AdamW(self.parameters, rate, eps=epsilon, weight_decay=decay)
+            biases = [parameter for parameter in self.parameters if parameter.ndim == 1]  # which do not decay
+            matrices = [parameter for parameter in self.parameters if parameter.ndim > 1]
+            groups = [{"params": matrices}, {"params": biases, "weight_decay": 0.0}]
+            self.optimizer = torch.optim.AdamW(groups, rate, eps=epsilon, weight_decay=decay)
         self.averages = [parameter.detach().clone() for parameter in self.parameters] if config.average else []
         self.hidden, self.updates = self.model.zero_state(config.batch_size), 0
 

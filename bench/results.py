@@ -147,7 +147,7 @@ def counted(order: int, corpus: str, text: Corpus, folder: Path) -> tuple[float,
 
 
 def row(name: str, cost: Cost, validation: float, **more: Any) -> dict[str, Any]:
-    """Return a row of the results' file."""
+    """Return a row of the results file."""
     processor = {"processor_minutes": round(cost.processor_seconds / 60, 2), "megabytes": round(cost.peak_bytes / 1e6)}
     return {"model": name, **more, **processor, "validation": round(validation, 2)}
 

@@ -58,7 +58,7 @@ def work(backend: str, threads: int, rounds: int, cases: list[tuple[int, str]], 
     group = distributed.join(cuda=False, lost=sys.exit)
     for sampled, exchange in cases:
         if group.rank == 0 and not sys.stdin.readline():
-            break  # who asks is gone
+            break  # the parent process has ended
         group.totals(0.0)
         found = measure(group, backend, threads, rounds, sampled, exchange, card)
         if group.rank == 0:

@@ -1,4 +1,4 @@
-"""Tables of the documents, as Markdown: each from the first line and the rows of its results' file (figures.py)."""
+"""Tables of the documents, as Markdown: each from the first line and the rows of its results file (figures.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every table of measured figures in the documents is the one that its results' file gives (bench/figures.py)."""
+"""Every table of measured figures in the documents is the one that its results file gives (bench/figures.py)."""
 
 from __future__ import annotations
 
