@@ -90,6 +90,23 @@ def test_what_cannot_be_is_said_beside_its_field(server: Server, open_page: Open
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
+def test_a_second_refusal_leaves_the_focus_where_it_is(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url, refusals=True)
+    held: list[browsing.playwright.Route] = []
+    page.route("**/generate/torch", lambda route: held.append(route))
+    page.get_by_label("Length").fill("0")
+    go_button(page).click()
+    expect(page.get_by_role("alert")).to_have_text("Length must be 1 or more, got 0.")
+    expect(page.get_by_label("Length")).to_be_focused()
+    page.get_by_label("Temperature").fill("")
+    page.get_by_label("Temperature").press_sequentially("-")
+    held[0].continue_()
+    expect(page.get_by_role("status").filter(has_text="PyTorch: 0 words, failed")).to_have_count(1)
+    expect(page.get_by_label("Temperature")).to_be_focused()
+    page.keyboard.type("1")
+    expect(page.get_by_label("Temperature")).to_have_value("-1")
+
+
 def test_weights_that_are_gone(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url + "/#view=generate&backend=c&weights=gone", refusals=True)
     expect(page.locator("#generate-weights")).to_have_value("gone")

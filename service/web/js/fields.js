@@ -31,8 +31,13 @@ export function sendByKeyboard(field) {
     });
 }
 
-/** Show what is wrong with fields of `form`: [{field: its name, message}]. Returns whether it has all of them. */
+/**
+ * Show what is wrong with fields of `form`: [{field: its name, message}], and move the focus to the first of them.
+ * Returns whether it has all of them. If the other back end has complained before, the focus stays: the person may
+ * already be typing elsewhere.
+ */
 export function complain(form, complaints) {
+    const isRepeated = form.querySelector(".field-error") !== null;
     let first = null;
     let isComplete = complaints.length > 0;
     for (const { field: path, message } of complaints) {
@@ -42,7 +47,7 @@ export function complain(form, complaints) {
             isComplete = false;
             continue;
         }
-        byId(`${field.id}-error`)?.remove(); // both back ends may complain about the same
+        byId(`${field.id}-error`)?.remove();
         const label = field.labels[0].textContent.trim();
         const note = html("p", { class: "field-error", id: `${field.id}-error`, role: "alert" }, sentence(`${label} ${message}`));
         field.after(note);
@@ -50,9 +55,11 @@ export function complain(form, complaints) {
         field.setAttribute("aria-errormessage", note.id);
         first ??= field;
     }
-    const folded = first?.closest("details");
-    if (folded) folded.open = true;
-    first?.focus();
+    if (first && !isRepeated) {
+        const folded = first.closest("details");
+        if (folded) folded.open = true;
+        first.focus();
+    }
     return isComplete;
 }
 
