@@ -111,6 +111,7 @@ def load_corpus(
     vocab_size: int | None = None,
     max_tokens: int | None = None,
     words: Sequence[str] = (),
+    found: Callable[[], object] = lambda: None,
 ) -> Corpus:
     """Read the corpus that `spec` names, in one pass. From the next start on, its ids come from a cache.
 
@@ -118,6 +119,7 @@ def load_corpus(
     tokenizer: "plain", "unicode" or "wikitext"; None: "wikitext" for WikiText, "plain" for demo, else "unicode".
     vocab_size: how many words to keep, including `<EOS>` and `<UNK>` (None, or more than there are: all).
     words: more words for the vocabulary, whether the text has them or not.
+    found: called once the corpus is found, before it is read, which may take minutes.
     max_tokens: how many tokens at the start of the training split to keep (2 or more); the vocabulary and the counts
     are still those of the whole split.
     Without a validation split, the last tenth of the training sentences becomes one.
@@ -132,6 +134,7 @@ def load_corpus(
         file = _reading(f"{split} text {name!r}", functools.partial(_open_file, name))
         source = _with_split(source, split, file)
     name = (tokenizer or source.tokenizer) + (LOWERCASE if lowercase else "")
+    found()
     encoded = encode(spec, source, name, vocab_size, words)
     notes = source.notes
     if vocab_size is not None and len(encoded.vocabulary) < vocab_size:

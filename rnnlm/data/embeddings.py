@@ -133,11 +133,9 @@ def load_embeddings(source: str, corpus: Corpus, *, size: int | None = None, see
         identity = ["train", digest(corpus.whole_train), settings, version("gensim")]
         name, read = "word2vec trained on the corpus", functools.partial(_train, corpus, settings, signals)
     else:
-        try:
-            path = _locate(source)
+        with _readable(source):
+            path = _on_disk(source) or _download(source)
             identity = ["file", *_file_identity(path)]
-        except OSError as error:  # a parent folder that may not be read, a name that is too long
-            raise EmbeddingsError(f"cannot read vectors {source!r}: {error.strerror or error}") from error
         name, read = source, functools.partial(_read, path, words, size)
 
     key = json.dumps([_CACHE_VERSION, identity, digest("\n".join(words).encode())])
@@ -208,8 +206,33 @@ def _read(path: Path, words: Sequence[str], size: int | None) -> _Rows:
     return _Rows(vectors[own], found[own] | taken, int(np.count_nonzero(taken & is_word)))
 
 
-def _locate(source: str) -> Path:
-    """Return the file that `source` names: a path, or a download of gensim's, which is fetched now if necessary."""
+def check_source(source: str) -> None:
+    """Raise what `load_embeddings` would for a source that is neither here nor within reach, before a corpus is read.
+
+    Raises EmbeddingsError (no such file) and EmbeddingsUnavailable (not on this machine, and cannot be downloaded).
+    """
+    if source in ("random", "train"):
+        return
+    with _readable(source):
+        if _on_disk(source) is None:
+            _check_reachable(source)
+
+
+@contextlib.contextmanager
+def _readable(source: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # a parent folder that may not be read, a name that is too long
+        raise EmbeddingsError(f"cannot read vectors {source!r}: {error.strerror or error}") from error
+
+
+def _data_folder() -> Path:
+    """Return where gensim's downloader keeps what it downloads."""
+    return Path(os.environ.get("GENSIM_DATA_DIR") or "~/gensim-data").expanduser()
+
+
+def _on_disk(source: str) -> Path | None:
+    """Return the file that `source` names: a path, or a download of gensim's; None if that must be fetched first."""
     path = Path(source).expanduser()
     if path.is_file():
         return path
@@ -218,10 +241,9 @@ def _locate(source: str) -> Path:
             f"no vectors file {source!r}: --embeddings takes a file, a name of gensim's downloader, train, or random"
         )
     # gensim's downloader asks the network for its list on every call, even if it has the file on disk.
-    base = Path(os.environ.get("GENSIM_DATA_DIR") or "~/gensim-data").expanduser()
-    folder = base / source
+    folder = _data_folder() / source
     if not folder.is_dir():
-        return _download(source, base)
+        return None
     usual = folder / f"{source}.gz"
     files = (
         [usual] if usual.is_file() else [f for f in folder.iterdir() if f.is_file() and f.suffix not in (".py", ".npy")]
@@ -231,17 +253,23 @@ def _locate(source: str) -> Path:
     return files[0]
 
 
-def _download(name: str, base: Path) -> Path:
+def _check_reachable(name: str) -> None:
     import gensim.downloader
 
     reason = why_unreachable(gensim.downloader.DATA_LIST_URL)
     if reason is not None:
         raise EmbeddingsUnavailable(
-            f"vectors {name!r} are not in {base}, and gensim's downloads cannot be reached "
+            f"vectors {name!r} are not in {_data_folder()}, and gensim's downloads cannot be reached "
             f"({gensim.downloader.DATA_LIST_URL}: {reason}): run with --embeddings train, or with a path to a vectors "
             "file, --embeddings PATH"
         )
-    log.info("downloading %s to %s", name, base)
+
+
+def _download(name: str) -> Path:
+    import gensim.downloader
+
+    _check_reachable(name)
+    log.info("downloading %s to %s", name, _data_folder())
     try:
         with quiet_gensim(), contextlib.redirect_stdout(sys.stderr):  # progress belongs there
             known = gensim.downloader.info(name_only=True)["models"]

@@ -10,7 +10,7 @@ from rnnlm import checkpoint
 from rnnlm.arrays import F32, I32, I64
 from rnnlm.checkpoint import Checkpoint, Weights
 from rnnlm.data.corpus import Corpus, load_corpus
-from rnnlm.data.embeddings import load_embeddings, root_lengths
+from rnnlm.data.embeddings import check_source, load_embeddings, root_lengths
 from rnnlm.files import digest
 from rnnlm.language_model import perplexity
 from rnnlm.regularization import CandidateSampler, Regularizer
@@ -75,6 +75,7 @@ class Run:
                 vocab_size=config.vocab_size,
                 max_tokens=config.max_tokens,
                 words=base.words if base else (),
+                found=lambda: check_source(config.embeddings) if group.rank == 0 else None,
             )
         for line in corpus.report():
             log.info(line)

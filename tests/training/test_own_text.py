@@ -71,6 +71,12 @@ def test_what_cannot_be_used_is_one_line(text: Path, tmp_path: Path) -> None:
     refused(train("c", *options(tmp_path / "none", out)), 2, "none")
 
 
+def test_missing_vectors_are_noticed_before_the_text_is_read(text: Path, tmp_path: Path) -> None:
+    done = train("c", *options(text, tmp_path / "model"), "--embeddings", "glove.6B.300d.txt")
+    refused(done, 2, "no vectors file", "glove.6B.300d.txt")
+    assert len(done.stderr.splitlines()) == 1, "no report of the text"
+
+
 def test_a_run_of_an_earlier_release_on_own_text_goes_on(text: Path, tmp_path: Path) -> None:
     """It read every text as plain text, and did not say so in its options."""
     out = tmp_path / "old.safetensors"
