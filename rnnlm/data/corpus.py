@@ -138,7 +138,8 @@ def load_corpus(
     encoded = encode(spec, source, name, vocab_size, words)
     notes = source.notes
     if vocab_size is not None and len(encoded.vocabulary) < vocab_size:
-        notes = (f"the vocabulary has all {len(encoded.vocabulary):,} words: no {vocab_size:,} to cut to", *notes)
+        there = f"the vocabulary has all {len(encoded.vocabulary):,} words, fewer than --vocab-size {vocab_size}"
+        notes = (there, *notes)
     train = encoded.splits["train"]
     return Corpus(
         name="standard input" if spec == "-" else spec,

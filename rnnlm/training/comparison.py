@@ -36,8 +36,12 @@ class Trained:
 
     @property
     def best(self) -> Row:
-        """The evaluation with the lowest loss; nothing is better than NaN."""
-        return min(self.evaluations, key=lambda row: row["validation_loss"])
+        """The evaluation of the saved weights, which has the lowest loss.
+
+        That of epoch 0 does not count, since it saves none: with --init-from it may be the lowest.
+        """
+        learned = [row for row in self.evaluations if row["epoch"] > 0]
+        return min(learned or self.evaluations, key=lambda row: row["validation_loss"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -44,8 +44,8 @@ class TrainConfig:
     test: str | None = option(None, "a text file for the test split; default: what the corpus has")
     tokenizer: str | None = option(
         None,
-        "what a word is: plain, letters A to Z; unicode, letters of any script; wikitext, tokens of such text that is "
-        "tokenized already; default: what suits WikiText and demo, unicode for other text",
+        "what a word is: plain, letters A to Z; unicode, letters of any script; wikitext, the tokens of text that "
+        "is already tokenized; default: what suits WikiText and demo, unicode for other text",
         ("plain", "unicode", "wikitext"),
     )
     lowercase: bool = option(False, "turn all words into lower case")

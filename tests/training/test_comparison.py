@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,12 @@ def test_three_runs_side_by_side(tmp_path: Path) -> None:
     ]
     assert last == [str(tmp_path / "comparison.png"), "the curves"]
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_only_weights_that_were_saved_count(tmp_path: Path) -> None:
+    """A run with --init-from may begin better than it ever gets on the new text."""
+    result = compare(save(tmp_path / "tuned.jsonl", [1.0, 3.0, 4.0], {"seed": 1}))
+    assert re.search(r"^tuned +8\.0 +1 of 2 ", result.stdout, re.MULTILINE), result.stdout
 
 
 def test_the_curves_are_in_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
