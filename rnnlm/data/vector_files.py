@@ -35,6 +35,7 @@ _MAX_COUNT, _MAX_SIZE = 1 << 31, 1 << 12  # rows; numbers per row
 _MAX_HEADER_BYTES, _MAX_WORD_BYTES, _MAX_NUMBER_BYTES = 64, 1 << 12, 32
 _SHOWN_ROWS = 1000  # are read between two drawings of the bar
 _CHUNK_BYTES = 1 << 23
+_JUDGED_SIZE = 8  # fewer arbitrary numbers too often look like those of a word vector
 _NOT_ASCII_TEXT = re.compile(rb"[^!-~]").search
 
 
@@ -119,10 +120,11 @@ class _Word2VecFile:
         found = np.zeros(len(words), dtype=np.bool_)
         is_text = self.count is None or self.is_text()
         next_row, parse = (self.next_line, self.parse_text) if is_text else (self.next_record, self.parse_binary)
+        between = b"\r\n" if is_text else b"\n"  # rows; a binary file's word may begin with a carriage return
         slack = 1 if is_text else 0  # whoever wrote the header may have counted it too, or not the last line
         with progress("reading vectors", self.count or 0, "rows") as shown:
             while self.count is None or self.row < self.count + slack:
-                if (self.count is None or self.row >= self.count - 1) and not self.has_more():
+                if (self.count is None or self.row >= self.count - 1) and not self.has_more(between):
                     break
                 self.row += 1
                 word, numbers = next_row()
@@ -141,9 +143,9 @@ class _Word2VecFile:
             log.warning("%s: its first line promises %d vectors, and it has %d", self.path, self.count, self.row)
         return vectors, found
 
-    def has_more(self) -> bool:
-        """Skip white space between rows; return False at the end of the file."""
-        while self.position >= len(self.buffer) or self.buffer[self.position] in b"\r\n":
+    def has_more(self, skipped: bytes = b"\r\n") -> bool:
+        """Skip the bytes in `skipped`; return False at the end of the file."""
+        while self.position >= len(self.buffer) or self.buffer[self.position] in skipped:
             if self.position < len(self.buffer):
                 self.position += 1
             elif not self.fill():
@@ -230,7 +232,7 @@ class _Word2VecFile:
         be plausible.
         """
         word, numbers = self.last
-        if _is_plausible(numbers):
+        if self.size < _JUDGED_SIZE or _is_plausible(numbers):
             return
         row = numbers + self.buffer[self.position : self.position + _MAX_WORD_BYTES]
         space = row.find(b" ", 0, _MAX_WORD_BYTES)

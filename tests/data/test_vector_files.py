@@ -14,7 +14,7 @@ import gensim
 import numpy as np
 import pytest
 from gensim.models import KeyedVectors, Word2Vec
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rnnlm.data import vector_files
@@ -99,9 +99,10 @@ def test_gensims_own_file_of_glove() -> None:
     np.testing.assert_array_equal(vectors, np.array([line[1:] for line in lines], dtype=np.float64).astype(np.float32))
 
 
+@example(words=["\r"], size=1, newline=b"", chunk=1, seed=0)
 @given(
     words=st.lists(st.text(st.characters(exclude_characters=" \n", exclude_categories=["Cs"]), min_size=1), min_size=1),
-    size=st.integers(1, 6),
+    size=st.integers(1, 12),
     newline=st.sampled_from([b"", b"\n"]),  # as gensim and as the original word2vec.c
     chunk=st.integers(1, 40),
     seed=st.integers(0, 9),
