@@ -41,7 +41,7 @@ from rnnlm.data.text import Vocabulary
 from rnnlm.inspection import Matrices
 from rnnlm.language_model import EVALUATION_STEPS, LanguageModel, OpenSequence
 from rnnlm.regularization import NO_REGULARIZATION, Candidates, Regularization
-from rnnlm.sampling import Biases, Sampling
+from rnnlm.sampling import Biases, Sampling, second_number
 
 openmp.survive_fork(torch._C.__file__)
 
@@ -278,24 +278,27 @@ def draw(
         return int(torch.argmax(logits))
     # The largest becomes 0 first: divided by the smallest temperatures, it would be infinite.
     weights = torch.exp((logits - logits.max()) / sampling.temperature)
-    _cut(weights, logits, sampling)
-    cumulative = torch.cumsum(weights, 0)
-    drawn = int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
-    # Where rounding lifts u * total to the total itself, the last token that has a probability is meant.
-    return drawn if drawn < len(logits) else int(weights.nonzero()[-1])
-
-
-def _cut(weights: torch.Tensor, logits: torch.Tensor, sampling: Sampling) -> None:
-    """Set the weights (V,) that top_k and top_p do not keep to 0."""
     top_p = float(np.float32(sampling.top_p))  # as the C library has it
     kept = min(sampling.top_k, len(logits)) or len(logits)
     if kept == len(logits) and top_p == 1.0:
-        return
+        return _inverse_cdf(weights, u)
     order = torch.sort(logits, descending=True, stable=True).indices  # of equal ones, the lowest ids first
-    if top_p < 1.0:
-        cumulative = torch.cumsum(weights[order[:kept]], 0)
-        kept = int(torch.searchsorted(cumulative, top_p * cumulative[-1])) + 1
     weights[order[kept:]] = 0.0
+    drawn = _inverse_cdf(weights, u)
+    if top_p < 1.0:
+        cumulative = torch.cumsum(weights[order], 0)
+        last = int(torch.searchsorted(cumulative, top_p * cumulative[-1]))
+        weights[order[last + 1 :]] = 0.0
+        if weights[drawn] == 0.0:
+            drawn = _inverse_cdf(weights, second_number(u))
+    return drawn
+
+
+def _inverse_cdf(weights: torch.Tensor, u: float) -> int:
+    cumulative = torch.cumsum(weights, 0)
+    drawn = int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
+    # Where rounding lifts u * total to the total itself, the last token that has a probability is meant.
+    return drawn if drawn < len(weights) else int(weights.nonzero()[-1])
 
 
 def trainer_class() -> type[Trainer]:

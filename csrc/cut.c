@@ -22,12 +22,9 @@ enum {
 
 static const double LEAST_LOG = -87.0; /* of a weight that is not 0 */
 
-/* A search for the last token of row i that is kept. The size of a set of tokens is their number or their weight. */
+/* A search for the last token of a row that is kept. The size of a set of tokens is their number or their weight. */
 typedef struct search {
-    rnn_decoder *d;
-    size_t i;
-    const float *z; /* (V) */
-    float max, beta;
+    rnn_row row;
     bool counts;   /* whether sizes are numbers of tokens */
     double target; /* the size that is to be reached */
     double all;    /* of all tokens, whether they may be kept or not */
@@ -86,10 +83,10 @@ static bool is_known(const curve *c, double size, double distance) {
 
 /* Copies the sample of the row. Every block has its part, for ids are often in order of frequency. */
 static size_t take_sample(const search *s, float *sample) {
-    const rnn_decoder *d = s->d;
+    const rnn_decoder *d = s->row.d;
     size_t count = 0, turn = 0;
     for (size_t b = 0; b < d->blocks; b++) {
-        const float *z = rnn_drawn_block(d, s->i, s->z, b);
+        const float *z = rnn_drawn_block(d, s->row.i, s->row.z, b);
         size_t lines = rnn_min(RNN_BLOCK, d->model->V - b * RNN_BLOCK) / LINE;
         for (size_t line = 0; line < lines; line += STEP, turn++) {
             size_t own = line + turn * 7 % STEP; /* so that no period of the ids is the sample's */
@@ -105,25 +102,25 @@ static size_t take_sample(const search *s, float *sample) {
  * most ratio times the sum of the squares of the weights below z, so at most ratio * weight * missing. */
 static double margin_at(const search *s, double ratio, double z) {
     if (s->counts) return 3.0 * sqrt(ratio * s->target);
-    double weight = expf((float)fmax((z - s->max) * s->beta, LEAST_LOG)), missing = s->all - s->target;
+    double weight = expf((float)fmax((z - s->row.max) * s->row.beta, LEAST_LOG)), missing = s->all - s->target;
     return fmin(1.25 * sqrt(ratio * weight * missing), 0.5 * missing);
 }
 
 /* Estimates down to which logits sizes are kept, as a curve: best near the two sizes `around` the target, between which it
  * almost always is. */
 static void estimate(const search *s, curve *c, double around[2]) {
-    const rnn_kernels *k = s->d->model->kernels;
-    rnn_found room = own_found(s->d); /* nothing is found yet */
+    const rnn_kernels *k = s->row.d->model->kernels;
+    rnn_found room = own_found(s->row.d); /* nothing is found yet */
     float *keys = room.logits, *weights = room.weights;
     size_t count = take_sample(s, keys);
-    double V = (double)s->d->model->V, ratio = V / (double)count, missing = s->all - s->target;
-    if (!s->counts) k->exp_sum(count, keys, s->max, s->beta, weights);
+    double V = (double)s->row.d->model->V, ratio = V / (double)count, missing = s->all - s->target;
+    if (!s->counts) k->exp_sum(count, keys, s->row.max, s->row.beta, weights);
     for (size_t j = 0; j < count; j++) keys[j] = -keys[j]; /* to sum what is not kept: the largest weights vary most */
     /* Of the weight that is missing, less than half is below the lowest level. */
-    double lowest = s->counts ? -(double)k->max(count, keys) : s->max + log(0.5 * missing / V) / s->beta;
-    lowest = fmax(fmax(lowest, s->max + LEAST_LOG / s->beta), -FLT_MAX);
+    double lowest = s->counts ? -(double)k->max(count, keys) : s->row.max + log(0.5 * missing / V) / s->row.beta;
+    lowest = fmax(fmax(lowest, s->row.max + LEAST_LOG / s->row.beta), -FLT_MAX);
     c->count = 0;
-    add_point(s, c, s->max, s->counts ? 0.5 : 0.0);
+    add_point(s, c, s->row.max, s->counts ? 0.5 : 0.0);
     add_point(s, c, lowest, s->counts ? V : s->all - 0.25 * missing);
     around[0] = around[1] = s->target;
     for (int pass = 0; pass < ESTIMATES; pass++) {
@@ -133,12 +130,12 @@ static void estimate(const search *s, curve *c, double around[2]) {
                                      fmin(level_at(s, c, around[1]), middle - step)};
         float compared[RNN_LEVELS];
         for (int j = 0; j < RNN_LEVELS; j++) {
-            if (pass == 0) levels[j] = s->max + (lowest - s->max) * (j + 1) / (RNN_LEVELS + 1);
+            if (pass == 0) levels[j] = s->row.max + (lowest - s->row.max) * (j + 1) / (RNN_LEVELS + 1);
             compared[j] = -(float)levels[j];
         }
         k->tally(count, keys, s->counts ? NULL : weights, compared, sums);
         for (int j = 0; j < RNN_LEVELS; j++) {
-            if (levels[j] >= s->max || levels[j] <= lowest) continue;
+            if (levels[j] >= s->row.max || levels[j] <= lowest) continue;
             add_point(s, c, levels[j], (s->counts ? V : s->all) - ratio * sums[j]);
         }
         double high = margin_at(s, ratio, level_at(s, c, s->target));
@@ -176,7 +173,7 @@ static float least_logit(const search *s, rnn_found found, size_t count, double 
             middle[j] = high - (high - low) * (int64_t)j / (RNN_LEVELS + 1);
             levels[j] = float_at(middle[j]);
         }
-        s->d->model->kernels->tally(count, found.logits, s->counts ? NULL : found.weights, levels, sizes);
+        s->row.d->model->kernels->tally(count, found.logits, s->counts ? NULL : found.weights, levels, sizes);
         size_t j = 0;
         while (j < RNN_LEVELS && above + sizes[j] < s->target) j++;
         if (j > 0) high = middle[j - 1] - 1;
@@ -189,7 +186,7 @@ static float least_logit(const search *s, rnn_found found, size_t count, double 
 static int32_t last_token(const search *s, rnn_found found, size_t count, double above, float least) {
     const float level[RNN_LEVELS] = {INFINITY, nextafterf(least, INFINITY), INFINITY};
     double sizes[RNN_LEVELS], reached;
-    s->d->model->kernels->tally(count, found.logits, s->counts ? NULL : found.weights, level, sizes);
+    s->row.d->model->kernels->tally(count, found.logits, s->counts ? NULL : found.weights, level, sizes);
     reached = above + sizes[1];
     int32_t last = -1;
     for (size_t j = 0; j < count && reached < s->target; j++) {
@@ -203,28 +200,28 @@ static int32_t last_token(const search *s, rnn_found found, size_t count, double
 /* Sums what is at least `high` into draw_sum, and looks at the tokens down to `low` one by one. Returns 0 if the last one
  * that is kept is among these; -1 if it is above them, 1 if it is below, and all of them are kept. */
 static int settle(const search *s, float low, float high, rnn_cut *cut) {
-    const rnn_decoder *d = s->d;
+    const rnn_decoder *d = s->row.d;
     const rnn_kernels *k = d->model->kernels;
-    const float *draw_max = d->draw_max + s->i * d->blocks;
-    rnn_split split = {.low = low, .high = high, .max = s->max, .beta = s->beta};
+    const float *draw_max = d->draw_max + s->row.i * d->blocks;
+    rnn_split split = {.low = low, .high = high, .max = s->row.max, .beta = s->row.beta};
     rnn_found found = own_found(d);
-    double *sums = d->draw_sum + s->i * d->blocks, above = 0.0;
+    double *sums = d->draw_sum + s->row.i * d->blocks, above = 0.0;
     size_t count = 0, number = 0;
     for (size_t b = 0; b < d->blocks; b++) {
         size_t v0 = b * RNN_BLOCK, size = rnn_min(RNN_BLOCK, d->model->V - v0);
         sums[b] = 0.0;
         if (draw_max[b] < low) continue;
-        count = k->part(size, rnn_drawn_block(d, s->i, s->z, b), v0, &split, sums + b, s->counts ? &number : NULL,
-                        found, count);
+        count = k->part(size, rnn_drawn_block(d, s->row.i, s->row.z, b), v0, &split, sums + b,
+                        s->counts ? &number : NULL, found, count);
         above += sums[b];
     }
     if (s->counts) above = (double)number;
     if (above >= s->target) return -1;
-    double weight = k->exp_sum(count, found.logits, s->max, s->beta, found.weights);
+    double weight = k->exp_sum(count, found.logits, s->row.max, s->row.beta, found.weights);
     bool reaches = above + (s->counts ? (double)count : weight) >= s->target;
     *cut = (rnn_cut){.least = -INFINITY, .last = -1};
     if (reaches) {
-        cut->least = least_logit(s, found, count, above, low, fminf(high, s->max));
+        cut->least = least_logit(s, found, count, above, low, fminf(high, s->row.max));
         cut->last = last_token(s, found, count, above, cut->least);
     }
     for (size_t j = 0; j < count;) {
@@ -242,10 +239,10 @@ static int settle(const search *s, float low, float high, rnn_cut *cut) {
 static rnn_cut find(const search *s) {
     rnn_cut cut;
     if (s->target <= 1.0) { /* what the largest logit counts for, be it a number or a weight */
-        settle(s, s->max, INFINITY, &cut);
+        settle(s, s->row.max, INFINITY, &cut);
         return cut;
     }
-    if (s->d->model->V > INDIVIDUALS) {
+    if (s->row.d->model->V > INDIVIDUALS) {
         curve c;
         double around[2];
         estimate(s, &c, around);
@@ -269,28 +266,63 @@ static rnn_cut find(const search *s) {
     return cut;
 }
 
-static double sum_of(const double *sums, const float *share, size_t blocks) {
+double rnn_weight_of(const rnn_row *row) {
+    const double *sums = row->d->draw_sum + row->i * row->d->blocks;
     double total = 0.0;
-    for (size_t b = 0; b < blocks; b++) total += share ? sums[b] * share[b] : sums[b];
+    for (size_t b = 0; b < row->d->blocks; b++) total += sums[b] * row->share[b];
     return total;
+}
+
+static rnn_cut find_in(const rnn_row *row, const search *s) {
+    rnn_cut cut = find(s);
+    for (size_t b = 0; b < row->d->blocks; b++) row->share[b] = 1.0f;
+    return cut;
+}
+
+rnn_cut rnn_keep_number(const rnn_row *row, size_t number) {
+    search s = {.row = *row, .counts = true, .target = (double)number, .all = (double)row->d->model->V};
+    return find_in(row, &s);
 }
 
 static bool is_looser(rnn_cut a, rnn_cut b) { return a.least < b.least || (a.least == b.least && a.last > b.last); }
 
-rnn_cut rnn_cut_row(rnn_decoder *d, size_t i, const float *z, float max, float beta, const float *share,
-                    const rnn_sampling *sampling) {
-    const double *sums = d->draw_sum + i * d->blocks;
-    search by_weight = {.d = d, .i = i, .z = z, .max = max, .beta = beta, .all = sum_of(sums, share, d->blocks)};
-    search by_number = by_weight;
-    by_number.counts = true, by_number.target = (double)sampling->top_k, by_number.all = (double)d->model->V;
-    bool numbered = sampling->top_k > 0 && (size_t)sampling->top_k < d->model->V;
-    by_weight.target = (double)sampling->top_p * by_weight.all;
-    if (!numbered) return find(&by_weight);
-    rnn_cut cut = find(&by_number), weighed;
-    if (sampling->top_p == 1.0f) return cut;
-    by_weight.target = (double)sampling->top_p * sum_of(sums, NULL, d->blocks); /* of what top_k has kept */
-    if (sampling->top_k > INDIVIDUALS || settle(&by_weight, fmaxf(cut.least, -FLT_MAX), INFINITY, &weighed) != 0) {
-        weighed = find(&by_weight);
+rnn_cut rnn_keep_share(const rnn_row *row, float top_p, double all, size_t number, const rnn_cut *within) {
+    search s = {.row = *row, .target = (double)top_p * rnn_weight_of(row), .all = all};
+    if (!within) return find_in(row, &s);
+    rnn_cut cut;
+    if (number > INDIVIDUALS || settle(&s, fmaxf(within->least, -FLT_MAX), INFINITY, &cut) != 0) cut = find(&s);
+    return is_looser(cut, *within) ? rnn_keep_number(row, number) : cut; /* looser by rounding */
+}
+
+/* ---- One token ------------------------------------------------------------------------------------------------------ */
+
+/* The weight of tokens v to v + count, all of one block, whose logit is at least `level`. */
+static double weight_from(const rnn_row *row, size_t v, size_t count, float level) {
+    const rnn_decoder *d = row->d;
+    const float *z = rnn_drawn_block(d, row->i, row->z, v / RNN_BLOCK) + v % RNN_BLOCK;
+    rnn_split split = {.low = level, .high = level, .max = row->max, .beta = row->beta};
+    double sum;
+    d->model->kernels->part(count, z, v, &split, &sum, NULL, own_found(d), 0); /* finds none between the two */
+    return sum;
+}
+
+/* Those before it must hold less. Blocks are summed until what the others weigh cannot change the answer. */
+bool rnn_share_has(const rnn_row *row, float top_p, size_t token) {
+    const rnn_decoder *d = row->d;
+    const double *sums = d->draw_sum + row->i * d->blocks;
+    const float *draw_max = d->draw_max + row->i * d->blocks;
+    double rest = rnn_weight_of(row), target = (double)top_p * rest, before = 0.0;
+    size_t own = token / RNN_BLOCK;
+    float z = rnn_drawn_block(d, row->i, row->z, own)[token % RNN_BLOCK], above = nextafterf(z, INFINITY);
+    for (size_t b = 0; b < d->blocks && before < target && before + rest >= target; b++) {
+        size_t v = b * RNN_BLOCK, end = rnn_min(v + RNN_BLOCK, d->model->V);
+        rest -= sums[b] * row->share[b];
+        if (draw_max[b] < z) continue;
+        if (b == own) {
+            before += weight_from(row, v, token - v, z);
+            v = token;
+        }
+        before += weight_from(row, v, end - v, b < own ? z : above);
     }
-    return is_looser(weighed, cut) ? find(&by_number) : weighed; /* looser by rounding */
+    return before < target;
 }

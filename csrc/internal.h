@@ -341,10 +341,27 @@ static inline bool rnn_keeps(rnn_cut cut, float z, size_t token) {
     return (z > cut.least) | ((z == cut.least) & ((int64_t)token <= cut.last)); /* no branch */
 }
 
-/* The cut of row i of a group. draw_sum is then of what it keeps, and relative to `max`, the largest logit of the row.
- * beta: 1 / temperature.  share: shares_of the row. */
-rnn_cut rnn_cut_row(rnn_decoder *d, size_t i, const float *z, float max, float beta, const float *share,
-                    const rnn_sampling *sampling);
+/* A row of a group's logits, whose blocks have all been measured. */
+typedef struct rnn_row {
+    rnn_decoder *d;
+    size_t i;
+    const float *z;  /* (V): as the model gives them */
+    float max, beta; /* the largest logit, with biases and ban; 1 / temperature */
+    float *share;    /* (blocks): what draw_sum of each block counts for: 1 once it is relative to max */
+} rnn_row;
+
+/* Cuts of a row. draw_sum is then of what is kept, and relative to max; share is 1. */
+rnn_cut rnn_keep_number(const rnn_row *row, size_t number);
+
+/* The share top_p of what `within` keeps, or of all tokens where it is NULL, in which case `number` is V.
+ * all: the weight of all tokens. */
+rnn_cut rnn_keep_share(const rnn_row *row, float top_p, double all, size_t number, const rnn_cut *within);
+
+/* Whether a token is among the first that hold the share top_p of what draw_sum is of. */
+bool rnn_share_has(const rnn_row *row, float top_p, size_t token);
+
+/* The weight that draw_sum is of. */
+double rnn_weight_of(const rnn_row *row);
 
 /* Block b of row i, with biases and ban. */
 static inline const float *rnn_drawn_block(const rnn_decoder *d, size_t i, const float *z, size_t b) {

@@ -241,9 +241,11 @@ typedef struct rnn_bias {
  *   2  at temperature 0 the largest is the token, of equal ones the lowest id; what follows is then not used
  *   3  p = softmax(z / temperature)
  *   4  the top_k most probable tokens are kept, of equal ones the lowest ids
- *   5  of these, in the same order, as few as hold top_p of the probability that is left are kept; at least one
- *   6  the token is the first, in order of id, at which the running sum of the probabilities that are kept, in double,
+ *   5  the token is the first of these, in order of id, at which the running sum of their probabilities, in double,
  *      exceeds u times their whole
+ *   6  top_p: if those of them that go before it, by falling probability and then by id, hold top_p of that whole or more,
+ *      then only as few as hold so much are kept, and 5 is done again with SplitMix64 of u: the token is from among the first
+ *      that hold top_p, each with a chance in proportion to its probability
  *
  * A bias is an addition and nothing else: -100 bans a token in all but name, since logits are seldom as far apart.
  * RNN_E_TOKEN when banned is neither -1 nor a token, or the biases are not in ascending order of token, each once;

@@ -36,10 +36,6 @@ static size_t first_equal(const float *z, size_t count, float value) {
 /* Below 1e-30 the reciprocal would overflow, and any difference of floats already gives probability 0. */
 static float beta_of(const rnn_sampling *s) { return 1.0f / fmaxf(s->temperature, 1e-30f); }
 
-static bool cuts(const rnn_decoder *d, const rnn_sampling *s) {
-    return s->temperature > 0.0f && ((s->top_k > 0 && (size_t)s->top_k < d->model->V) || s->top_p < 1.0f);
-}
-
 /* The first of the biases whose token is at least `token`. */
 static int32_t first_bias(const rnn_sampling *s, size_t token) {
     int32_t low = 0, high = s->bias_count;
@@ -120,44 +116,60 @@ static size_t greedy(const rnn_decoder *d, size_t i, const float *z, float max) 
 /* The first v at which the running sum of exp((z - max) / temperature) exceeds u times their sum, over all tokens or those
  * that the cut keeps. Whole blocks are passed by their sums; one is found, because u * total < total in doubles too. Within
  * it, rounding may leave the running sum short of its target: then it is the last v whose term is not 0. */
-static size_t inverse_cdf(const rnn_decoder *d, size_t i, const float *z, float max, const float *share,
-                          const rnn_sampling *s, const rnn_cut *cut) {
-    const double *sums = d->draw_sum + i * d->blocks;
-    double total = 0.0, sum = 0.0;
+static size_t inverse_cdf(const rnn_row *row, double u, const rnn_cut *cut) {
+    const rnn_decoder *d = row->d;
+    const double *sums = d->draw_sum + row->i * d->blocks;
+    const float *share = row->share;
+    double target = u * rnn_weight_of(row), sum = 0.0;
     size_t block = 0, found = 0;
-    for (size_t b = 0; b < d->blocks; b++) total += sums[b] * share[b];
-    for (; block + 1 < d->blocks && sum + sums[block] * share[block] <= s->u * total; block++) {
+    for (; block + 1 < d->blocks && sum + sums[block] * share[block] <= target; block++) {
         sum += sums[block] * share[block];
     }
     size_t v0 = block * RNN_BLOCK, count = rnn_min(RNN_BLOCK, d->model->V - v0);
-    const float *drawn = rnn_drawn_block(d, i, z, block);
-    float terms[RNN_BLOCK], shift = cut ? max : d->draw_max[i * d->blocks + block];
-    d->model->kernels->exp_sum(count, drawn, shift, beta_of(s), terms);
+    const float *drawn = rnn_drawn_block(d, row->i, row->z, block);
+    float terms[RNN_BLOCK], shift = cut ? row->max : d->draw_max[row->i * d->blocks + block];
+    d->model->kernels->exp_sum(count, drawn, shift, row->beta, terms);
     for (size_t v = 0; v < count; v++) {
         if (!(terms[v] > 0.0f) || (cut && !rnn_keeps(*cut, drawn[v], v0 + v))) continue;
         found = v0 + v;
         sum += (double)terms[v] * share[block];
-        if (sum > s->u * total) break;
+        if (sum > target) break;
     }
     return found;
 }
 
+/* A number in [0,1) that looks unrelated to u: SplitMix64 of its bits (Steele, Lea & Flood 2014). */
+static double second_number(double u) {
+    uint64_t x = (uint64_t)(u * 0x1p53) + 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return (double)((x ^ x >> 31) >> 11) * 0x1p-53;
+}
+
+/* To draw from the share top_p, a token is drawn from all, and nine in ten are in the share when it is 0.9: that is cheaper
+ * to see than where the share ends. The others are drawn again, from the share, so each of its tokens gains in proportion. */
+static size_t draw_weighted(const rnn_row *row, const rnn_sampling *s) {
+    double all = rnn_weight_of(row);
+    size_t V = row->d->model->V, number = s->top_k > 0 ? rnn_min((size_t)s->top_k, V) : V;
+    rnn_cut by_number, by_share;
+    if (number < V) by_number = rnn_keep_number(row, number);
+    const rnn_cut *within = number < V ? &by_number : NULL;
+    size_t token = inverse_cdf(row, s->u, within);
+    if (s->top_p == 1.0f || rnn_share_has(row, s->top_p, token)) return token;
+    by_share = rnn_keep_share(row, s->top_p, all, number, within);
+    return inverse_cdf(row, second_number(s->u), &by_share);
+}
+
 int32_t rnn_draw(rnn_decoder *d, size_t i, const float *z, const rnn_sampling *s, float *logp) {
     const float *draw_max = d->draw_max + i * d->blocks;
-    float max = d->model->kernels->max(d->blocks, draw_max);
+    rnn_row row = {.d = d, .i = i, .z = z, .max = d->model->kernels->max(d->blocks, draw_max), .beta = beta_of(s)};
     double lse = logp ? log_sum_exp(d, i) : 0.0;
     size_t token;
     if (s->temperature == 0.0f) {
-        token = greedy(d, i, z, max);
+        token = greedy(d, i, z, row.max);
     } else {
-        float *share = shares_of(d, i, draw_max, max, beta_of(s));
-        rnn_cut cut;
-        bool is_cut = cuts(d, s);
-        if (is_cut) {
-            cut = rnn_cut_row(d, i, z, max, beta_of(s), share, s);
-            for (size_t b = 0; b < d->blocks; b++) share[b] = 1.0f; /* all sums are relative to max now */
-        }
-        token = inverse_cdf(d, i, z, max, share, s, is_cut ? &cut : NULL);
+        row.share = shares_of(d, i, draw_max, row.max, row.beta);
+        token = draw_weighted(&row, s);
     }
     if (logp) *logp = (float)(z[token] - lse);
     return (int32_t)token;

@@ -101,6 +101,18 @@ def distribution(logits: F32, sampling: Sampling, banned: int | None = None) -> 
     return weights / weights.sum()
 
 
+def second_number(u: float) -> float:
+    """Return a number in [0, 1) that looks unrelated to u: SplitMix64 of its bits (Steele, Lea & Flood 2014).
+
+    A draw from a share top_p that falls outside it is done again with it.
+    """
+    mask = 2**64 - 1
+    x = (int(u * 2.0**53) + 0x9E3779B97F4A7C15) & mask
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
+    return ((x ^ x >> 31) >> 11) * 2.0**-53
+
+
 class Biases:
     """What is added to the logits of one generation: logit_bias, less the penalties for the tokens drawn so far."""
 

@@ -57,44 +57,79 @@ static size_t kept_tokens(const int32_t *by_rank, const double *weight, size_t V
     return kept;
 }
 
-/* Draws all over [0,1) from z: each token is one of those kept, at its place in their cumulative distribution; the first and
- * the last token that can be drawn are the right ones. */
+/* Weights of the tokens that can be drawn, in order of id: (V + 1) sums of those before each token, and of all. */
+static double *sums_of(const double *weight, const int32_t *rank, size_t V, size_t kept) {
+    double *sums = doubles(V + 1);
+    for (size_t v = 0; v < V; v++) sums[v + 1] = sums[v] + ((size_t)rank[v] < kept ? weight[v] : 0.0);
+    return sums;
+}
+
+/* Whether u, up to rounding, falls on token v. */
+static bool falls_on(const double *sums, size_t V, double u, size_t v) {
+    double total = sums[V];
+    return sums[v] / total <= u + 1e-5 && u <= sums[v + 1] / total + 1e-5;
+}
+
+/* Whether u, up to rounding, can fall on a token that is not kept. */
+static bool falls_outside(const double *sums, const double *weight, const int32_t *rank, size_t V, size_t kept,
+                          double u) {
+    for (size_t v = 0; v < V; v++) {
+        if ((size_t)rank[v] >= kept && weight[v] > 0.0 && falls_on(sums, V, u, v)) return true;
+    }
+    return false;
+}
+
+/* SplitMix64 of u: each of the constants stands in the paper by Steele, Lea & Flood. */
+static double second_number(double u) {
+    uint64_t x = (uint64_t)ldexp(u, 53) + UINT64_C(0x9e3779b97f4a7c15);
+    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return ldexp((double)((x ^ (x >> 31)) >> 11), -53);
+}
+
+/* Draws all over [0,1) from z: each token is where u falls among those that top_k keeps, or, if that one is not of the share
+ * top_p, where the second number falls among those that are. Without top_p, the first and the last token that can be drawn
+ * are the right ones. */
 static void check_draws(const sampler *s, const float *z, float temperature, int32_t top_k, float top_p) {
     size_t V = s->p.V;
-    int32_t *by_rank = ints(V), *rank = ints(V), before = 0, token = -1;
-    double *weight = doubles(V), *cdf = doubles(V), total = 0.0, sum = 0.0;
+    int32_t *by_rank = ints(V), *rank = ints(V), before = 0, token = -1, first = -1, last = -1;
+    double *weight = doubles(V);
     rank_tokens(z, V, temperature, by_rank, weight);
     for (size_t r = 0; r < V; r++) rank[by_rank[r]] = (int32_t)r;
+    size_t number = kept_tokens(by_rank, weight, V, top_k, 1.0f, 0.0);
     size_t kept = kept_tokens(by_rank, weight, V, top_k, top_p, 0.0);
     bool certain = kept == kept_tokens(by_rank, weight, V, top_k, top_p, 1e-6) &&
                    kept == kept_tokens(by_rank, weight, V, top_k, top_p, -1e-6);
-    int32_t first = -1, last = -1;
+    double *whole = sums_of(weight, rank, V, number), *share = sums_of(weight, rank, V, kept);
     for (size_t v = 0; v < V; v++) {
-        cdf[v] = sum;
-        if ((size_t)rank[v] >= kept) continue;
-        sum += weight[v];
-        if (weight[v] > 1e-30 && first < 0) first = (int32_t)v;
-        if (weight[v] > 1e-30) last = (int32_t)v;
+        if ((size_t)rank[v] >= number || weight[v] <= 1e-30) continue;
+        if (first < 0) first = (int32_t)v;
+        last = (int32_t)v;
     }
-    total = sum;
     rnn_sampling sampling = {.temperature = temperature, .top_k = top_k, .banned = -1, .top_p = top_p};
     for (int i = 0; i <= 20; i++) {
-        sampling.u = i < 20 ? i / 20.0 : 1.0 - 0x1p-53;
+        double u = i < 20 ? i / 20.0 : 1.0 - 0x1p-53;
         float logp = 1.0f;
+        sampling.u = u;
         CHECK(rnn_sample(s->decoder, z, &sampling, &token, &logp) == RNN_OK && logp <= 1e-3f);
-        CHECK(token >= before);
-        CHECK(top_k == 0 || rank[token] < top_k); /* whatever top_p rounds to */
-        before = token;
+        CHECK((size_t)rank[token] < number); /* whatever top_p rounds to */
+        if (top_p == 1.0f) {
+            CHECK(token >= before);
+            before = token;
+            if (i == 0) CHECK(token == first || (token < first && weight[token] <= 1e-30));
+        }
         if (!certain) continue;
         CHECK((size_t)rank[token] < kept);
-        CHECK_BELOW(cdf[token] / total, sampling.u + 1e-5);
-        CHECK_BELOW(sampling.u, (cdf[token] + weight[token]) / total + 1e-5);
-        if (i == 0) CHECK(token == first || (token < first && weight[token] <= 1e-30));
+        if (falls_on(whole, V, u, (size_t)token)) continue;
+        CHECK(top_p < 1.0f && falls_outside(whole, weight, rank, V, kept, u));
+        CHECK(falls_on(share, V, second_number(u), (size_t)token));
     }
     /* The largest u draws the last token, unless its weight is lost beside the others. None after it weighs more than 0 in
      * float, but for one of less than 1e-30 that some kernels, with denormal numbers, still have. */
-    if (certain && weight[last] > 1e-6 * total) CHECK(token == last || (token > last && weight[token] <= 1e-30));
-    free(by_rank), free(rank), free(weight), free(cdf);
+    if (top_p == 1.0f && weight[last] > 1e-6 * whole[V]) {
+        CHECK(token == last || (token > last && weight[token] <= 1e-30));
+    }
+    free(by_rank), free(rank), free(weight), free(whole), free(share);
 }
 
 enum { KINDS = 12 };

@@ -19,7 +19,7 @@ import torch_rnn
 from rnnlm import checkpoint, library
 from rnnlm.binding import Decoder, Model, sampling_rows, set_biases
 from rnnlm.language_model import LanguageModel
-from rnnlm.sampling import BIAS, Biases, PromptError, Sampling, distribution
+from rnnlm.sampling import BIAS, Biases, PromptError, Sampling, distribution, second_number
 
 VOCAB = 700  # more than one block of the C library
 HALF = 0.5 - 2.0**-30
@@ -49,6 +49,28 @@ def kept_tokens(
         kept, certain = min(counts[0], kept), len(set(counts)) == 1
     weights[order[kept:]] = 0.0
     return weights, certain
+
+
+def tokens_at(weights: np.ndarray, u: float) -> np.ndarray:
+    """The tokens whose place in the cumulative distribution is that of u: more than one where rounding decides."""
+    cumulative = np.cumsum(weights) / weights.sum()
+    fits = (cumulative >= u - 1e-5) & (cumulative - weights / weights.sum() <= u + 1e-5)
+    return np.flatnonzero(fits & (weights > 0.0))
+
+
+def possible_draws(
+    logits: np.ndarray, sampling: Sampling, u: float, banned: int | None, biases: np.ndarray
+) -> list[int] | None:
+    """What the rule of rnn_sampling can give, up to rounding; None where that decides what top_p keeps."""
+    kept, certain = kept_tokens(logits, sampling, banned, biases)
+    if not certain:
+        return None
+    whole, _ = kept_tokens(logits, replace(sampling, top_p=1.0), banned, biases)
+    first = tokens_at(whole, u)
+    drawn = set(first[kept[first] > 0.0].tolist())
+    if (kept[first] == 0.0).any():
+        drawn |= set(tokens_at(kept, second_number(u)).tolist())
+    return sorted(drawn)
 
 
 def draw_in_c(logits: np.ndarray, sampling: Sampling, u: float, banned: int | None, biases: np.ndarray) -> int:
@@ -90,26 +112,24 @@ def draws(draw: st.DrawFn) -> tuple[np.ndarray, Sampling, int | None, np.ndarray
 @pytest.mark.parametrize("one", [draw_in_c, draw_in_torch])
 @given(case=draws(), us=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=8))
 def test_a_draw_follows_the_rule(one, case, us: list[float]) -> None:
-    """Its place in the cumulative distribution of what is kept is that of u; the order of u is that of the tokens."""
+    """Without top_p, the order of u is that of the tokens."""
     logits, sampling, banned, biases = case
-    weights, certain = kept_tokens(logits, sampling, banned, biases)
-    cumulative = np.cumsum(weights) / weights.sum()
     before = -1
     for u in sorted(us):
         token = one(logits, sampling, u, banned, biases)
-        assert 0 <= token < VOCAB and token != banned and token >= before
-        before = token
-        if certain:
-            assert weights[token] > 0.0
-            assert cumulative[token] >= u - 1e-5 and cumulative[token] - weights[token] / weights.sum() <= u + 1e-5
+        assert 0 <= token < VOCAB and token != banned
+        possible = possible_draws(logits, sampling, u, banned, biases)
+        assert possible is None or token in possible
+        if sampling.top_p == 1.0:
+            assert token >= before
+            before = token
 
 
 @given(case=draws(), u=st.floats(0, 1, exclude_max=True))
 def test_both_back_ends_draw_the_same(case, u: float) -> None:
     logits, sampling, banned, biases = case
-    weights, certain = kept_tokens(logits, sampling, banned, biases)
-    cumulative = np.cumsum(weights) / weights.sum()
-    if certain and np.abs(cumulative - u).min() > 1e-5:  # where rounding cannot decide
+    possible = possible_draws(logits, sampling, u, banned, biases)
+    if possible is not None and len(possible) == 1:  # where rounding cannot decide
         assert draw_in_c(logits, sampling, u, banned, biases) == draw_in_torch(logits, sampling, u, banned, biases)
 
 
@@ -133,19 +153,38 @@ def test_the_distribution_of_greedy_generation(temperature: float) -> None:
 
 @pytest.mark.parametrize("one", [draw_in_c, draw_in_torch])
 def test_ties_and_edges_of_top_p(one) -> None:
-    """Of equal tokens the lowest ids are kept, as few as reach the share; u just below 1 draws the last of them."""
+    """Of equal tokens the lowest ids are kept, as few as reach the share."""
     none = np.zeros(0, dtype=BIAS)
     logits = np.full(VOCAB, -60.0, dtype=np.float32)
     logits[[5, 100, 600, 650]] = 2.0
-    for top_p, last in ((1e-6, 5), (0.25, 5), (0.26, 100), (0.5, 100), (0.75, 600), (0.76, 650), (0.9999, 650)):
-        assert one(logits, Sampling(top_p=top_p), 1 - 2.0**-53, None, none) == last
-        assert one(logits, Sampling(top_p=top_p), 0.0, None, none) == 5
-    assert one(logits, Sampling(top_p=0.5), HALF, None, none) == 5  # the two that are kept share the whole
-    assert one(logits, Sampling(top_p=0.5), 0.5, None, none) == 100
+    for top_p, kept in (
+        (1e-6, {5}),
+        (0.25, {5}),
+        (0.26, {5, 100}),
+        (0.5, {5, 100}),
+        (0.75, {5, 100, 600}),
+        (0.76, {5, 100, 600, 650}),
+        (0.9999, {5, 100, 600, 650}),
+    ):
+        us = [*np.arange(64) / 64, 1 - 2.0**-53]
+        assert {one(logits, Sampling(top_p=top_p), u, None, none) for u in us} == kept
+    # One that is kept stays as drawn; another is drawn again, by the second number, of the two that share the whole.
+    assert one(logits, Sampling(top_p=0.5), HALF, None, none) == 100
+    for u in (0.5, 0.6, 0.7, 0.8, 0.9, 1 - 2.0**-53):
+        assert one(logits, Sampling(top_p=0.5), u, None, none) == (5 if second_number(u) < 0.5 else 100)
     # top_p is of what top_k has left, and neither counts the banned token.
     assert one(logits, Sampling(top_k=2, top_p=0.5), 1 - 2.0**-53, None, none) == 5
     assert one(logits, Sampling(top_k=2, top_p=0.51), 1 - 2.0**-53, None, none) == 100
     assert one(logits, Sampling(top_p=0.33), 1 - 2.0**-53, 5, none) == 100
+
+
+def test_the_second_number() -> None:
+    """As SplitMix64 gives it for its first seeds; over many u, and over those close together, it is uniform."""
+    assert second_number(0.0) == (0xE220A8397B1DCDAF >> 11) * 2.0**-53
+    assert second_number(2.0**-53) == (0x910A2DEC89025CC1 >> 11) * 2.0**-53
+    for us in (np.random.default_rng(3).random(20_000), 0.95 + np.arange(20_000) * 2.0**-50):
+        counts = np.histogram([second_number(float(u)) for u in us], bins=50, range=(0.0, 1.0))[0]
+        assert ((counts - 400) ** 2 / 400).sum() < 49 + 5 * math.sqrt(98)
 
 
 def test_chi_square_of_top_p() -> None:
