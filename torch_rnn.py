@@ -286,7 +286,7 @@ def draw(
     weights[order[kept:]] = 0.0
     drawn = _inverse_cdf(weights, u)
     if top_p < 1.0:
-        cumulative = torch.cumsum(weights[order], 0)
+        cumulative = torch.cumsum(weights[order[:kept]], 0)
         last = int(torch.searchsorted(cumulative, top_p * cumulative[-1]))
         weights[order[last + 1 :]] = 0.0
         if weights[drawn] == 0.0:
@@ -295,6 +295,7 @@ def draw(
 
 
 def _inverse_cdf(weights: torch.Tensor, u: float) -> int:
+    """Return the first token at which the running sum of the weights (V,) exceeds u times their total."""
     cumulative = torch.cumsum(weights, 0)
     drawn = int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
     # Where rounding lifts u * total to the total itself, the last token that has a probability is meant.

@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import figures
+from servers import end_in_order, free_port
 from tables import LOAD_HEAD, load_end, load_line, load_start
 from worker import random_weights
 
@@ -73,8 +74,9 @@ def make_weights(path: Path, vocab: int, embed: int, hidden: int) -> None:
 
 
 @contextlib.contextmanager
-def server(system: str, weights: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a server process, and yield once it answers."""
+def server(system: str, weights: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Start a server process, and yield it and its port once it answers."""
+    port = free_port()
     if system == "llama":
         command = [sys.executable, "bench/llama_service.py", "--port", str(port)]
     else:
@@ -95,7 +97,7 @@ def server(system: str, weights: Path, port: int) -> Iterator[subprocess.Popen[b
             if process.poll() is not None or time.monotonic() > end:
                 sys.exit(f"load.py: the server of {system} did not start; try: {' '.join(command)}")
             time.sleep(0.05)
-        yield process
+        yield process, port
     finally:
         process.terminate()
         process.wait()
@@ -160,10 +162,10 @@ async def client(port: int, system: str, options: argparse.Namespace, tally: Tal
         writer.close()
 
 
-async def round_of(clients: int, system: str, options: argparse.Namespace, seconds: float) -> Tally:
+async def round_of(clients: int, port: int, system: str, options: argparse.Namespace, seconds: float) -> Tally:
     tally = Tally()
     until = time.perf_counter() + seconds
-    await asyncio.gather(*(client(options.port, system, options, tally, until) for _ in range(clients)))
+    await asyncio.gather(*(client(port, system, options, tally, until) for _ in range(clients)))
     return tally
 
 
@@ -187,9 +189,9 @@ def row(system: str, clients: int, seconds: float, tally: Tally) -> dict[str, An
 # ---- The start ------------------------------------------------------------------------------------------------------
 
 
-def measure_start(weights: Path, port: int) -> dict[str, Any]:
+def measure_start(weights: Path) -> dict[str, Any]:
     """Measure processor time and memory of a server from its start to the first token of the C model."""
-    with server("cold", weights, port) as process:
+    with server("cold", weights) as (process, port):
         body = json.dumps({"prompt": "waaaa", "max_tokens": 1}).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/generate/c", body, {"content-type": "application/json"}
@@ -220,8 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--top-p", type=float, default=1.0, help="of the sampling, but for plain (%(default)s)")
     parser.add_argument("--weights", type=Path, help="a weights file (default: random weights of --size)")
     parser.add_argument("--size", nargs=3, type=int, default=[31_266, 300, 100], metavar=("V", "E", "H"))
-    parser.add_argument("--port", type=int, default=8765)
     options = parser.parse_args(arguments)
+    end_in_order()
     if missing := [system for system in options.systems or () if not can_run(system)]:
         parser.error(f"{missing[0]} needs two packages more: pip install xllamacpp gguf")
     if not options.systems and not can_run("llama"):
@@ -232,14 +234,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if weights is None:
             weights = Path(scratch) / "random.safetensors"
             make_weights(weights, *options.size)
-        start = measure_start(weights.absolute(), options.port)
+        start = measure_start(weights.absolute())
         print(f"{load_start(start)}\n\n{LOAD_HEAD}")
         for system in options.systems or filter(can_run, SYSTEMS):
             ours = []
-            with server(system, weights.absolute(), options.port):
-                asyncio.run(round_of(1, system, options, 1.0))  # warm
+            with server(system, weights.absolute()) as (_, port):
+                warm = asyncio.run(round_of(1, port, system, options, 1.0))
+                if warm.refused and not warm.tokens:
+                    sys.exit(f"load.py: the server of {system} refuses every request")
                 for clients in options.clients:
-                    tally = asyncio.run(round_of(clients, system, options, options.seconds))
+                    tally = asyncio.run(round_of(clients, port, system, options, options.seconds))
                     ours.append(row(system, clients, options.seconds, tally))
                     print(load_line(ours[-1]), flush=True)
             print(f"{load_end(ours)}\n")

@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from typing import Any
 import figures
 import numpy as np
 from scipy.optimize import nnls
+from servers import end_in_order
 
 from rnnlm.errors import Failure, UserError, exit_code_of
 from rnnlm.regularization import CandidateSampler, Regularizer
@@ -325,9 +325,7 @@ def main() -> int:
 
     def run() -> None:
         check_rights()
-        for number in (signal.SIGTERM, signal.SIGHUP):  # by default they end it and leave the namespaces
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
-                signal.signal(number, lambda number, frame: sys.exit(128 + number))
+        end_in_order()  # by default these signals leave the namespaces
         load = round(os.getloadavg()[0], 1)
         with cable() as link:
             local = shown(on_one_machine(options.rounds))

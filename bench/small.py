@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 import figures
 from load import make_weights
+from servers import end_in_order, free_port
 from tables import small_lines
 
 from service.capacity import Capacity
@@ -151,7 +152,7 @@ async def load(port: int, clients: int, seconds: float, tokens: int, replacement
     return tally
 
 
-def measure(size: Sequence[int], clients: int, seconds: float, tokens: int, port: int) -> dict[str, Any]:
+def measure(size: Sequence[int], clients: int, seconds: float, tokens: int) -> dict[str, Any]:
     """Run once. Raises AssertionError if a request fails or the memory exceeds the limit."""
     with tempfile.TemporaryDirectory(prefix="rnn-small-") as scratch:
         folder = Path(scratch) / "weights"
@@ -160,6 +161,7 @@ def measure(size: Sequence[int], clients: int, seconds: float, tokens: int, port
         make_weights(weights, *size)
         replacement = Path(scratch) / "replacement.safetensors"
         make_weights(replacement, *size)
+        port = free_port()
         process = start(weights, port, Path(scratch) / "log")
         peak = Peak(process.pid)
         peak.start()
@@ -199,12 +201,12 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16, help="number of clients (%(default)s)")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the run (%(default)s)")
     parser.add_argument("--tokens", type=int, default=50, help="tokens per generation (%(default)s)")
-    parser.add_argument("--port", type=int, default=8767)
     options = parser.parse_args()
+    end_in_order()
     rows = []
     for size in [options.size] if options.size else SIZES:
         try:
-            rows.append(measure(size, options.clients, options.seconds, options.tokens, options.port))
+            rows.append(measure(size, options.clients, options.seconds, options.tokens))
         except AssertionError as error:
             print(f"small.py: {error}", file=sys.stderr)
             return 1

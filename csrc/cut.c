@@ -6,6 +6,9 @@
  * row then sums the weights well above the estimate and collects the few tokens close to it, among which the cut is found
  * exactly (as in SELECT by Floyd & Rivest 1975). If it is not among them, the pass is repeated further up or down: four
  * passes in all, then one that collects every token.
+ *
+ * Most draws with top_p need no cut: rnn_share_has sums what is more probable than one token, block by block, until the
+ * answer is certain.
  */
 #include <float.h>
 #include <math.h>
@@ -306,7 +309,8 @@ static double weight_from(const rnn_row *row, size_t v, size_t count, float leve
     return sum;
 }
 
-/* Those before it must hold less. Blocks are summed until what the others weigh cannot change the answer. */
+/* The token belongs to it if those before it, of larger logits or equal ones and lower ids, weigh less than the share. Blocks
+ * are summed until what the others weigh cannot change the answer. */
 bool rnn_share_has(const rnn_row *row, float top_p, size_t token) {
     const rnn_decoder *d = row->d;
     const double *sums = d->draw_sum + row->i * d->blocks;

@@ -353,8 +353,8 @@ typedef struct rnn_row {
 /* Cuts of a row. draw_sum is then of what is kept, and relative to max; share is 1. */
 rnn_cut rnn_keep_number(const rnn_row *row, size_t number);
 
-/* The share top_p of what `within` keeps, or of all tokens where it is NULL, in which case `number` is V.
- * all: the weight of all tokens. */
+/* The share top_p of all tokens; or of what `within` keeps, which rnn_keep_number has just given for this row and number.
+ * all: the weight of all tokens, before any cut. */
 rnn_cut rnn_keep_share(const rnn_row *row, float top_p, double all, size_t number, const rnn_cut *within);
 
 /* Whether a token is among the first that hold the share top_p of what draw_sum is of. */

@@ -242,10 +242,11 @@ typedef struct rnn_bias {
  *   3  p = softmax(z / temperature)
  *   4  the top_k most probable tokens are kept, of equal ones the lowest ids
  *   5  the token is the first of these, in order of id, at which the running sum of their probabilities, in double,
- *      exceeds u times their whole
- *   6  top_p: if those of them that go before it, by falling probability and then by id, hold top_p of that whole or more,
- *      then only as few as hold so much are kept, and 5 is done again with SplitMix64 of u: the token is from among the first
- *      that hold top_p, each with a chance in proportion to its probability
+ *      exceeds u times their total
+ *   6  top_p: the nucleus is the fewest of these, most probable first and of equal ones the lowest ids, that hold top_p of
+ *      that total. If the token is outside it, 5 is repeated over the nucleus with another number for u: the upper 53 bits,
+ *      times 2^-53, of the first output of SplitMix64 seeded with floor(u * 2^53). So each token of the nucleus is drawn in
+ *      proportion to its probability.
  *
  * A bias is an addition and nothing else: -100 bans a token in all but name, since logits are seldom as far apart.
  * RNN_E_TOKEN when banned is neither -1 nor a token, or the biases are not in ascending order of token, each once;

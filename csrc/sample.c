@@ -138,7 +138,7 @@ static size_t inverse_cdf(const rnn_row *row, double u, const rnn_cut *cut) {
     return found;
 }
 
-/* A number in [0,1) that looks unrelated to u: SplitMix64 of its bits (Steele, Lea & Flood 2014). */
+/* A number in [0,1) that looks unrelated to u: SplitMix64 of floor(u * 2^53) (Steele, Lea & Flood 2014). */
 static double second_number(double u) {
     uint64_t x = (uint64_t)(u * 0x1p53) + 0x9e3779b97f4a7c15u;
     x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
@@ -146,17 +146,20 @@ static double second_number(double u) {
     return (double)((x ^ x >> 31) >> 11) * 0x1p-53;
 }
 
-/* To draw from the share top_p, a token is drawn from all, and nine in ten are in the share when it is 0.9: that is cheaper
- * to see than where the share ends. The others are drawn again, from the share, so each of its tokens gains in proportion. */
+/* A draw from all tokens is in the nucleus at least top_p of the time, and seeing that is cheaper than finding where the
+ * nucleus ends. The others are drawn again, from the nucleus, so each of its tokens gains in proportion. */
 static size_t draw_weighted(const rnn_row *row, const rnn_sampling *s) {
     double all = rnn_weight_of(row);
     size_t V = row->d->model->V, number = s->top_k > 0 ? rnn_min((size_t)s->top_k, V) : V;
-    rnn_cut by_number, by_share;
-    if (number < V) by_number = rnn_keep_number(row, number);
-    const rnn_cut *within = number < V ? &by_number : NULL;
+    rnn_cut by_number;
+    const rnn_cut *within = NULL;
+    if (number < V) {
+        by_number = rnn_keep_number(row, number);
+        within = &by_number;
+    }
     size_t token = inverse_cdf(row, s->u, within);
     if (s->top_p == 1.0f || rnn_share_has(row, s->top_p, token)) return token;
-    by_share = rnn_keep_share(row, s->top_p, all, number, within);
+    rnn_cut by_share = rnn_keep_share(row, s->top_p, all, number, within);
     return inverse_cdf(row, second_number(s->u), &by_share);
 }
 

@@ -102,9 +102,9 @@ def distribution(logits: F32, sampling: Sampling, banned: int | None = None) -> 
 
 
 def second_number(u: float) -> float:
-    """Return a number in [0, 1) that looks unrelated to u: SplitMix64 of its bits (Steele, Lea & Flood 2014).
+    """Return a number in [0, 1) that looks unrelated to u: SplitMix64 of floor(u * 2^53) (Steele, Lea & Flood 2014).
 
-    A draw from a share top_p that falls outside it is done again with it.
+    With top_p, a token that fell outside the nucleus is drawn again with it.
     """
     mask = 2**64 - 1
     x = (int(u * 2.0**53) + 0x9E3779B97F4A7C15) & mask

@@ -157,7 +157,7 @@ static float *logits_of(int kind, size_t V) {
 void test_cuts(void) {
     static const size_t sizes[] = {1, 2, 50, 577, 1500, 9001};
     static const float shares[] = {1e-7f, 0.1f, 0.5f, 0.9f, 0.99f, 0x1.fffffep-1f, 1.0f},
-                       temperatures[] = {1.0f, 0.5f, 30.0f};
+                       temperatures[] = {1.0f, 0.5f, 30.0f, 1e-35f, 1e35f};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         size_t V = sizes[i];
         sampler s = make_sampler(V);

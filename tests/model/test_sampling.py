@@ -187,22 +187,19 @@ def test_the_second_number() -> None:
         assert ((counts - 400) ** 2 / 400).sum() < 49 + 5 * math.sqrt(98)
 
 
-def test_chi_square_of_top_p() -> None:
-    """200,000 draws of a fixed seed follow the renormalized distribution of what is kept."""
+@pytest.mark.parametrize(("one", "draws"), [(draw_in_c, 200_000), (draw_in_torch, 20_000)])
+@pytest.mark.parametrize(("top_k", "top_p"), [(300, 0.8), (0, 0.9), (0, 0.3)])
+def test_chi_square_of_top_p(one, draws: int, top_k: int, top_p: float) -> None:
+    """Draws of a fixed seed follow the renormalized distribution of what is kept, also where most are drawn again."""
     rng = np.random.default_rng(5)
     logits = (rng.standard_normal(VOCAB) * 2).astype(np.float32)
-    sampling, none = Sampling(temperature=1.3, top_k=300, top_p=0.8), np.zeros(0, dtype=BIAS)
+    sampling, none = Sampling(temperature=1.3, top_k=top_k, top_p=top_p), np.zeros(0, dtype=BIAS)
     weights, certain = kept_tokens(logits, sampling, None, none)
     assert certain
-    row = sampling_rows(1, temperature=1.3, top_k=300, top_p=0.8)
-    counts = np.zeros(VOCAB)
-    token = ctypes.c_int32()
-    for u in rng.random(200_000):
-        row["u"] = u
-        library.library().rnn_sample(_decoder._handle, logits, row, ctypes.byref(token), None)
-        counts[token.value] += 1
+    tokens = [one(logits, sampling, u, None, none) for u in rng.random(draws)]
+    counts = np.bincount(tokens, minlength=VOCAB)
     kept = weights > 0
-    expected = 200_000 * weights[kept] / weights.sum()
+    expected = draws * weights[kept] / weights.sum()
     assert counts[~kept].sum() == 0
     square = ((counts[kept] - expected) ** 2 / expected).sum()
     assert abs(square - (kept.sum() - 1)) < 5 * math.sqrt(2 * kept.sum())
