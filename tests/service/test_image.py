@@ -158,6 +158,7 @@ def test_the_image_holds_only_what_serving_needs(target: str) -> None:
     done = in_image(target, "python", "-c", code)
     modules = ["torch"] if target == "serve" else []
     assert done.stdout.splitlines() == [str(modules), "[]"], done.stderr
+    assert in_image(target, "find", "/opt/venv", "-type", "d", "-name", "tests").stdout == ""  # of the packages
     listing = in_image(target, "sh", "-c", "ls /app /app/service; cat /etc/pip.conf || true").stdout.split()
     assert {"tests", "csrc", "Makefile", "deploy", "bench", ".git", "main.py"}.isdisjoint(listing)
     assert "[global]" not in listing  # pip's configuration was lent to the build only
