@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import itertools
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from string import ascii_lowercase
@@ -128,6 +129,12 @@ def weights_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.safetensors"
     checkpoint.save(path, make_checkpoint(vocab=40, embed=9, hidden=12))
     return path
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def write_text(path: Path, sentences: int) -> Path:

@@ -52,9 +52,8 @@ _FOREIGN = {  # what people mistake for text, and what to do with it
     b"%PDF": "is a PDF: extract its text (pdftotext)",
     b"PAR1": "is a parquet file: give its folder in the dataset hub's layout, FOLDER:CONFIG",
 }
-# Of a damaged or shortened file. For an encrypted archive zipfile raises RuntimeError, and NotImplementedError for a
-# compression that it does not know.
-_UNPACKING_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, NotImplementedError)
+# Of a damaged or shortened file. RuntimeError is zipfile's, for an encrypted archive or a compression that it lacks.
+_UNPACKING_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
 
 
 class TextFile:

@@ -91,8 +91,8 @@ def _open(path: Path, magic: bytes) -> IO[bytes]:
         names = [name for name in names if not name.startswith("__MACOSX/")]
         if len(names) == 1:
             return archive.open(names[0])
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        # Damaged, compressed in a way that zipfile does not know, or encrypted.
+    except (zipfile.BadZipFile, RuntimeError) as error:
+        # Damaged; or, a RuntimeError, compressed in a way that zipfile does not know, or encrypted.
         raise EmbeddingsError(f"{str(path)!r} cannot be unpacked ({error}); fetch it again") from error
     archive.close()
     listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

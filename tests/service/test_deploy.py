@@ -19,7 +19,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, free_port
 from serving import ADMIN, GUARD_SECONDS, Server, needs_library, save_tiny, until
 
 from service import health
@@ -142,12 +142,6 @@ def test_the_service_and_the_page_agree(document: dict[str, Any]) -> None:
 
 
 # ---- `python -m service` --------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def run(module: str, **environment: str) -> subprocess.CompletedProcess[str]:

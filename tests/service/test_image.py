@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PACKAGES, ROOT
+from conftest import PACKAGES, ROOT, free_port
 from serving import GUARD_SECONDS, until
 
 SCRIPT = ROOT / "deploy" / "with_buildah.py"
@@ -49,9 +48,7 @@ class Container:
     """A running image."""
 
     def __init__(self, target: str, log: Path, *options: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.log = log
         command = [SCRIPT, "run", target, "--port", str(self.port), "--env", f"RNN_ADMIN_TOKEN={TOKEN}", *options]
         with log.open("wb") as file:

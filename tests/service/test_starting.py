@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 from serving import GUARD_SECONDS, StartServer, needs_library, until
 
 pytest_plugins = ("service_fixtures",)
@@ -113,9 +112,7 @@ def test_make_serve_is_all_it_takes(tmp_path: Path) -> None:
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "weights", "__pycache__", "results"))
     (copy / "weights").mkdir()
     (copy / ".venv").symlink_to((ROOT / ".venv").resolve())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RNN_")}
     serve = subprocess.Popen(
         ["make", "serve", f"PORT={port}", "-o", ".venv/.run"],

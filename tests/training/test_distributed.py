@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 from running import BACKENDS, options, refused, run, same_weights
 from trainers import TorchTrainer
 
@@ -325,16 +325,15 @@ def test_of_one_failure_one_process_reports(no_torchrun: None, monkeypatch: pyte
     """The first that asks."""
     import torch.distributed as dist
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    at = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    port = free_port()
+    at = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for name, value in ({name: "1" for name in distributed._NEEDED} | at).items():
         monkeypatch.setenv(name, value)
     group = distributed.join(cuda=False, lost=never)
     try:
         assert (group.rank, group.size, group.totals(2.5)) == (0, 1, (2.5,))
         assert [group.may_report() for _ in range(3)] == [True, False, False]
-        store = dist.TCPStore("127.0.0.1", int(port), is_master=False)
+        store = dist.TCPStore("127.0.0.1", port, is_master=False)
         monkeypatch.setattr(group, "_store", dist.PrefixStore("rnn/0", store))
         assert not group.may_report()
         monkeypatch.setenv("GROUP_RANK", "1")  # another machine has a terminal of its own
