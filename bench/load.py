@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import figures
-from servers import end_in_order, free_port
+from servers import end_in_order, free_port, started
 from tables import LOAD_HEAD, load_end, load_line, load_start
 from worker import random_weights
 
@@ -90,17 +90,14 @@ def server(system: str, weights: Path) -> Iterator[tuple[subprocess.Popen[bytes]
         "RNN_LOG_LEVEL": "warning",
         "RNN_PLAIN_WEIGHTS": str(weights),
     }
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with started(command, cwd=ROOT, env=environment, **quiet) as process:
         end = time.monotonic() + STARTUP_SECONDS
         while not _answers(port):
             if process.poll() is not None or time.monotonic() > end:
                 sys.exit(f"load.py: the server of {system} did not start; try: {' '.join(command)}")
             time.sleep(0.05)
         yield process, port
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def _answers(port: int) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -22,7 +23,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 import figures
 from load import make_weights
-from servers import end_in_order, free_port
+from servers import end_in_order, free_port, started
 from tables import small_lines
 
 from service.capacity import Capacity
@@ -45,7 +46,10 @@ POLITE = {200, 201, 429, 503, 504, 507}  # 504 may also come as an event, after 
 STARTUP_SECONDS = 120.0
 
 
-def start(weights: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def server(weights: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Start the service within the limits, and yield it and its port once it answers."""
+    port = free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RNN_")}
     environment |= {
         "PORT": str(port),
@@ -56,17 +60,20 @@ def start(weights: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
         "MALLOC_ARENA_MAX": "2",  # as in the Dockerfile
     }
     held = ["taskset", "-c", "0", "prlimit", f"--data={LIMIT}"]
-    with log.open("wb") as file:
-        process = subprocess.Popen([*held, sys.executable, "-m", "service"], cwd=ROOT, env=environment, stderr=file)
-    end = time.monotonic() + STARTUP_SECONDS
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5).read()
-            return process
-        except OSError:
+    command = [*held, sys.executable, "-m", "service"]
+    with log.open("wb") as file, started(command, cwd=ROOT, env=environment, stderr=file) as process:
+        end = time.monotonic() + STARTUP_SECONDS
+        while not _is_ready(port):
             if process.poll() is not None or time.monotonic() > end:
                 sys.exit(f"small.py: the server did not start:\n{log.read_text()}")
             time.sleep(0.05)
+        yield process, port
+
+
+def _is_ready(port: int) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5):
+        return True
+    return False
 
 
 class Peak(threading.Thread):
@@ -161,17 +168,14 @@ def measure(size: Sequence[int], clients: int, seconds: float, tokens: int) -> d
         make_weights(weights, *size)
         replacement = Path(scratch) / "replacement.safetensors"
         make_weights(replacement, *size)
-        port = free_port()
-        process = start(weights, port, Path(scratch) / "log")
-        peak = Peak(process.pid)
-        peak.start()
-        try:
-            tally = asyncio.run(load(port, clients, seconds, tokens, replacement))
-            highest = status(process.pid)["VmHWM"]
-        finally:
-            peak.running = False
-            process.terminate()
-            process.wait()
+        with server(weights, Path(scratch) / "log") as (process, port):
+            peak = Peak(process.pid)
+            peak.start()
+            try:
+                tally = asyncio.run(load(port, clients, seconds, tokens, replacement))
+                highest = status(process.pid)["VmHWM"]
+            finally:
+                peak.running = False
         upload_status, upload_seconds, reply = tally["upload"]
         vocab, embedding, hidden = size
         needs = Capacity(LIMIT, ("c", "torch")).needs(vocab, hidden, embedding)

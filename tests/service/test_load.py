@@ -57,3 +57,25 @@ def test_ended_by_a_signal_it_leaves_no_server() -> None:
     process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
     assert not any(Path(f"/proc/{pid}").exists() for pid in servers)
+
+
+def test_a_signal_just_after_the_start_leaves_no_process() -> None:
+    """When the process is there, and nobody has it in hand yet."""
+    code = """
+import os, signal, subprocess, sys
+sys.path.insert(0, "bench")
+import servers
+start = subprocess.Popen
+def interrupted(*arguments, **options):
+    process = start(*arguments, **options)
+    print(process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return process
+subprocess.Popen = interrupted
+servers.end_in_order()
+with servers.started(["sleep", "60"]):
+    print("not reached")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert not Path(f"/proc/{int(done.stdout)}").exists()
