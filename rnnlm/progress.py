@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,24 +20,25 @@ _BAR_SECONDS = 0.2  # between two drawings of a bar, which appears after that ti
 
 
 class Progress:
-    """Counts what is done of some work, and shows it."""
+    """Counts what is done of some work, also by several threads, and shows it."""
 
     def __init__(self, what: str, total: int, unit: str, done: int, bar: Any) -> None:
         self._what, self._total, self._unit, self._bar = what, total, unit, bar
         self._done = self._first = done
         self._started = self._shown = time.monotonic()
-        self._note = ""
+        self._lock = threading.Lock()
 
     def advance(self, count: int, note: str = "") -> None:
         """Count `count` more as done. note: what to show beside it."""
-        self._done += count
-        if self._bar is not None:
-            if note:
-                self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(count)
-        elif (now := time.monotonic()) - self._shown >= LINE_SECONDS:
-            self._shown = now
-            log.info(self._line(now - self._started, note))
+        with self._lock:
+            self._done += count
+            if self._bar is not None:
+                if note:
+                    self._bar.set_postfix_str(note, refresh=False)
+                self._bar.update(count)
+            elif (now := time.monotonic()) - self._shown >= LINE_SECONDS:
+                self._shown = now
+                log.info(self._line(now - self._started, note))
 
     def _line(self, seconds: float, note: str) -> str:
         """Return the state of the work as a line for the log."""

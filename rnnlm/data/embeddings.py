@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnlm.arrays import F32, Mask
+from rnnlm.data import word2vec
 from rnnlm.data.corpus import Corpus
 from rnnlm.data.encoding import cache_folder
 from rnnlm.data.network import why_unreachable
@@ -31,23 +32,10 @@ from rnnlm.data.text import EOS, UNK
 from rnnlm.data.vector_files import EmbeddingsError, check_size, read_vectors
 from rnnlm.errors import counted
 from rnnlm.files import digest
-from rnnlm.progress import Progress, progress
 from rnnlm.signals import Deferred
 
 log = logging.getLogger(__name__)
 
-# Chosen by the validation perplexity of an RNN that uses the vectors, on demo / WikiText-2 cut to 3,000 words: CBOW
-# with a window of 5 gives 437 / 87.5, with a window of 2 gives 430 / 86.4. With equal passes skip-gram is a little
-# better (433 against 443 after 40 passes over demo), but takes three times as long.
-_WORD2VEC = {"sg": 0, "window": 2, "min_count": 1}
-# A short text needs more passes: on demo, 5, 20, 40 and 100 passes give 1049, 579, 462 and 437 (window 5), and on
-# WikiText-2 5 and 20 passes give 481 and 393 (window 2, an RNN trained on a quarter of the text). At the rate that
-# word2vec.c has for CBOW, twice gensim's, half as many do: an epoch of 100 units over WikiText-2 gives 353.0 with 25
-# passes at 0.05, 354.0 with 50 at 0.025, 354.7 with 25. A text that is read _MAX_EPOCHS times keeps gensim's rate.
-_TRAINED_TOKENS, _MIN_EPOCHS, _MAX_EPOCHS = 42_000_000, 5, 100
-_RATE, _RATE_OF_SHORT_TEXT = 0.05, 0.025
-_SHOWN_TOKENS = 10_000  # are read between two drawings of the bar
-_MAX_SENTENCE = 10_000  # gensim silently drops the rest of a longer sentence (MAX_WORDS_IN_BATCH)
 _SENTENCE_END = "</s>"  # word2vec's name for <EOS>
 _CACHE_VERSION = 2
 _DEFAULT_SIZE = 300  # of vectors that are made, not read
@@ -113,9 +101,9 @@ class _Rows(NamedTuple):
 def load_embeddings(source: str, corpus: Corpus, *, size: int | None = None, seed: int) -> Embeddings:
     """Return the vectors of a corpus's vocabulary.
 
-    source: "train" (word2vec on the whole training split), "random", the path of a file (see vector_files.py), or a
-    name that gensim's downloader knows. A word that a file lacks gets the vector of its lower-case form, if there is
-    one.
+    source: "train" (word2vec on the whole training split: word2vec.py), "random", the path of a file (vector_files.py),
+    or a name that gensim's downloader knows. A word that a file lacks gets the vector of its lower-case form, if there
+    is one.
     size: how many numbers a vector has; None: what the file has, or 300 for "train" and "random".
     seed: for "train", and for words without a vector. These get a random one: normal, with the standard deviation of
     the vectors that were found, and a function of only the word and the seed. `<EOS>` uses the vector of word2vec's
@@ -129,9 +117,9 @@ def load_embeddings(source: str, corpus: Corpus, *, size: int | None = None, see
     if source == "random":
         return _random(words, size or _DEFAULT_SIZE, seed)
     if source == "train":
-        settings = _settings(corpus, size or _DEFAULT_SIZE, seed)
-        identity = ["train", digest(corpus.whole_train), settings, version("gensim")]
-        name, read = "word2vec trained on the corpus", functools.partial(_train, corpus, settings, signals)
+        halves = word2vec.settings(corpus, size or _DEFAULT_SIZE, seed)
+        identity = ["train", digest(corpus.whole_train), halves, version("gensim")]
+        name, read = "word2vec trained on the corpus", functools.partial(_train, corpus, halves, signals)
     else:
         with _readable(source):
             path = _on_disk(source) or _download(source)
@@ -271,7 +259,7 @@ def _download(name: str) -> Path:
     _check_reachable(name)
     log.info("downloading %s to %s", name, _data_folder())
     try:
-        with quiet_gensim(), contextlib.redirect_stdout(sys.stderr):  # progress belongs there
+        with word2vec.quiet_gensim(), contextlib.redirect_stdout(sys.stderr):  # progress belongs there
             known = gensim.downloader.info(name_only=True)["models"]
             if name in known:
                 return Path(gensim.downloader.load(name, return_path=True))
@@ -284,78 +272,8 @@ def _download(name: str) -> Path:
     raise EmbeddingsError(f"gensim's downloader does not know {name!r}; it knows {', '.join(sorted(known))}")
 
 
-@contextlib.contextmanager
-def quiet_gensim() -> Iterator[None]:
-    """Keep only gensim's fatal messages: it logs each step that it takes, and the network's failures as tracebacks."""
-    logger = logging.getLogger("gensim")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-# ---------------------------------------------------------------- trained on the corpus
-
-
-class _Sentences:
-    """The training split as gensim wants it: lists of words, each with `<EOS>` at its end, as often as it asks.
-
-    It asks once for the vocabulary, then for each pass of the training.
-    """
-
-    def __init__(self, corpus: Corpus, passes: int, shown: Progress) -> None:
-        self._asked, self._passes, self._shown = 0, passes, shown
-        self.words = np.array(corpus.vocabulary.words, dtype=object)
-        self.ids = corpus.whole_train
-        self.ends = np.append(np.flatnonzero(self.ids == corpus.vocabulary.eos) + 1, len(self.ids))
-
-    def __iter__(self) -> Iterator[list[str]]:
-        now, self._asked = self._asked, self._asked + 1
-        start = shown = 0
-        for end in self.ends.tolist():
-            while start < end:
-                stop = min(end, start + _MAX_SENTENCE)
-                yield self.words[self.ids[start:stop]].tolist()
-                start = stop
-            if now and (start - shown >= _SHOWN_TOKENS or start == len(self.ids)):
-                self._shown.advance(start - shown, f"pass {now} of {self._passes}")
-                shown = start
-
-
-def _settings(corpus: Corpus, size: int, seed: int) -> dict[str, Any]:
-    """Return everything that decides the vectors, besides the text and gensim's version."""
-    epochs = min(max(-(-_TRAINED_TOKENS // len(corpus.whole_train)), _MIN_EPOCHS), _MAX_EPOCHS)
-    return {
-        "vector_size": size,
-        "epochs": epochs,
-        "alpha": _RATE if epochs < _MAX_EPOCHS else _RATE_OF_SHORT_TEXT,
-        "seed": seed % (1 << 32),  # gensim takes no more
-        "workers": 1,  # with more, the order of the updates would not depend on the seed only
-        **_WORD2VEC,
-    }
-
-
-def _train(corpus: Corpus, settings: dict[str, Any], signals: Deferred) -> _Rows:
-    from gensim.models import Word2Vec
-    from gensim.models.callbacks import CallbackAny2Vec
-
-    class WhenTrained(CallbackAny2Vec):
-        def on_train_end(self, model: Any) -> None:
-            signals.defer()  # these minutes are not lost to a Ctrl-C before the result is saved
-
-    words, size = corpus.vocabulary.words, settings["vector_size"]
-    log.info(f"training word2vec on {len(corpus.whole_train):,} tokens, {settings['epochs']} times over")
-    passes = settings["epochs"]
-    with quiet_gensim(), progress("training word2vec", passes * len(corpus.whole_train), "tokens") as shown:
-        model = Word2Vec(_Sentences(corpus, passes, shown), **settings, callbacks=[WhenTrained()])
-    rows = [model.wv.key_to_index.get(word, -1) for word in words]
-    found = np.array(rows) >= 0  # <UNK> may stand only for words of the other splits
-    vectors = np.zeros((len(words), size), dtype=np.float32)
-    vectors[found] = model.wv.vectors[[row for row in rows if row >= 0]]
-    if not np.isfinite(vectors).all():
-        raise EmbeddingsError("word2vec diverged on this corpus: its vectors are not finite")
+def _train(corpus: Corpus, halves: list[dict[str, Any]], signals: Deferred) -> _Rows:
+    vectors, found = word2vec.train(corpus, halves, signals)
     return _Rows(vectors, found, 0)
 
 

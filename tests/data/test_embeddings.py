@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import tiny_vectors
 from conftest import WIKITEXT, needs_wikitext
 from tiny_vectors import TEXT, keyed, load, make_corpus, save
 
-from rnnlm.data import embeddings
+from rnnlm.data import embeddings, word2vec
 from rnnlm.data.corpus import Corpus, load_corpus
 from rnnlm.data.embeddings import Embeddings, EmbeddingsError, load_embeddings, root_lengths
 from rnnlm.data.text import EOS, UNK
@@ -123,7 +125,7 @@ def test_trained_vectors_cover_the_training_split(corpus: Corpus) -> None:
 def test_training_is_decided_by_the_seed(
     tmp_path: Path, fresh: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embeddings, "_MAX_EPOCHS", 5)
+    monkeypatch.setattr(word2vec, "_MAX_PASSES", 5)
     # Long enough for gensim to split it into several jobs, which several workers would finish in any order.
     random = np.random.default_rng(0)
     names = [f"{a}{b}" for a in "abcdefghijklmno" for b in "abcdefghijklmno"]
@@ -135,6 +137,22 @@ def test_training_is_decided_by_the_seed(
     other = load("train", corpus, seed=4)
     np.testing.assert_array_equal(first.vectors, again.vectors)
     assert not np.array_equal(first.vectors[first.found], other.vectors[other.found])
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_both_halves_of_the_vectors_have_one_scale(corpus: Corpus, size: int) -> None:
+    found = load("train", corpus, size=size)
+    near, topic = np.split(found.vectors[found.found], [(size + 1) // 2], axis=1)
+    assert topic.shape[1] == size // 2
+    assert size == 1 or topic.std() == pytest.approx(near.std(), rel=1e-4)
+
+
+def test_frequent_words_are_thinned_out_in_texts_of_any_length(corpus: Corpus) -> None:
+    def sample(tokens: int) -> float:
+        text = dataclasses.replace(corpus, whole_train=np.zeros(tokens, dtype=np.int32))
+        return float(word2vec.settings(text, 10, 1)[1]["sample"])
+
+    assert [sample(n) for n in (1, 100, 10_000, 1_000_000, 100_000_000)] == [0.5, 0.1, 1e-3, 1e-5, 1e-5]
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32 + 3, 10**30])
@@ -172,7 +190,7 @@ def test_words_cut_from_the_vocabulary_are_learned_as_unk(tmp_path: Path) -> Non
 
 
 def sentences_of(corpus: Corpus) -> list[list[str]]:
-    return list(embeddings._Sentences(corpus, 1, Progress("word2vec", 0, "tokens", 0, None)))
+    return list(word2vec.Sentences(corpus, Progress("word2vec", 0, "tokens", 0, None), threading.Event()))
 
 
 def test_no_word_of_a_very_long_sentence_is_dropped(tmp_path: Path) -> None:

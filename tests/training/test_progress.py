@@ -8,15 +8,17 @@ import logging
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import BACKENDS, options, train
 from trainers import CTrainer, small_run
 
 from rnnlm import progress
-from rnnlm.data import embeddings, vector_files
-from rnnlm.data.corpus import load_corpus
+from rnnlm.data import embeddings, vector_files, word2vec
+from rnnlm.data.corpus import Corpus, load_corpus
 from rnnlm.signals import Deferred
 from rnnlm.training import loop
 
@@ -44,8 +46,8 @@ def test_without_a_terminal_each_long_part_has_plain_lines(
         assert any(line.startswith(start) for line in result.stderr.splitlines()), start
     last = [line for line in result.stderr.splitlines() if line.startswith("training: ")][-1]
     assert "training: 100% of" in last and "epoch 1.00/1, loss" in last and "0.0 s left" in last
-    passes = [line for line in result.stderr.splitlines() if line.startswith("training word2vec")]
-    assert passes[-1].startswith("training word2vec: 100% of") and "pass 100 of 100" in passes[-1]
+    vectors = [line for line in result.stderr.splitlines() if line.startswith("training word2vec: ")]
+    assert vectors[-1].startswith("training word2vec: 100% of") and "0.0 s left" in vectors[-1]
 
 
 def test_a_line_comes_every_thirty_seconds(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -137,17 +139,45 @@ def test_ctrl_c_while_vectors_are_trained_ends_the_training(
 ) -> None:
     monkeypatch.setenv("RNN_CACHE_DIR", str(tmp_path / "cache"))
     corpus = load_corpus(str(text), vocab_size=14)
-    advance = progress.Progress.advance
+    advance, calls = progress.Progress.advance, []
 
     def stop(self: progress.Progress, count: int, note: str = "") -> None:
         advance(self, count, note)
-        if note.startswith("pass 3 "):
+        calls.append(count)
+        if len(calls) == 5:
             signal.raise_signal(signal.SIGINT)
+        elif len(calls) > 5:
+            time.sleep(0.05)  # there is time to end
 
     monkeypatch.setattr(progress.Progress, "advance", stop)
     with pytest.raises(KeyboardInterrupt):
         embeddings.load_embeddings("train", corpus, size=8, seed=1)
     assert not list((tmp_path / "cache").glob("vectors-*"))
+    assert len(calls) < 150  # of 200: both halves have ended
+
+
+def test_a_half_of_the_vectors_that_fails_ends_the_other(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNN_CACHE_DIR", str(tmp_path / "cache"))
+    half, calls = word2vec._half, []
+    advance = progress.Progress.advance
+
+    def fail(corpus: Corpus, made_with: dict[str, Any], sentences: word2vec.Sentences) -> Any:
+        if made_with["window"] == 2:
+            raise MemoryError("no room")
+        return half(corpus, made_with, sentences)
+
+    def count(self: progress.Progress, count: int, note: str = "") -> None:
+        calls.append(count)
+        advance(self, count, note)
+        time.sleep(0.05)  # there is time to end
+
+    monkeypatch.setattr(progress.Progress, "advance", count)
+    monkeypatch.setattr(word2vec, "_half", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        embeddings.load_embeddings("train", load_corpus(str(text), vocab_size=14), size=8, seed=1)
+    assert len(calls) < 50  # of 100
 
 
 def test_signals_wait_only_from_defer_on_and_only_in_the_main_thread() -> None:
