@@ -60,7 +60,7 @@ PIECES = {
     "demo": Piece("2 min", "bench/demo.py"),
     "sizes": Piece("10 s", "bench/sizes.py"),
     "screenshots": Piece("2 min", "bench/screenshots.py"),
-    "results": Piece("3 hours", "bench/results.py --corpus {corpus}"),
+    "results": Piece("4 hours", "bench/results.py --corpus {corpus}"),
     "precision": Piece("2 min", "bench/precision.py weights/results/c.safetensors {corpus}"),
 }
 

@@ -1,15 +1,15 @@
 """Word vectors trained on a corpus, by gensim's word2vec (Mikolov et al. 2013).
 
 A vector has two halves, trained at the same time. The near half learns from the two words on either side, and knows
-what a word does in a sentence. The topic half learns from five after most occurrences of the frequent words have been
-dropped, and knows what a word is about. An RNN reads both better than one vector of the same size.
+what a word does in a sentence. The topic half learns from five, after most occurrences of the frequent words have been
+dropped, and knows what a word is about. An RNN does better with both than with one vector of the same size, unless the
+text is short: then the near half is all.
 """
 
 import contextlib
 import logging
 import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -25,115 +25,139 @@ log = logging.getLogger(__name__)
 # Chosen by the validation perplexity of an RNN that uses the vectors: docs/results.md has the trials. CBOW, because
 # skip-gram, with equal passes, is only a little better and takes three times as long.
 _BOTH = {"sg": 0, "min_count": 1, "workers": 1}  # with more workers the updates would not follow from the seed alone
-_NEAR = {"window": 2, "negative": 3}
-_TOPIC = {"window": 5, "negative": 10}
-# A word is thinned out if its share of the topic half's text is larger, or if a short text has it more than ten times.
-_FREQUENT, _FREQUENT_COUNT = 1e-5, 10
+_NEAR = {"window": 2, "sample": 1e-3}  # sample: gensim drops occurrences of words with 2.6 times this share of the text
+_TOPIC = {"window": 5, "sample": 1e-5}
+_NEGATIVE, _NEGATIVE_OF_TOPIC, _NEGATIVE_ALONE = 3, 10, 5  # 3 and 10, since the halves then take equally long
 # A short text needs more passes: on demo, 5, 20, 40 and 100 passes give 1049, 579, 462 and 437 (window 5), and on
 # WikiText-2 5 and 20 passes give 481 and 393 (window 2, an RNN trained on a quarter of the text). At the rate that
 # word2vec.c has for CBOW, twice gensim's, half as many do: an epoch of 100 units over WikiText-2 gives 353.0 with 25
-# passes at 0.05, 354.0 with 50 at 0.025, 354.7 with 25. A text that is read _MAX_PASSES times keeps gensim's rate.
+# passes at 0.05, 354.0 with 50 at 0.025, 354.7 with 25. A text that is read _MAX_PASSES times keeps gensim's rate, and
+# has no topic half, which brings nothing there: demo reaches 131.5 with one and 132.0 without, on average over three
+# seeds, which differ by more.
 _TRAINED_TOKENS, _MIN_PASSES, _MAX_PASSES = 42_000_000, 5, 100
 _RATE, _RATE_OF_SHORT_TEXT = 0.05, 0.025
 _SHOWN_TOKENS = 10_000  # are read between two drawings of the bar
 _MAX_SENTENCE = 10_000  # gensim silently drops the rest of a longer sentence (MAX_WORDS_IN_BATCH)
-_POLL_SECONDS = 0.2  # Windows delivers a Ctrl-C only between two waits
+_POLL_SECONDS = 0.2  # a Ctrl-C that another thread took, and any on Windows, is seen only between two waits
+_END_SECONDS = 2.0  # for the halves to end before their time
 
 
 class Sentences:
     """The training split as gensim wants it: lists of words, each with `<EOS>` at its end, as often as it asks.
 
-    It asks once for the vocabulary, then for each pass of the training. After `ended` is set there are no more.
+    It asks once for the vocabulary, then for each pass of the training. After `ended` is set there are no more. What
+    fails here fails in a thread of gensim's, which would then wait for ever: it is kept in `error`.
     """
 
     def __init__(self, corpus: Corpus, shown: Progress, ended: threading.Event) -> None:
         self._asked, self._shown, self._ended = False, shown, ended
+        self.error: BaseException | None = None
         self.words = np.array(corpus.vocabulary.words, dtype=object)
         self.ids = corpus.whole_train
         self.ends = np.append(np.flatnonzero(self.ids == corpus.vocabulary.eos) + 1, len(self.ids))
 
     def __iter__(self) -> Iterator[list[str]]:
+        try:
+            yield from self._read()
+        except BaseException as error:
+            self.error = error
+
+    def _read(self) -> Iterator[list[str]]:
         trained, self._asked = self._asked, True
         start = shown = 0
         for end in self.ends.tolist():
             while start < end:
                 stop = min(end, start + _MAX_SENTENCE)
                 yield self.words[self.ids[start:stop]].tolist()
+                if self._ended.is_set():
+                    return
                 start = stop
-            if trained and (start - shown >= _SHOWN_TOKENS or start == len(self.ids)):
-                self._shown.advance(start - shown)
-                shown = start
-            if self._ended.is_set():
-                return
+                if trained and (start - shown >= _SHOWN_TOKENS or start == len(self.ids)):
+                    self._shown.advance(start - shown)
+                    shown = start
 
 
 def settings(corpus: Corpus, size: int, seed: int) -> list[dict[str, Any]]:
-    """Return everything that decides the vectors, besides the text and gensim's version: what each half is made with.
+    """Return everything that decides the vectors, besides the text and gensim's version: how each half is made.
 
-    size: how many numbers the halves have together. With 1 there is no topic half.
+    size: how many numbers a vector has. A size of 1 and a short text have the near half only.
     """
-    tokens = len(corpus.whole_train)
-    passes = min(max(-(-_TRAINED_TOKENS // tokens), _MIN_PASSES), _MAX_PASSES)
-    both = {
-        **_BOTH,
-        "epochs": passes,
-        "alpha": _RATE if passes < _MAX_PASSES else _RATE_OF_SHORT_TEXT,
-        "seed": seed % (1 << 32),  # gensim takes no more
-    }
-    frequent = min(max(_FREQUENT, _FREQUENT_COUNT / tokens), 0.5)  # 1 and more would be a count for gensim
-    halves = [
-        {**both, **_NEAR, "vector_size": (size + 1) // 2},
-        {**both, **_TOPIC, "vector_size": size // 2, "sample": frequent},
+    passes = min(max(-(-_TRAINED_TOKENS // len(corpus.whole_train)), _MIN_PASSES), _MAX_PASSES)
+    both = {**_BOTH, "epochs": passes, "seed": seed % (1 << 32)}  # gensim takes no larger seed
+    if passes == _MAX_PASSES or size == 1:
+        rate = _RATE_OF_SHORT_TEXT if passes == _MAX_PASSES else _RATE
+        return [{**both, **_NEAR, "negative": _NEGATIVE_ALONE, "alpha": rate, "vector_size": size}]
+    both["alpha"] = _RATE
+    return [
+        {**both, **_NEAR, "negative": _NEGATIVE, "vector_size": (size + 1) // 2},
+        {**both, **_TOPIC, "negative": _NEGATIVE_OF_TOPIC, "vector_size": size // 2},
     ]
-    return [half for half in halves if half["vector_size"]]
 
 
 def train(corpus: Corpus, halves: list[dict[str, Any]], signals: Deferred) -> tuple[F32, Mask]:
     """Return the vectors (V, E) of a corpus's vocabulary, and which words have one, (V,).
 
-    halves: of `settings`. The topic half is scaled to the standard deviation of the near one. `<UNK>` has no vector,
-    but zeros, if it stands only for words of the other splits.
+    halves: what `settings` returned. The topic half is scaled to the standard deviation of the near one. Words that
+    the training split lacks have no vector, but zeros.
     signals: are put off once the vectors are trained, so that these minutes are not lost before the result is saved.
     Raises EmbeddingsError (word2vec diverged).
     """
-    ended, passes = threading.Event(), halves[0]["epochs"]
+    passes, ended = halves[0]["epochs"], threading.Event()
     total = len(halves) * passes * len(corpus.whole_train)
-    log.info(f"training word2vec on {len(corpus.whole_train):,} tokens, {passes} times over")
-    with (
-        quiet_gensim(),
-        progress("training word2vec", total, "tokens") as shown,
-        ThreadPoolExecutor(len(halves)) as threads,
-    ):
-        parts = [threads.submit(_half, corpus, half, Sentences(corpus, shown, ended)) for half in halves]
+    each = " for each half" if len(halves) > 1 else ""
+    log.info(f"training word2vec on {len(corpus.whole_train):,} tokens, {passes} times over{each}")
+    with quiet_gensim(), progress("training word2vec", total, "tokens") as shown:
+        running = [_Half(corpus, half, Sentences(corpus, shown, ended)) for half in halves]
         try:
-            running = set(parts)
-            while running:
-                done, running = wait(running, _POLL_SECONDS, FIRST_EXCEPTION)
-                for part in done:
-                    part.result()
+            for half in running:
+                half.start()
+            while any(half.is_alive() for half in running):
+                for half in running:
+                    half.join(_POLL_SECONDS)
+                    half.check()
             signals.defer()
         finally:
             ended.set()  # Ctrl-C, and the failure of one half, end the other
-    found = parts[0].result()[1]
-    vectors = [part.result()[0] for part in parts]
-    if not all(np.isfinite(half).all() for half in vectors):
+            for half in running:
+                if half.is_alive():
+                    half.join(_END_SECONDS)
+    if not all(np.isfinite(half.vectors).all() for half in running):
         raise EmbeddingsError("word2vec diverged on this corpus: its vectors are not finite")
-    scale = vectors[0][found].std()
-    for half in vectors[1:]:
-        half *= scale / (half[found].std() or 1)
-    return np.hstack(vectors), found
+    near, found = running[0].vectors, running[0].found
+    for half in running[1:]:
+        half.vectors *= (near[found].std() or 1) / (half.vectors[found].std() or 1)
+    return np.hstack([half.vectors for half in running]), found
 
 
-def _half(corpus: Corpus, half: dict[str, Any], sentences: Sentences) -> tuple[F32, Mask]:
-    from gensim.models import Word2Vec
+class _Half(threading.Thread):
+    """Trains one half, with one thread of gensim's.
 
-    words = corpus.vocabulary.words
-    model = Word2Vec(sentences, **half)
-    rows = np.array([model.wv.key_to_index.get(word, -1) for word in words])
-    found = rows >= 0
-    vectors = np.zeros((len(words), half["vector_size"]), dtype=np.float32)
-    vectors[found] = model.wv.vectors[rows[found]]
-    return vectors, found
+    vectors: (V, half of E), zeros for words that were not found.   found: (V,).
+    """
+
+    def __init__(self, corpus: Corpus, settings: dict[str, Any], sentences: Sentences) -> None:
+        super().__init__(daemon=True)  # as gensim's own threads are: the end of the program does not wait for them
+        self._settings, self._sentences = settings, sentences
+        self._error: BaseException | None = None
+        self.words = corpus.vocabulary.words
+        self.vectors = np.zeros((len(self.words), settings["vector_size"]), dtype=np.float32)
+        self.found = np.zeros(len(self.words), dtype=np.bool_)
+
+    def run(self) -> None:
+        try:
+            from gensim.models import Word2Vec
+
+            model = Word2Vec(self._sentences, **self._settings)
+            rows = np.array([model.wv.key_to_index.get(word, -1) for word in self.words])
+            self.found = rows >= 0
+            self.vectors[self.found] = model.wv.vectors[rows[self.found]]
+        except BaseException as error:
+            self._error = error
+
+    def check(self) -> None:
+        """Raise what went wrong in the thread, if anything did."""
+        if error := self._sentences.error or self._error:
+            raise error
 
 
 @contextlib.contextmanager

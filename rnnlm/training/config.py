@@ -227,7 +227,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip": 1.0,
         "schedule": "cosine",
         "warmup_steps": 200,
-        "epochs": 44,
+        "epochs": 40,
         "evaluate_every": 4,
         "precision": "bfloat16",
     },

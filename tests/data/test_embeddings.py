@@ -139,20 +139,37 @@ def test_training_is_decided_by_the_seed(
     assert not np.array_equal(first.vectors[first.found], other.vectors[other.found])
 
 
-@pytest.mark.parametrize("size", [1, 2, 7])
-def test_both_halves_of_the_vectors_have_one_scale(corpus: Corpus, size: int) -> None:
+@pytest.mark.parametrize("size", [2, 7])
+def test_both_halves_of_the_vectors_have_one_scale(
+    corpus: Corpus, size: int, monkeypatch: pytest.MonkeyPatch, fresh: Callable[[], None]
+) -> None:
+    monkeypatch.setattr(word2vec, "_TRAINED_TOKENS", 20 * len(corpus.whole_train))
     found = load("train", corpus, size=size)
     near, topic = np.split(found.vectors[found.found], [(size + 1) // 2], axis=1)
     assert topic.shape[1] == size // 2
-    assert size == 1 or topic.std() == pytest.approx(near.std(), rel=1e-4)
+    assert topic.std() == pytest.approx(near.std(), rel=1e-4)
+    fresh()
+    np.testing.assert_array_equal(load("train", corpus, size=size).vectors, found.vectors)
+    assert np.isfinite(load("train", corpus, size=1).vectors).all()
 
 
-def test_frequent_words_are_thinned_out_in_texts_of_any_length(corpus: Corpus) -> None:
-    def sample(tokens: int) -> float:
+def test_a_short_text_has_no_topic_half(corpus: Corpus) -> None:
+    def windows(tokens: int, size: int) -> list[int]:
         text = dataclasses.replace(corpus, whole_train=np.zeros(tokens, dtype=np.int32))
-        return float(word2vec.settings(text, 10, 1)[1]["sample"])
+        return [half["window"] for half in word2vec.settings(text, size, 1)]
 
-    assert [sample(n) for n in (1, 100, 10_000, 1_000_000, 100_000_000)] == [0.5, 0.1, 1e-3, 1e-5, 1e-5]
+    assert windows(10, 300) == windows(400_000, 300) == windows(10_000_000, 1) == [2]
+    assert windows(500_000, 2) == windows(100_000_000, 300) == [2, 5]
+
+
+def test_vectors_that_are_not_finite_are_refused(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(half: word2vec._Half) -> None:
+        half.found[:] = True
+        half.vectors[:] = np.inf
+
+    monkeypatch.setattr(word2vec._Half, "run", diverge)
+    with pytest.raises(EmbeddingsError, match="word2vec diverged on this corpus"):
+        load("train", corpus)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32 + 3, 10**30])
@@ -189,8 +206,12 @@ def test_words_cut_from_the_vocabulary_are_learned_as_unk(tmp_path: Path) -> Non
     assert found.found.all() and found.found[corpus.vocabulary.unk]
 
 
+def make_sentences(corpus: Corpus, ended: threading.Event | None = None) -> word2vec.Sentences:
+    return word2vec.Sentences(corpus, Progress("word2vec", 0, "tokens", 0, None), ended or threading.Event())
+
+
 def sentences_of(corpus: Corpus) -> list[list[str]]:
-    return list(word2vec.Sentences(corpus, Progress("word2vec", 0, "tokens", 0, None), threading.Event()))
+    return list(make_sentences(corpus))
 
 
 def test_no_word_of_a_very_long_sentence_is_dropped(tmp_path: Path) -> None:
@@ -199,6 +220,24 @@ def test_no_word_of_a_very_long_sentence_is_dropped(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, " ".join(words) + ". the end.")
     assert [len(sentence) for sentence in sentences_of(corpus)] == [10_000, 2_001]
     assert load("train", corpus, size=2).token_coverage == 1.0
+
+
+def test_a_text_of_one_sentence_ends_when_it_is_told_to(corpus: Corpus) -> None:
+    ended = threading.Event()
+    long = dataclasses.replace(corpus, whole_train=np.full(35_000, corpus.vocabulary.ids["the"], dtype=np.int32))
+    parts = iter(make_sentences(long, ended))
+    assert len(next(parts)) == 10_000
+    ended.set()
+    assert list(parts) == []
+
+
+def test_what_fails_in_a_thread_of_gensim_is_raised(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Progress, "advance", fail)
+    with pytest.raises(OSError, match="No space left"):
+        load("train", corpus)
 
 
 def test_sentences_are_what_the_corpus_holds(corpus: Corpus) -> None:

@@ -12,13 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gensim
 import pytest
 from running import BACKENDS, options, train
 from trainers import CTrainer, small_run
 
 from rnnlm import progress
 from rnnlm.data import embeddings, vector_files, word2vec
-from rnnlm.data.corpus import Corpus, load_corpus
+from rnnlm.data.corpus import load_corpus
 from rnnlm.signals import Deferred
 from rnnlm.training import loop
 
@@ -139,45 +140,49 @@ def test_ctrl_c_while_vectors_are_trained_ends_the_training(
 ) -> None:
     monkeypatch.setenv("RNN_CACHE_DIR", str(tmp_path / "cache"))
     corpus = load_corpus(str(text), vocab_size=14)
-    advance, calls = progress.Progress.advance, []
+    monkeypatch.setattr(word2vec, "_TRAINED_TOKENS", 90 * len(corpus.whole_train))
+    advance, calls = progress.Progress.advance, itertools.count(1)
 
     def stop(self: progress.Progress, count: int, note: str = "") -> None:
         advance(self, count, note)
-        calls.append(count)
-        if len(calls) == 5:
+        call = next(calls)
+        if call == 5:
             signal.raise_signal(signal.SIGINT)
-        elif len(calls) > 5:
+        elif call > 5:
             time.sleep(0.05)  # there is time to end
 
     monkeypatch.setattr(progress.Progress, "advance", stop)
     with pytest.raises(KeyboardInterrupt):
         embeddings.load_embeddings("train", corpus, size=8, seed=1)
     assert not list((tmp_path / "cache").glob("vectors-*"))
-    assert len(calls) < 150  # of 200: both halves have ended
+    assert next(calls) < 140  # of 180: both halves have ended
 
 
+@pytest.mark.parametrize("window", [2, 5])
 def test_a_half_of_the_vectors_that_fails_ends_the_other(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    window: int, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RNN_CACHE_DIR", str(tmp_path / "cache"))
-    half, calls = word2vec._half, []
-    advance = progress.Progress.advance
+    corpus = load_corpus(str(text), vocab_size=14)
+    monkeypatch.setattr(word2vec, "_TRAINED_TOKENS", 90 * len(corpus.whole_train))
+    advance, calls = progress.Progress.advance, itertools.count(1)
+    train = gensim.models.Word2Vec
 
-    def fail(corpus: Corpus, made_with: dict[str, Any], sentences: word2vec.Sentences) -> Any:
-        if made_with["window"] == 2:
+    def fail(sentences: word2vec.Sentences, **settings: Any) -> Any:
+        if settings["window"] == window:
             raise MemoryError("no room")
-        return half(corpus, made_with, sentences)
+        return train(sentences, **settings)
 
     def count(self: progress.Progress, count: int, note: str = "") -> None:
-        calls.append(count)
+        next(calls)
         advance(self, count, note)
         time.sleep(0.05)  # there is time to end
 
     monkeypatch.setattr(progress.Progress, "advance", count)
-    monkeypatch.setattr(word2vec, "_half", fail)
+    monkeypatch.setattr("gensim.models.Word2Vec", fail)
     with pytest.raises(MemoryError, match="no room"):
-        embeddings.load_embeddings("train", load_corpus(str(text), vocab_size=14), size=8, seed=1)
-    assert len(calls) < 50  # of 100
+        embeddings.load_embeddings("train", corpus, size=8, seed=1)
+    assert next(calls) < 50  # of 90
 
 
 def test_signals_wait_only_from_defer_on_and_only_in_the_main_thread() -> None:
