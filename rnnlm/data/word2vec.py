@@ -51,7 +51,7 @@ class Sentences:
 
     def __init__(self, corpus: Corpus, shown: Progress, ended: threading.Event) -> None:
         self._asked, self._shown, self._ended = False, shown, ended
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         self.words = np.array(corpus.vocabulary.words, dtype=object)
         self.ids = corpus.whole_train
         self.ends = np.append(np.flatnonzero(self.ids == corpus.vocabulary.eos) + 1, len(self.ids))
@@ -59,7 +59,7 @@ class Sentences:
     def __iter__(self) -> Iterator[list[str]]:
         try:
             yield from self._read()
-        except BaseException as error:
+        except Exception as error:
             self.error = error
 
     def _read(self) -> Iterator[list[str]]:
@@ -111,9 +111,11 @@ def train(corpus: Corpus, halves: list[dict[str, Any]], signals: Deferred) -> tu
         try:
             for half in running:
                 half.start()
-            while any(half.is_alive() for half in running):
+            alive = running
+            while alive:
+                alive[0].join(_POLL_SECONDS)
+                alive = [half for half in running if half.is_alive()]
                 for half in running:
-                    half.join(_POLL_SECONDS)
                     half.check()
             signals.defer()
         finally:
