@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import itertools
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,9 @@ import pytest
 from rnnlm import checkpoint, library
 from rnnlm.checkpoint import Checkpoint, Weights
 from rnnlm.data.text import EOS
+
+# A job that a script started in the background ignores Ctrl-C, and so would the programs that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rnnlm", "service")
