@@ -20,7 +20,7 @@ def test_results_trains_once_and_writes_the_same_table_again(tmp_path: Path) -> 
     text.write_text("\n".join(" ".join(rng.choice(["A", "dog", "bites", "no", "man"], 6)) + "." for _ in range(300)))
     picture = tmp_path / "results.png"
     command = [sys.executable, str(ROOT / "bench" / "results.py"), "--corpus", str(text), "--folder", str(tmp_path)]
-    command += ["--models", "c-100", "torch-100", "--threads", "1"]
+    command += ["--models", "c-100", "torch-100", "ensemble", "--threads", "1"]
     command += ["--picture", str(picture), "--results", str(tmp_path)]
 
     def table() -> list[dict[str, Any]]:
@@ -31,10 +31,11 @@ def test_results_trains_once_and_writes_the_same_table_again(tmp_path: Path) -> 
         return rows
 
     first = table()
-    assert [row["model"].split()[0] for row in first] == ["unigram", "interpolated", "`best`", "`best`"]
+    assert [row["model"].split()[0] for row in first] == ["unigram", "interpolated", "`best`", "`best`", "an"]
     assert all(4.0 < row["validation"] < 8.0 for row in first)  # five words at random, and the end of a sentence
-    for name in ("c-100", "torch-100"):
+    for name in ("c-100", "torch-100", "member-1", "member-4"):
         assert json.loads((tmp_path / f"{name}.cost.json").read_text())["processor_seconds"] > 0.1
     assert all(30 < row["megabytes"] < 5000 for row in first)
+    assert all(row["minutes"] >= 0 for row in first[2:])
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert table() == first  # nothing is trained again
