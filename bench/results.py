@@ -110,7 +110,7 @@ def state_of(path: Path) -> int:
 
 
 SEEDS = (1, 2, 3, 4)  # of the members of the ensemble; each has its own word vectors
-MEMBER = (  # less regularized than `best`: members gain more from one another
+MEMBER = (  # less regularized than `best`, so that the members differ more
     *("--weight-decay", "0.1", "--word-dropout", "0.05", "--sampled-softmax", "500"),
     *("--epochs", "36", "--evaluate-every", "36"),
 )
@@ -118,14 +118,16 @@ MEMBER = (  # less regularized than `best`: members gain more from one another
 
 def train_ensemble(path: Path, corpus: str, text: Corpus) -> dict[str, Any]:
     """Train the members, two at a time with one thread each, and return the row of their ensemble."""
-    members = {
-        path.with_name(f"member-{seed}.safetensors"): Model("", "main.py", "best", ("--seed", str(seed), *MEMBER))
-        for seed in SEEDS
-    }
+    members = [path.with_name(f"member-{seed}.safetensors") for seed in SEEDS]
+
+    def train(seed: int, member: Path) -> Cost:
+        model = Model(member.stem, "main.py", "best", ("--seed", str(seed), *MEMBER))
+        return model.train(member, corpus, ["--threads", "1"])
+
     try:
         with ThreadPoolExecutor(2) as pool:
-            costs = list(pool.map(lambda known: known[1].train(known[0], corpus, ["--threads", "1"]), members.items()))
-    except KeyboardInterrupt:  # the programs have had their Ctrl-C too, and have saved their states
+            costs = list(pool.map(train, SEEDS, members))
+    except KeyboardInterrupt:  # each program received it too, and saved its state
         sys.exit("stopped; the same command goes on")
     command = [sys.executable, "-m", "rnnlm.ensemble", *map(str, members), "--out", str(path), "--overwrite"]
     subprocess.run(command, cwd=ROOT, check=True)
@@ -137,12 +139,13 @@ def train_ensemble(path: Path, corpus: str, text: Corpus) -> dict[str, Any]:
     }
     total = Cost(sum(cost.processor_seconds for cost in costs), 2 * max(cost.peak_bytes for cost in costs))
     seconds = sum(metrics(member)[-1]["seconds"] for member in members)
+    config = checkpoint.load(members[0]).config
     return row(
         f"an ensemble of {len(SEEDS)} models like `best`, C",
         total,
         reached["validation"],
-        hidden=f"{len(SEEDS)} x 300",
-        epochs=f"{len(SEEDS)} x 36",
+        hidden=f"{len(SEEDS)} x {config['hidden_size']}",
+        epochs=f"{len(SEEDS)} x {config['epochs']}",
         minutes=round(seconds / 60 / 2, 1),
         **({"test": round(reached["test"], 2)} if "test" in reached else {}),
     )

@@ -20,7 +20,7 @@ _BAR_SECONDS = 0.2  # between two drawings of a bar, which appears after that ti
 
 
 class Progress:
-    """Counts what is done of some work, also by several threads, and shows it."""
+    """Counts work done and shows it. Several threads may share one."""
 
     def __init__(self, what: str, total: int, unit: str, done: int, bar: Any) -> None:
         self._what, self._total, self._unit, self._bar = what, total, unit, bar

@@ -23,7 +23,7 @@ from rnnlm import checkpoint, library
 from rnnlm.checkpoint import Checkpoint, Weights
 from rnnlm.data.text import EOS
 
-# A job that a script started in the background ignores Ctrl-C, and so would the programs that tests start.
+# Background jobs of a script ignore Ctrl-C, and their children inherit that. Programs under test must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent

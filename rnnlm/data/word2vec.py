@@ -1,9 +1,8 @@
 """Word vectors trained on a corpus, by gensim's word2vec (Mikolov et al. 2013).
 
-A vector has two halves, trained at the same time. The near half learns from the two words on either side, and knows
-what a word does in a sentence. The topic half learns from five, after most occurrences of the frequent words have been
-dropped, and knows what a word is about. An RNN does better with both than with one vector of the same size, unless the
-text is short: then the near half is all.
+A vector has two halves, trained at the same time. The near half uses a window of two words and captures grammar. The
+topic half uses a window of five, drops most occurrences of frequent words, and captures the subject. An RNN reaches a
+lower perplexity with both than with one vector of the same size. Short texts have the near half only.
 """
 
 import contextlib
@@ -24,10 +23,10 @@ log = logging.getLogger(__name__)
 
 # Chosen by the validation perplexity of an RNN that uses the vectors: docs/results.md has the trials. CBOW, because
 # skip-gram, with equal passes, is only a little better and takes three times as long.
-_BOTH = {"sg": 0, "min_count": 1, "workers": 1}  # with more workers the updates would not follow from the seed alone
-_NEAR = {"window": 2, "sample": 1e-3}  # sample: gensim drops occurrences of words with 2.6 times this share of the text
+_BOTH = {"sg": 0, "min_count": 1, "workers": 1}  # several workers would update in no fixed order
+_NEAR = {"window": 2, "sample": 1e-3}  # sample: above 2.6 times this share of the text, gensim drops occurrences
 _TOPIC = {"window": 5, "sample": 1e-5}
-_NEGATIVE, _NEGATIVE_OF_TOPIC, _NEGATIVE_ALONE = 3, 10, 5  # 3 and 10, since the halves then take equally long
+_NEGATIVE, _NEGATIVE_OF_TOPIC, _NEGATIVE_ALONE = 3, 10, 5  # with 3 and 10 both halves take about the same time
 # A short text needs more passes: on demo, 5, 20, 40 and 100 passes give 1049, 579, 462 and 437 (window 5), and on
 # WikiText-2 5 and 20 passes give 481 and 393 (window 2, an RNN trained on a quarter of the text). At the rate that
 # word2vec.c has for CBOW, twice gensim's, half as many do: an epoch of 100 units over WikiText-2 gives 353.0 with 25
@@ -38,15 +37,15 @@ _TRAINED_TOKENS, _MIN_PASSES, _MAX_PASSES = 42_000_000, 5, 100
 _RATE, _RATE_OF_SHORT_TEXT = 0.05, 0.025
 _SHOWN_TOKENS = 10_000  # are read between two drawings of the bar
 _MAX_SENTENCE = 10_000  # gensim silently drops the rest of a longer sentence (MAX_WORDS_IN_BATCH)
-_POLL_SECONDS = 0.2  # a Ctrl-C that another thread took, and any on Windows, is seen only between two waits
-_END_SECONDS = 2.0  # for the halves to end before their time
+_POLL_SECONDS = 0.2  # Python may handle Ctrl-C only between two waits, on Windows always
+_END_SECONDS = 2.0  # to wait for threads that were asked to stop
 
 
 class Sentences:
     """The training split as gensim wants it: lists of words, each with `<EOS>` at its end, as often as it asks.
 
-    It asks once for the vocabulary, then for each pass of the training. After `ended` is set there are no more. What
-    fails here fails in a thread of gensim's, which would then wait for ever: it is kept in `error`.
+    gensim iterates once to count the words, then once for each pass. Iteration stops once `ended` is set. An exception
+    would end gensim's reading thread and leave the others waiting forever, so it is stored in `error` instead.
     """
 
     def __init__(self, corpus: Corpus, shown: Progress, ended: threading.Event) -> None:
@@ -99,7 +98,7 @@ def train(corpus: Corpus, halves: list[dict[str, Any]], signals: Deferred) -> tu
 
     halves: what `settings` returned. The topic half is scaled to the standard deviation of the near one. Words that
     the training split lacks have no vector, but zeros.
-    signals: are put off once the vectors are trained, so that these minutes are not lost before the result is saved.
+    signals: deferred once the vectors are trained, so that Ctrl-C cannot lose them before they are saved.
     Raises EmbeddingsError (word2vec diverged).
     """
     passes, ended = halves[0]["epochs"], threading.Event()
@@ -119,7 +118,7 @@ def train(corpus: Corpus, halves: list[dict[str, Any]], signals: Deferred) -> tu
                     half.check()
             signals.defer()
         finally:
-            ended.set()  # Ctrl-C, and the failure of one half, end the other
+            ended.set()  # after Ctrl-C or a failure, stop the other half
             for half in running:
                 if half.is_alive():
                     half.join(_END_SECONDS)
@@ -138,7 +137,7 @@ class _Half(threading.Thread):
     """
 
     def __init__(self, corpus: Corpus, settings: dict[str, Any], sentences: Sentences) -> None:
-        super().__init__(daemon=True)  # as gensim's own threads are: the end of the program does not wait for them
+        super().__init__(daemon=True)  # like gensim's own threads, so that the program can exit
         self._settings, self._sentences = settings, sentences
         self._error: BaseException | None = None
         self.words = corpus.vocabulary.words
@@ -157,7 +156,7 @@ class _Half(threading.Thread):
             self._error = error
 
     def check(self) -> None:
-        """Raise what went wrong in the thread, if anything did."""
+        """Raise the exception that ended the thread, if there was one."""
         if error := self._sentences.error or self._error:
             raise error
 

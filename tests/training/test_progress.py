@@ -149,13 +149,13 @@ def test_ctrl_c_while_vectors_are_trained_ends_the_training(
         if call == 5:
             signal.raise_signal(signal.SIGINT)
         elif call > 5:
-            time.sleep(0.05)  # there is time to end
+            time.sleep(0.05)  # leave time to stop
 
     monkeypatch.setattr(progress.Progress, "advance", stop)
     with pytest.raises(KeyboardInterrupt):
         embeddings.load_embeddings("train", corpus, size=8, seed=1)
     assert not list((tmp_path / "cache").glob("vectors-*"))
-    assert next(calls) < 140  # of 180: both halves have ended
+    assert next(calls) < 140  # of 180: both halves have stopped
 
 
 @pytest.mark.parametrize("window", [2, 5])
@@ -176,7 +176,7 @@ def test_a_half_of_the_vectors_that_fails_ends_the_other(
     def count(self: progress.Progress, count: int, note: str = "") -> None:
         next(calls)
         advance(self, count, note)
-        time.sleep(0.05)  # there is time to end
+        time.sleep(0.05)  # leave time to stop
 
     monkeypatch.setattr(progress.Progress, "advance", count)
     monkeypatch.setattr("gensim.models.Word2Vec", fail)
