@@ -20,7 +20,7 @@ from rnnlm.data.encoding import CorpusError, Ids, Source, SplitStats, Texts, Wor
 from rnnlm.data.hub import CorpusUnavailable
 from rnnlm.data.text import Vocabulary
 from rnnlm.data.text_files import TextFile
-from rnnlm.data.tokenizers import LOWERCASE
+from rnnlm.data.tokenizers import DROPPED, EOS, LOWERCASE, pieces
 from rnnlm.errors import counted
 from rnnlm.progress import progress
 
@@ -89,12 +89,22 @@ class Corpus:
         """Return a line if many words were dropped."""
         if self.words.dropped_rate <= _MAX_DROPPED_RATE:
             return None
-        rule = (
-            "words with digits or symbols are dropped"
-            if self.tokenizer.startswith("unicode")
-            else "only words of the letters A to Z are kept; --tokenizer unicode keeps those of any script"
-        )
+        if self.tokenizer.startswith("unicode"):
+            rule = "words with digits or symbols are dropped"
+        else:
+            rule = "only words of the letters A to Z are kept"
+            if self._are_mostly_words("unicode"):
+                rule += "; --tokenizer unicode keeps those of any script"
         return f"{self.words.dropped_rate:.1%} of the words of {self.name} were dropped{self._most()}: {rule}"
+
+    def _are_mostly_words(self, tokenizer: str) -> bool:
+        """Return whether another tokenizer makes words of at least half of what was dropped most often."""
+        kept = sum(
+            count
+            for dropped, count in self.words.most_dropped
+            if any(word not in (EOS, DROPPED) for _, _, word in pieces(dropped, tokenizer))
+        )
+        return 2 * kept >= sum(count for _, count in self.words.most_dropped)
 
     def _most(self) -> str:
         most = self.words.most_dropped

@@ -19,7 +19,7 @@ from typing import Any
 from rnnlm import files, openmp, terminal
 from rnnlm.errors import ArgumentParser, Failure, UserError, output_lost
 from rnnlm.language_model import shown
-from rnnlm.training import beginning, distributed, lock
+from rnnlm.training import beginning, distributed, lock, schedule
 from rnnlm.training.beginning import Options
 from rnnlm.training.config import DOCUMENTED, PRESETS, TrainConfig
 from rnnlm.training.distributed import Group, PeerFailed, PeerLost
@@ -62,8 +62,8 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
             group.agree(common(options))
             config = TrainConfig(**group.from_first(lambda: chosen) | options.of_machine())
             run = Run.prepare(config, trainer_class, group)
-            if options.resume:
-                run.resume()
+            if options.resume and run.resume() and schedule.is_finished(config, run.progress):
+                log.info("the run is finished: there is nothing left to train")
             train(run)
             group.leave()
             return print_summary(run) if rank == 0 else 0

@@ -322,6 +322,12 @@ def test_the_warning_for_another_script_names_the_remedy(write) -> None:
     assert warning and "--tokenizer unicode" in warning and "Привет (1)" in warning
 
 
+def test_the_warning_names_no_remedy_that_would_not_help(write) -> None:
+    found = load_corpus(write("The <unk> of 1945 is <unk> . naïve end ."), tokenizer="wikitext")
+    warning = found.warning()
+    assert warning and warning.endswith("only words of the letters A to Z are kept")
+
+
 def test_the_counts_of_dropped_words_are_bounded(write, monkeypatch: pytest.MonkeyPatch) -> None:
     from rnnlm.data import encoding
 
