@@ -16,6 +16,7 @@ from serving import Server, save_tiny, until
 
 from rnnlm import checkpoint
 from rnnlm.checkpoint import Checkpoint
+from rnnlm.ensemble import combine
 
 pytestmark = browsing.needs_browser
 demo, browser, open_page, weights = browsing.demo, browsing.browser, browsing.open_page, browsing.weights  # fixtures
@@ -74,6 +75,15 @@ def test_the_list_tells_of_each_file(server: Server, weights: Path, demo: Path, 
     expect(row(page, "broken")).to_contain_text("It cannot be used:")
     page.get_by_role("link", name="Generate").click()
     expect(page.locator("#generate-weights option")).to_have_text(["demo (the default)", "demo", "tiny"])
+
+
+def test_the_list_says_that_a_file_is_an_ensemble(
+    server: Server, weights: Path, demo: Path, open_page: OpenPage
+) -> None:
+    members = [checkpoint.load(demo)] * 3
+    checkpoint.save(weights / "three.safetensors", combine(members, ["a", "b", "c"]))
+    page = open_page(server.url + VIEW)
+    assert texts(row(page, "three").get_by_role("cell"))[:4] == ["C ensemble of 3", "demo", "1,000 words", "72"]
 
 
 def test_a_file_that_a_trainer_writes_is_seen(server: Server, weights: Path, open_page: OpenPage) -> None:

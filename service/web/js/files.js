@@ -68,7 +68,7 @@ function problem(weights) {
 
 function described(weights) {
     const values = [
-        NAMES[weights.trained_by] ?? "–",
+        trainedBy(weights),
         corpus(weights) || "–",
         `${count(weights.vocabulary)} words`,
         count(weights.hidden_size),
@@ -80,6 +80,12 @@ function described(weights) {
         const [label, kind] = COLUMNS[index + 1];
         return html("td", { role: "cell", class: kind, "data-label": label }, value);
     });
+}
+
+function trainedBy(weights) {
+    const name = NAMES[weights.trained_by] ?? "–";
+    const members = weights.config?.ensemble;
+    return Array.isArray(members) ? html("span", {}, name, " ", html("small", {}, `ensemble of ${members.length}`)) : name;
 }
 
 function corpus(weights) {
