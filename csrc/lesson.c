@@ -78,10 +78,13 @@ static double measure_signal(elman *m, elman *grad, const int32_t *text, size_t 
 }
 
 int main(int argc, char **argv) {
-    double rate = argc > 1 ? atof(argv[1]) : 0.003, before[FAR + 1], after[FAR + 1], u[SAMPLE];
+    char *end = "";
+    double rate = argc > 1 ? strtod(argv[1], &end) : 0.003, before[FAR + 1], after[FAR + 1], u[SAMPLE];
     int32_t *text = NULL, id_of[256], out[SAMPLE];
     int byte, byte_of[256];
     size_t V = 0, N = 0;
+    if (*end || !(rate > 0.0))
+        return fputs("lesson: the learning rate must be a number above 0, such as 0.003\n", stderr), 2;
     memset(id_of, -1, sizeof id_of);
     while ((byte = getchar()) != EOF) { /* the tokens are the bytes that occur, numbered as they come */
         if (N % 65536 == 0) text = realloc(text, (N + 65536) * sizeof *text);
@@ -90,7 +93,8 @@ int main(int argc, char **argv) {
     }
     if (N < 20 * LONG) return fputs("lesson: give it a text of 1,000 bytes or more on standard input\n", stderr), 2;
     size_t P = elman_count(V, E, H), train = N * 9 / 10;
-    elman m = elman_on(V, E, H, uniforms(V * E, sqrt(3.0)), uniforms(P, 1.0 / sqrt(H)));
+    double *parameters = uniforms(P, 1.0 / sqrt(H)), *embeddings = uniforms(V * E, sqrt(3.0));
+    elman m = elman_on(V, E, H, embeddings, parameters);
     elman grad = elman_on(V, E, H, m.embeddings, calloc(P, sizeof(double)));
     logp = malloc(LONG * V * sizeof *logp);
 
