@@ -80,7 +80,8 @@ KERNEL_FLAGS += -ftree-vectorize
 endif
 
 # Objects go to a folder named after what changes them, so builds never mix. A sanitized library stays there too.
-BUILD   := build/$(notdir $(CC))$(addprefix -,$(TARGET))-$(EXT)-omp$(OMP)-san$(SAN)
+SPACE   := $(subst ,, )
+BUILD   := build/$(subst $(SPACE),-,$(notdir $(CC)))$(addprefix -,$(TARGET))-$(EXT)-omp$(OMP)-san$(SAN)
 OBJECTS := $(patsubst csrc/%.c,$(BUILD)/%.o,$(filter-out $(LESSON),$(wildcard csrc/*.c)))
 LIBRARY := $(if $(filter 0,$(SAN)),lib,$(BUILD))/rnnlib.$(EXT)
 

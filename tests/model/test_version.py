@@ -21,6 +21,11 @@ def test_the_changelog_has_every_released_version() -> None:
         assert any(re.fullmatch(rf"{re.escape(VERSION)} - \d{{4}}-\d\d-\d\d", heading) for heading in headings)
 
 
+def test_a_compiler_may_be_a_command_of_several_words() -> None:
+    done = subprocess.run(["make", "-n", "lib", "CC=gcc -m64"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "build/gcc--m64-so-omp1-san0/" in done.stdout, done.stderr
+
+
 def test_make_reads_the_same_version() -> None:
     said = subprocess.run(["make", "-pn", "help"], cwd=ROOT, capture_output=True, text=True).stdout
     assert f"\nVERSION := {VERSION}\n" in said
