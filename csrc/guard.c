@@ -35,6 +35,7 @@ static struct {
 } slots[SLOTS];
 static atomic_uintptr_t page_size;
 static struct sigaction previous; /* until it is known, zeros: the system's default handling */
+static atomic_int passed_on;      /* whether a fault went to `previous`, which may call or install on_bus again */
 
 static void on_bus(int number, siginfo_t *info, void *context) {
     (void)context;
@@ -53,7 +54,9 @@ static void on_bus(int number, siginfo_t *info, void *context) {
         errno = saved;
         return; /* and the read is tried again */
     }
-    sigaction(SIGBUS, &previous, NULL); /* not ours: as if this handler had never been */
+    /* Not ours: as if this handler had never been. */
+    struct sigaction by_default = {.sa_handler = SIG_DFL};
+    sigaction(SIGBUS, atomic_exchange(&passed_on, 1) ? &by_default : &previous, NULL);
     if (info->si_code <= 0) raise(number);
     errno = saved;
 }
@@ -68,7 +71,10 @@ int32_t rnn_guard_add(const void *memory, size_t size) {
     ours.sa_sigaction = on_bus;
     sigemptyset(&ours.sa_mask);
     if (sigaction(SIGBUS, &ours, &before)) return RNN_E_ARG;
-    if (!(before.sa_flags & SA_SIGINFO) || before.sa_sigaction != on_bus) previous = before;
+    if (!(before.sa_flags & SA_SIGINFO) || before.sa_sigaction != on_bus) {
+        previous = before;
+        atomic_store(&passed_on, 0);
+    }
     for (int i = 0; i < SLOTS; i++) {
         uintptr_t is_free = 0;
         if (!atomic_compare_exchange_strong(&slots[i].end, &is_free, CLAIMED)) continue;

@@ -11,6 +11,7 @@ size_t rnn_sizeof(const char *type) {
     if (!strcmp(type, "rnn_regularization")) return sizeof(rnn_regularization);
     if (!strcmp(type, "rnn_adamw")) return sizeof(rnn_adamw);
     if (!strcmp(type, "rnn_words")) return sizeof(rnn_words);
+    if (!strcmp(type, "rnn_bias")) return sizeof(rnn_bias);
     if (!strcmp(type, "rnn_sampling")) return sizeof(rnn_sampling);
     return 0;
 }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rnnlm.arrays import F32, I32, Mask
+from rnnlm.arrays import F32, I32, MAX_THREADS, Mask
 from rnnlm.checkpoint import Weights
 from rnnlm.errors import counted
 from rnnlm.library import (
@@ -274,6 +274,8 @@ class Model:
     def __init__(self, weights: Weights, *, precision: str = "float32", threads: int = 1) -> None:
         if precision not in PRECISIONS:
             raise RNNInputError(-6, f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if not 1 <= threads <= MAX_THREADS:
+            raise RNNInputError(-6, f"threads must be from 1 to {MAX_THREADS}, got {threads}")
         self.vocab, self.embed, self.hidden = weights.vocab_size, weights.embed_size, weights.hidden_size
         self.weights, self.precision = weights, precision  # the library keeps pointers into Why and by
         self._handle = handle(
@@ -395,5 +397,5 @@ def guard(mapping: np.memmap) -> Callable[[], bool]:
     """
     lib, address = library(), mapping.ctypes.data
     check(lib.rnn_guard_add(address, mapping.nbytes), f"guard of a mapping of {mapping.nbytes:,} bytes")
-    weakref.finalize(mapping, lib.rnn_guard_remove, address)
+    weakref.finalize(mapping, lib.rnn_guard_remove, address).atexit = False  # a daemon thread may still read it then
     return lambda: bool(lib.rnn_guard_lost(address))

@@ -27,6 +27,7 @@ from numpy.ctypeslib import ndpointer
 
 from rnnlm import openmp
 from rnnlm.errors import Failure, UserError
+from rnnlm.sampling import BIAS
 
 ABI_VERSION = 5  # RNN_ABI_VERSION of rnnlib.h
 PRECISIONS = {"float32": 0, "bfloat16": 1, "int8": 2}  # RNN_PRECISION_*
@@ -216,6 +217,7 @@ def library() -> ctypes.CDLL:
         "rnn_regularization": ctypes.sizeof(RegularizationStruct),
         "rnn_adamw": ctypes.sizeof(AdamWOptions),
         "rnn_words": ctypes.sizeof(WordsStruct),
+        "rnn_bias": BIAS.itemsize,
         "rnn_sampling": SAMPLING.itemsize,
     }
     for name, theirs, ours in (
@@ -225,7 +227,7 @@ def library() -> ctypes.CDLL:
         if theirs != ours:
             raise RNNLibraryError(f"{path}: its {name} is {theirs}, this program needs {ours}; run `make clean lib`")
     wish, taken = os.environ.get("RNN_ISA"), lib.rnn_kernel_name().decode()
-    if wish is not None and wish != taken:
+    if wish and wish != taken:
         raise RNNLibraryError(
             f"RNN_ISA={wish} is not available: it must be amx, avx512bf16, avx512, avx2, baseline or reference, and "
             f"supported by this processor; unset it to use the best"
@@ -250,7 +252,8 @@ def handle(create: str, destroy: str, *arguments: Any, context: str) -> c_void_p
     """Create a handle of the library. The object behind it is destroyed when nothing refers to the handle any more."""
     made = c_void_p()
     check(getattr(library(), create)(*arguments, byref(made)), context)
-    weakref.finalize(made, getattr(library(), destroy), made.value)
+    finalizer = weakref.finalize(made, getattr(library(), destroy), made.value)
+    finalizer.atexit = False  # a daemon thread may still be inside a call then
     return made
 
 

@@ -14,7 +14,7 @@ static void test_statuses(void) {
     CHECK(rnn_sizeof("rnn_dims") == 12 && rnn_sizeof("rnn_sampling") == 32 + sizeof(void *) &&
           rnn_sizeof("rnn_adamw") == 24);
     CHECK(rnn_sizeof("rnn_regularization") == sizeof(rnn_regularization));
-    CHECK(rnn_sizeof("rnn_words") == sizeof(rnn_words));
+    CHECK(rnn_sizeof("rnn_words") == sizeof(rnn_words) && rnn_sizeof("rnn_bias") == 8);
     CHECK(rnn_sizeof("rnn_work") == 0 && rnn_sizeof("") == 0 && rnn_sizeof(NULL) == 0);
     const char *wish = getenv("RNN_ISA");
     bool has_it = wish && (!strcmp(wish, "baseline") || !strcmp(wish, "reference"));

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import INSTRUCTION_SETS, ROOT, force_kernels, make_weights
+from weights_files import POSIX
 
 from rnnlm import binding, library
 from rnnlm.binding import Decoder, Model, Workspace, sampling_rows
@@ -289,9 +291,48 @@ def test_an_unknown_precision() -> None:
         Model(make_weights(5, 4, 3), precision="float8")
 
 
+@pytest.mark.parametrize("threads", [0, -1, 1025])
+def test_a_number_of_threads_out_of_range(threads: int) -> None:
+    with pytest.raises(library.RNNInputError, match=f"threads must be from 1 to 1024, got {threads}"):
+        Model(make_weights(5, 4, 3), threads=threads)
+
+
 def test_scoring_needs_two_tokens() -> None:
     with pytest.raises(library.RNNInputError):
         decoder().score(np.zeros(1, dtype=np.int32))
+
+
+def test_a_program_may_end_while_a_thread_is_inside_the_library(weights_file: Path) -> None:
+    code = f"""
+import threading, time, numpy as np, rnn
+model, ids, inside = rnn.RNN.load({str(weights_file)!r}), np.zeros(100_000, dtype=np.int32), threading.Event()
+def work():
+    while True:
+        inside.set()
+        model.log_probabilities(ids)
+threading.Thread(target=work, daemon=True).start()
+inside.wait()
+time.sleep(0.05)
+"""
+    done = run_python(code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@POSIX
+def test_another_handler_of_bus_errors_and_ours_do_not_call_each_other_for_ever(weights_file: Path) -> None:
+    code = f"""
+import faulthandler, os, signal
+from rnnlm import binding, checkpoint
+def guard():
+    mapping = checkpoint.load({str(weights_file)!r}).mapping
+    return mapping, binding.guard(mapping.data)
+first = guard()
+faulthandler.enable()
+second = guard()
+os.kill(os.getpid(), signal.SIGBUS)
+"""
+    done = run_python(code)
+    assert done.returncode == -signal.SIGBUS and done.stderr.count("Fatal Python error") == 1, done.stderr
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
@@ -309,3 +350,4 @@ def test_kernels_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch)
     assert library.kernel() == best
     result = run_python("from rnnlm import library; library.library()", RNN_ISA="avx1024")
     assert "RNNLibraryError" in result.stderr and "RNN_ISA=avx1024" in result.stderr and "avx2" in result.stderr
+    assert run_python("from rnnlm import library; print(library.kernel())", RNN_ISA="").stdout == f"{best}\n"
