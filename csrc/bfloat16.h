@@ -41,7 +41,7 @@ static inline float rnn_widen_bfloat16(rnn_bfloat16 x) {
     return wide;
 }
 
-/* Which of 32 columns is at a place when they are shuffled. The unpack instructions interleave four numbers of each 128 bits:
+/* Returns which of 32 columns is at `place` in the shuffled order. The unpack instructions interleave four numbers of each 128 bits:
  * from the order 0-3 16-19 4-7 20-23 8-11 24-27 12-15 28-31 they return the columns 0-15 and 16-31 in order. */
 static inline size_t rnn_shuffled_column(size_t place) { return place / 8 * 4 + place % 8 / 4 * 16 + place % 4; }
 

@@ -40,7 +40,10 @@ void rnn_tiles_begin(void) {
     CONFIGURE(config);
 }
 
-void rnn_tiles_end(void) { RELEASE(); }
+void rnn_tiles_end(void) {
+    _mm_sfence(); /* makes the stores that exponentials() streams visible to other threads */
+    RELEASE();
+}
 
 /* Tiles 0 to 3: up to two by two of C. 4 and 5: A. 6 and 7: B. */
 INLINE void tiles_of(bool two_down, bool two_across, size_t K, rnn_left a, const rnn_bfloat16 *b, size_t b_panel,

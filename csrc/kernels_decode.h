@@ -14,12 +14,6 @@
 
 #define WIDE (4 * LANES)
 
-static uint32_t bfloat16_of(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
 /* Where column j stands among the bytes of an int8 row, and vector j of a row as integers. x86 widens LANES neighbouring
  * bytes as it loads them; elsewhere shifts take apart integers that hold bytes of columns LANES apart. */
 #if defined(__AVX512F__)
@@ -51,7 +45,8 @@ static void compress(int32_t precision, const float *w, size_t ld, size_t K, siz
         for (size_t k = 0; k < K; k++) {
             float x = w[k * ld + j];
             if (precision == RNN_PRECISION_BF16) {
-                packed[k * row + j / (2 * LANES) * LANES + j % LANES] |= bfloat16_of(x) << (j / LANES % 2 * 16);
+                packed[k * row + j / (2 * LANES) * LANES + j % LANES] |= (uint32_t)rnn_round_bfloat16(x)
+                                                                         << (j / LANES % 2 * 16);
             } else if (step > 0.0f) {
                 /* A tiny step has itself been rounded, so the quotient can exceed 127. */
                 int32_t q = (int32_t)fmaxf(-127.0f, fminf(127.0f, rintf(x / step)));

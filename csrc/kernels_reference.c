@@ -189,9 +189,8 @@ static void compress(int32_t precision, const float *w, size_t ld, size_t K, siz
         scale[v] = precision == RNN_PRECISION_BF16 ? 1.0f : max / 127.0f;
         for (size_t k = 0; k < K; k++) {
             uint32_t part;
-            memcpy(&part, w + k * ld + v, sizeof part);
             if (precision == RNN_PRECISION_BF16) {
-                part = (part + 0x7fff + (part >> 16 & 1)) >> 16;
+                part = rnn_round_bfloat16(w[k * ld + v]);
             } else {
                 float quotient = scale[v] > 0.0f ? rintf(w[k * ld + v] / scale[v]) : 0.0f;
                 part = (uint32_t)(int32_t)fmaxf(-127.0f, fminf(127.0f, quotient)) & 0xff;
@@ -202,12 +201,7 @@ static void compress(int32_t precision, const float *w, size_t ld, size_t K, siz
 }
 
 static float weight_of(int32_t precision, const uint32_t *packed, size_t at) {
-    if (precision == RNN_PRECISION_BF16) {
-        uint32_t bits = packed[at / 2] >> (at % 2 * 16) << 16;
-        float x;
-        memcpy(&x, &bits, sizeof x);
-        return x;
-    }
+    if (precision == RNN_PRECISION_BF16) return rnn_widen_bfloat16((rnn_bfloat16)(packed[at / 2] >> (at % 2 * 16)));
     int32_t byte = (int32_t)(packed[at / 4] >> (at % 4 * 8) & 0xff);
     return (float)(byte < 128 ? byte : byte - 256);
 }

@@ -198,7 +198,7 @@ typedef struct rnn_words {
  *   A step moves every word, even one whose gradient is 0. This call takes each of the given words through the steps that
  *   it has missed, as if its gradient had been 0 at them, and so gives the numbers that rnn_adamw_update would,
  *   with weight_decay 0 for those that do not decay.
- *   in      ids (id_count): ascending; NULL: all words, and id_count is not looked at
+ *   in      ids (id_count): ascending; NULL: all words, and id_count is ignored
  *           steps (step_count): the options of each; averaging (step_count): the rate of rnn_average_update after each, 0
  *           for no update; NULL if there is no average
  *           grads (id_count,width): the gradient at the last of the steps, which no given word has had; NULL: 0
@@ -259,7 +259,7 @@ typedef struct rnn_sampling {
     float top_p;            /* in (0,1]; 1: all tokens */
     const rnn_bias *biases; /* (bias_count): kept by the caller until the call returns; NULL for none */
     int32_t bias_count;
-    int32_t reserved; /* fills the struct up; not looked at */
+    int32_t reserved; /* pads the struct to the same size everywhere; ignored */
 } rnn_sampling;
 
 /* rnn_sample -- one draw from logits (V); -inf is a token that cannot be drawn.
