@@ -87,7 +87,7 @@ class RNN(LanguageModel):
         return _Sequence(Decoder(self.model, threads=self.threads), prefix, sampling, self.vocabulary.unk)
 
     def log_probabilities(self, ids: I32, state: F32 | None = None) -> F32:
-        return Decoder(self.model, max_sequences=16, threads=self.threads).score(self.token_ids(ids), state)
+        return Decoder(self.model, threads=self.threads).score(self.token_ids(ids), state)
 
     def hidden_states(self, ids: Sequence[int], state: F32 | None = None) -> F32:
         state = None if state is None else float_array("state", state)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rnnlm import openmp, terminal
 from rnnlm.arrays import MAX_THREADS
 from rnnlm.data.text import EOS, TOKENIZERS
-from rnnlm.errors import ArgumentParser, UserError, counted, exit_code_of, show_path
+from rnnlm.errors import ArgumentParser, UserError, counted, exit_code_of, reason, show_path
 from rnnlm.language_model import LanguageModel, shown
 from rnnlm.sampling import PromptError
 
@@ -151,13 +151,12 @@ def _as_dict(found: Evaluation) -> dict[str, Any]:
 def _report(found: Evaluation, what: str, has_unk: bool) -> Iterator[str]:
     """Yield the lines about a text for people."""
     read = "read as <UNK>" if has_unk else "left out"
-    perplexity = f"{found.perplexity:,.2f}" if found.perplexity < 1e6 else shown(found.perplexity)
     yield what
     yield f"tokens          {found.tokens:,}, of which {found.words:,} are words, the others ends of sentences"
     yield f"unknown words   {found.unknown:,}, {read}"
     yield f"dropped words   {found.dropped:,}"
     yield f"nats per token  {found.loss:.4f}"
-    yield f"perplexity      {perplexity}"
+    yield f"perplexity      {shown(found.perplexity, 2)}"
     yield f"bits per word   {found.bits:.4f}"
 
 
@@ -165,7 +164,10 @@ def _prompt_from_standard_input() -> str:
     """Return what standard input holds. Bytes that are not UTF-8 are refused by the model."""
     if sys.stdin is None:
         raise PromptError("there is no standard input to read a prompt from: give one")
-    data = sys.stdin.buffer.read()
+    try:
+        data = sys.stdin.buffer.read()
+    except OSError as error:
+        raise PromptError(f"standard input cannot be read: {reason(error)}") from error
     return data.decode("utf-8", "surrogateescape").removeprefix("\N{BYTE ORDER MARK}").rstrip("\r\n")
 
 
@@ -195,6 +197,5 @@ def _score(model: LanguageModel, options: argparse.Namespace) -> tuple[str, ...]
             print(f"{text:<{width}}  {'dropped' if span.kind == 'dropped' else 'not in the vocabulary'}")
         else:
             print(f"{text:<{width}}  {next(tokens).logprob:9.4f}{'  as <UNK>' if span.kind == 'unknown' else ''}")
-    perplexity = f"{score.perplexity:,.2f}" if score.perplexity < 1e6 else shown(score.perplexity)
-    print(f"perplexity {perplexity} over {counted(len(score.tokens), 'token')}")
+    print(f"perplexity {shown(score.perplexity, 2)} over {counted(len(score.tokens), 'token')}")
     return score.unknown

@@ -1,4 +1,4 @@
-"""Compare runs: `python -m rnnlm.compare weights/*.jsonl`. What does it is rnnlm/training/comparison.py."""
+"""Compare runs: `python -m rnnlm.compare weights/*.jsonl`. The code is in rnnlm/training/comparison.py."""
 
 import sys
 

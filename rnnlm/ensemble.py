@@ -15,6 +15,7 @@ So it is an ordinary weights file, and whatever runs one runs an ensemble.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -170,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check_members(paths: Sequence[str], out: Path) -> None:
     """Raise UserError if a member would be replaced by the ensemble."""
     for path in paths:
-        if out.exists() and Path(path).exists() and out.samefile(path):
+        if os.path.exists(out) and os.path.exists(path) and out.samefile(path):
             raise UserError(f"--out {show_path(out)} is a member of the ensemble: choose another --out")
 
 

@@ -20,7 +20,7 @@ _UNKNOWN, _DROPPED = -1, -2
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of a text.
+    """How well a model predicts a text.
 
     tokens: those that it predicts, words and ends of sentences.   nats: their negative log-probability, in all.
     words: those of them that are words.
@@ -102,7 +102,7 @@ def _evaluations(model: LanguageModel, text: Iterable[str], tokenizer: str, *, p
 
 
 class _Codes:
-    """Makes of a token of a TokenStream its id, or what it is instead."""
+    """Converts a token of a TokenStream to its id, or to _UNKNOWN or _DROPPED."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._ids = vocabulary.ids

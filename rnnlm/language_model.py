@@ -83,9 +83,9 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
-def shown(value: float) -> str:
-    """Format a perplexity for people: 142.3, 31,266.0, 4.0e+30."""
-    return f"{value:,.1f}" if value < 1e6 else f"{value:.1e}"
+def shown(value: float, digits: int = 1) -> str:
+    """Format a perplexity for people: 142.3, 31,266.0, 4.0e+30.   digits: after the point, below a million."""
+    return f"{value:,.{digits}f}" if value < 1e6 else f"{value:.1e}"
 
 
 class OpenSequence(ABC):

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 
+from rnnlm.arrays import MAX_THREADS
 from rnnlm.errors import UserError
 from rnnlm.strict_json import show
 
@@ -22,8 +23,9 @@ def wait_briefly() -> None:
 
 
 def processors() -> int:
-    """Return the number of processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of processors that this process may run on, MAX_THREADS at most."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, MAX_THREADS)
 
 
 def threads_asked() -> int | None:
@@ -35,8 +37,10 @@ def threads_asked() -> int | None:
     if not text:
         return None
     first = text.split(",")[0].strip()
-    if not (first.isascii() and first.isdigit() and int(first) >= 1):
-        raise UserError(f"OMP_NUM_THREADS must be a number of threads, 1 or more, got {show(text)}: change or unset it")
+    if not (first.isascii() and first.isdigit() and len(first) < 9 and 1 <= int(first) <= MAX_THREADS):
+        raise UserError(
+            f"OMP_NUM_THREADS must be a number of threads from 1 to {MAX_THREADS}, got {show(text)}: change or unset it"
+        )
     return int(first)
 
 

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, elsewhere a plain line every thirty seconds.
+"""Shows the progress of long work: a bar on a terminal, elsewhere a plain line every thirty seconds.
 
 It is shown where the log is: only if messages of level INFO are.
 """

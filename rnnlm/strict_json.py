@@ -69,7 +69,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise Invalid(f"the key {show(key)} stands twice")
+            raise Invalid(f"the key {show(key)} occurs twice")
         result[key] = value
     return result
 

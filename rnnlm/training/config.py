@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -183,7 +184,7 @@ class TrainConfig:
         """Return where the run of `backend` ("c" or "torch") saves its weights. Raises ConfigError."""
         if self.out:
             path = Path(self.out)
-            if not path.name or path.name == ".." or path.is_dir() or self.out.endswith(("/", "\\")):
+            if not path.name or path.name == ".." or os.path.isdir(path) or self.out.endswith(("/", "\\")):
                 raise ConfigError(
                     f"--out must name a file, got {self.out}: add a name, such as {self.out.rstrip('/')}/model"
                 )

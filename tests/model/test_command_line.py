@@ -101,6 +101,10 @@ def test_standard_input_that_cannot_be_used(weights_file: Path) -> None:
     refused(rnn_command(str(weights_file), standard_input=b""), 2, "the prompt has no word")
     closed = f'exec "{sys.executable}" "{ROOT / "rnn.py"}" "{weights_file}" <&-'
     refused(subprocess.run(["bash", "-c", closed], capture_output=True, text=True), 2, "give a prompt")
+    unreadable = closed.replace("<&-", f'0>"{weights_file.with_name("written")}"')
+    refused(
+        subprocess.run(["bash", "-c", unreadable], capture_output=True, text=True), 2, "standard input cannot be read"
+    )
 
 
 def test_the_threads_are_those_of_the_environment_unless_given(
@@ -109,7 +113,7 @@ def test_the_threads_are_those_of_the_environment_unless_given(
     for wish, threads in (("3", 3), ("5,2", 5), ("", openmp.processors())):
         monkeypatch.setenv("OMP_NUM_THREADS", wish)
         assert openmp.default_threads() == threads
-    for wish in ("0", "many"):
+    for wish in ("0", "many", "1025"):
         monkeypatch.setenv("OMP_NUM_THREADS", wish)
         refused(rnn_command(str(weights_file), "waa"), 2, "OMP_NUM_THREADS must be", repr(wish), "unset it")
         assert rnn_command(str(weights_file), "waa", "--threads", "1").returncode == 0

@@ -41,10 +41,11 @@ def test_bad_options(backend: str, changed: dict[str, object], words: list[str],
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("value", ["many", "0", "-2", "1.5", ",4", "٣"])
+@pytest.mark.parametrize("value", ["many", "0", "-2", "1.5", ",4", "٣", "1025", "9" * 5000])
 def test_a_bad_number_of_threads_in_the_environment(backend: str, value: str, text: Path, tmp_path: Path) -> None:
     arguments = [word for word in options(text, tmp_path / "model", threads=None, corpus="no-such-corpus")]
-    refused(train(backend, *arguments, OMP_NUM_THREADS=value), 2, "OMP_NUM_THREADS must be", repr(value), "unset it")
+    said = train(backend, *arguments, OMP_NUM_THREADS=value)
+    refused(said, 2, "OMP_NUM_THREADS must be", repr(value)[:70], "unset it")
     refused(train(backend, *arguments, "--threads", "1", OMP_NUM_THREADS=value), 2, "no-such-corpus")  # not needed
 
 
@@ -123,3 +124,5 @@ def test_numbers_that_no_file_holds(name: str) -> None:
 def test_an_output_that_is_no_file_name(text: Path, tmp_path: Path) -> None:
     for out in (Path("."), tmp_path, Path("..")):
         refused(train("c", *options(text, out)), 2, "--out", str(out))
+    long = tmp_path / ("x" * 300)
+    refused(train("c", *options(text, long)), 1, "cannot be saved (File name too long)")
