@@ -188,7 +188,7 @@ def parts(trainer: Any, x: Any, y: Any, regularizer: Any, config: TrainConfig) -
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="run only the cases whose names start with this")
-    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement of tokens/s (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.4, help="of each measurement of tokens/s (%(default)s)")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu.py: torch finds no CUDA device here", file=sys.stderr)
@@ -204,7 +204,7 @@ def main() -> int:
             row = measure(name, WIKITEXT2 | changed, precision, options.seconds, top)
             rows.append(row)
             print(gpu_line(row), flush=True)
-    whole = not options.only
+    whole = options == parser.parse_args([])
     figures.save("gpu", rows, whole=whole, processor=card, cores=None, torch=torch.__version__, limits=top)
     return 0
 

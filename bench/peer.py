@@ -65,8 +65,9 @@ def of_peer(program: Path, options: tuple[str, ...], folder: Path) -> Curve:
 def of_ours(program: str, corpus: str, folder: Path) -> Curve:
     """Train `best` with 100 units and one thread, evaluated after every epoch; resume it, or find it finished."""
     out = folder / f"peer-{Path(program).stem}.safetensors"
-    command = [sys.executable, program, "--preset", "best", *H100, "--evaluate-every", "1", "--threads", "1", "--resume"]
-    subprocess.run([*command, "--corpus", corpus, "--embeddings", "train", "--out", str(out)], cwd=ROOT, check=True)
+    command = [sys.executable, program, "--preset", "best", *H100, "--evaluate-every", "1", "--threads", "1"]
+    command += ["--corpus", corpus, "--embeddings", "train", "--out", str(out), "--resume"]
+    subprocess.run(command, cwd=ROOT, check=True)
     return [(line["seconds"], line["validation_perplexity"]) for line in metrics(out)[1:]]
 
 

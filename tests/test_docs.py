@@ -52,11 +52,11 @@ def test_make_targets_exist(page: str) -> None:
 
 
 def commands(page: str) -> list[tuple[str, set[str]]]:
-    """Return (script, options) of each `python SCRIPT --options`."""
+    """Return (program, options) of each `python SCRIPT --options` and `python -m rnnlm.MODULE --options`."""
     found = []
     for line in blocks(TEXTS[page]).splitlines():
-        for script, rest in re.findall(r"python3? ([\w/]+\.py)([^#|;&]*)", line):
-            found.append((script, set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", rest))))
+        for program, rest in re.findall(r"python3? ([\w/]+\.py|-m rnnlm\.\w+)([^#|;&]*)", line):
+            found.append((program, set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", rest))))
     return found
 
 
@@ -72,9 +72,10 @@ def help_of(*program: str) -> set[str]:
 
 @pages
 def test_scripts_and_their_options_exist(page: str) -> None:
-    for script, options in commands(page):
-        assert (ROOT / script).is_file(), script
-        assert not options or options <= help_of(script), f"{script} lacks {options - help_of(script)}"
+    for program, options in commands(page):
+        assert program.startswith("-m ") or (ROOT / program).is_file(), program
+        known = help_of(*program.split()) if options else set()
+        assert options <= known, f"{program} lacks {options - known}"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_options_in_the_text_exist(page: str, programs: list[str]) -> None:
 @pages
 def test_modules_that_are_run_exist(page: str) -> None:
     for module in re.findall(r"python3? -m ([\w.]+)", blocks(TEXTS[page])):
-        if module.split(".")[0] in ("service", "bench", "tests"):
+        if module.split(".")[0] in ("rnnlm", "service", "bench", "tests"):
             path = ROOT / module.replace(".", "/")
             assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
 
