@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from rnn import RNN
+from rnnlm.data import hub
 from rnnlm.data.corpus import load_corpus
 
 EMPTY = "empty"  # stands for an empty line; no token is spelt so
@@ -52,12 +53,14 @@ def spell(lines: Iterable[str], names: dict[str, str]) -> tuple[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", default="Salesforce/wikitext:wikitext-2-v1", help="NAME:CONFIG, or FOLDER:CONFIG")
+    parser.add_argument("--corpus", default="wikitext-2-v1", help="wikitext-2-v1 or FOLDER:wikitext-2-v1")
     parser.add_argument("--folder", type=Path, default=ROOT / "weights" / "published", help="for text and weights")
     parser.add_argument("options", nargs="*", help="more options of main.py, after --")
     options = parser.parse_args()
 
-    name, _, config = options.corpus.rpartition(":")
+    name, config = hub.NAMES.get(options.corpus) or options.corpus.rpartition(":")[::2]
+    if not name:
+        parser.error(f"no corpus {options.corpus!r}: it is wikitext-2-v1, or FOLDER:wikitext-2-v1")
     splits, names, published = datasets.load_dataset(name, config), {}, {}
     text = options.folder / "text"
     text.mkdir(parents=True, exist_ok=True)
