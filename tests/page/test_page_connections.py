@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import browsing
-from browsing import OpenPage, answering, ended, generate, go_button, playwright, running, state, words
+from browsing import OpenPage, answering, ended, generate, go_button, playwright, running, state, texts, words
 from serving import Server, until
 
 pytestmark = browsing.needs_browser
@@ -166,3 +166,32 @@ def test_a_lost_connection_is_reported_and_tried_again(weights: Path, open_page:
         page.get_by_role("button", name="Try again").click()
         ended(page, "c")
         expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_another_attempt_writes_its_words_once(server: Server, open_page: OpenPage) -> None:
+    page = open_page(f"{server.url}/#view=generate&backend=c&max_tokens=6&seed=5&ignore_eos=true")
+    # The first stream breaks off after three words.
+    page.evaluate(
+        """() => {
+            const real = window.fetch;
+            let isFirst = true;
+            window.fetch = async (url, options) => {
+                const response = await real(url, options);
+                if (!isFirst || !String(url).includes("generate")) return response;
+                isFirst = false;
+                const words = (await response.text()).split("\\n\\n").slice(0, 3).join("\\n\\n") + "\\n\\n";
+                return new Response(words);
+            };
+        }"""
+    )
+    go_button(page).click()
+    expect(page.get_by_role("alert")).to_contain_text("The connection broke off")
+    expect(state(page, "c")).to_have_text("failed")
+    begun = texts(words(page, "c"))
+    assert len(begun) == 3
+    page.get_by_role("button", name="Try again").click()
+    ended(page, "c")
+    written = texts(words(page, "c"))
+    assert len(written) == 6 and written[:3] == begun
+    expect(page.locator('[data-backend="c"] .figures')).to_contain_text("tokens6")
+    expect(page.locator("#runs-list li")).to_have_count(1)

@@ -26,6 +26,13 @@ export class Branch {
         return this.tokens.length === this.at + 1;
     }
 
+    /** Forget what a first attempt wrote, before another does. */
+    restart() {
+        this.tokens.length = this.at + 1;
+        this.figures = this.end = null;
+        this.ending = "";
+    }
+
     get rule() {
         return ruleOf(this.body, this.backend);
     }

@@ -105,12 +105,14 @@ export class Output {
                 onToken: (token) => this.#add(token, request),
             });
             if (this.#request !== request) return; // it was stopped while its last event was on its way
+            const isWordless = request.times.length === 0;
+            if (isWordless) branch.restart();
             const [choice] = end.choices;
             const { first_token_ms: firstTokenMs, tokens_per_second: tokensPerSecond, queue_ms: waitedMs } = end.timings;
             branch.end = end;
             branch.figures = { firstTokenMs, tokensPerSecond, waitedMs };
             if (!branch.parent) branch.unknown = choice.unknown_words;
-            if (this.#shown !== branch) this.#enter(branch); // it ended before its first word
+            if (isWordless || this.#shown !== branch) this.#enter(branch);
             this.#words.begin(branch.prompt, branch.unknown);
             this.#finish(choice.finish_reason);
             this.#on.end(branch);
@@ -169,7 +171,10 @@ export class Output {
         const { branch } = request;
         if (this.#request !== request) return;
         const now = performance.now();
-        if (request.times.push(now) === 1) this.#enter(branch);
+        if (request.times.push(now) === 1) {
+            branch.restart(); // only now: until its first word, an attempt that failed stays on screen
+            this.#enter(branch);
+        }
         branch.tokens.push(token);
         if (this.#shown === branch) this.#words.add(token);
         if (now - request.figured < FIGURES_MS) return;

@@ -14,7 +14,7 @@ const WORDS = 6; // of a text that stand in the list
 
 const NONE = "none chosen"; // of a text that the model wrote from the prompt on
 
-const runs = []; // the newest first
+let runs = []; // the newest first
 let marked = []; // those that are compared, two at most
 let restore = () => {};
 
@@ -23,10 +23,9 @@ export function start(onRestore) {
     restore = onRestore;
 }
 
-/** Keep a text that was written. */
+/** Keep a text that was written, once, however many attempts it took. */
 export function keep(branch) {
-    runs.unshift(branch);
-    runs.length = Math.min(runs.length, KEPT);
+    runs = [branch, ...runs.filter((one) => one !== branch)].slice(0, KEPT);
     marked = marked.filter((one) => runs.includes(one));
     draw();
 }
