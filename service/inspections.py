@@ -33,6 +33,7 @@ class InspectRequest(BaseModel):
         None, description="a text to compare hidden states with; null: this one with its first word replaced"
     )
     state: bool = Field(False, description="reply with the hidden state after each word")
+    spectrum: bool = Field(False, description="reply with the eigenvalues of the recurrence, over this text, too")
 
 
 class WordProbability(BaseModel):
@@ -71,6 +72,13 @@ class Memory(BaseModel):
     )
 
 
+class Spectrum(BaseModel):
+    recurrent: list[Eigenvalue] = Field(description="of Whh, the largest magnitude first")
+    effective: list[Eigenvalue] | None = Field(
+        description="of diag(1 - h^2) Whh averaged over the tokens of the text; null without one"
+    )
+
+
 class InspectResponse(BaseModel):
     backend: Backend
     weights: WeightsUsed
@@ -85,6 +93,7 @@ class InspectResponse(BaseModel):
     memory: Memory
     hidden_size: int
     state: list[list[float]] | None = Field(description="(words, hidden units), if it was asked for")
+    spectrum: Spectrum | None = Field(description="if it was asked for")
 
 
 class CandidatesRequest(BaseModel):
@@ -116,12 +125,8 @@ class CandidatesResponse(BaseModel):
     unknown: float | None = Field(description="the model's probability of <UNK>; null if it has no <UNK>")
 
 
-class SpectrumResponse(BaseModel):
+class SpectrumResponse(Spectrum):
     weights: WeightsUsed
-    recurrent: list[Eigenvalue] = Field(description="of Whh, the largest magnitude first")
-    effective: list[Eigenvalue] | None = Field(
-        description="of diag(1 - h^2) Whh averaged over the tokens of the text; null without one"
-    )
 
 
 class UnitResponse(BaseModel):
@@ -157,7 +162,12 @@ def _eigenvalues(values: npt.NDArray[np.complex128]) -> list[Eigenvalue]:
 
 
 def of_text(
-    made: inspection.Inspection, spans: Sequence[Span], backend: Backend, weights: WeightsUsed, hidden: int
+    made: inspection.Inspection,
+    spans: Sequence[Span],
+    backend: Backend,
+    weights: WeightsUsed,
+    hidden: int,
+    spectrum: inspection.Spectrum | None,
 ) -> InspectResponse:
     return InspectResponse(
         backend=backend,
@@ -176,6 +186,7 @@ def of_text(
         memory=Memory(**{name: _listed(value) for name, value in vars(made.memory).items()}),
         hidden_size=hidden,
         state=None if made.states is None else made.states.tolist(),
+        spectrum=None if spectrum is None else Spectrum(**_of_spectrum(spectrum)),
     )
 
 
@@ -194,8 +205,12 @@ def of_candidates(made: inspection.Candidates, backend: Backend, weights: Weight
 
 
 def of_spectrum(made: inspection.Spectrum, weights: WeightsUsed) -> SpectrumResponse:
+    return SpectrumResponse(weights=weights, **_of_spectrum(made))
+
+
+def _of_spectrum(made: inspection.Spectrum) -> dict[str, list[Eigenvalue] | None]:
     effective = None if made.effective is None else _eigenvalues(made.effective)
-    return SpectrumResponse(weights=weights, recurrent=_eigenvalues(made.recurrent), effective=effective)
+    return {"recurrent": _eigenvalues(made.recurrent), "effective": effective}
 
 
 def of_unit(made: inspection.Unit, weights: WeightsUsed) -> UnitResponse:

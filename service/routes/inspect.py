@@ -86,7 +86,9 @@ def router(service: Service) -> APIRouter:
 
         def work(model: LanguageModel, weights: WeightsUsed) -> BaseModel:
             made = model.inspect(body.text, target=body.target, other=body.other, states=body.state)
-            return inspections.of_text(made, model.read(body.text), body.backend, weights, len(model.matrices().bh))
+            spans, hidden = model.read(body.text), len(model.matrices().bh)
+            spectrum = model.spectrum(body.text) if body.spectrum else None
+            return inspections.of_text(made, spans, body.backend, weights, hidden, spectrum)
 
         return await ask(http, body.backend, body.weights, work)
 
@@ -121,7 +123,9 @@ def router(service: Service) -> APIRouter:
         backend: computing = "c",
     ) -> Any:
         """The eigenvalues of Whh: those near the unit circle let the network remember. With a text, also those
-        of diag(1 - h^2) Whh averaged over its tokens, which is what tanh leaves of the recurrence there."""
+        of diag(1 - h^2) Whh averaged over its tokens, which is what tanh leaves of the recurrence there.
+
+        Proxies log addresses, and so this text: POST /inspect takes it in a body, with `spectrum`."""
         return await ask(http, backend, name, lambda model, used: inspections.of_spectrum(model.spectrum(text), used))
 
     @routes.get(

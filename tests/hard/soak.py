@@ -101,7 +101,7 @@ def request_of(random: random.Random) -> tuple[str, str, Any]:
             ("POST", "/v1/chat/completions", chat | {"stream": True}),
             ("POST", "/v1/embeddings", {"model": "c/demo", "input": [f"waa {prompt}", "wab"]}),
             ("POST", "/inspect", inspected),
-            ("POST", "/inspect", inspected | {"state": True, "other": "wab wac"}),
+            ("POST", "/inspect", inspected | {"state": True, "spectrum": True, "other": "wab wac"}),
             ("POST", "/candidates", inspected | {"top_p": 0.9, "temperature": 0.5}),
             ("GET", about, None),
             ("GET", "/weights", None),

@@ -271,7 +271,7 @@ ROUTES = {  # the fields of each; SCALARS are also sent as "unknown", which only
     "/generate/c": {"prompt", "top_logprobs", "weights", *DRAWN, *LIMITS},
     "/generate/torch": {"prompt", "top_logprobs", "weights", *DRAWN, *LIMITS},
     "/score": {"text", "weights", "backend", "top_logprobs"},
-    "/inspect": {"text", "other", "target", "state", "weights", "backend"},
+    "/inspect": {"text", "other", "target", "state", "spectrum", "weights", "backend"},
     "/candidates": {"text", "temperature", "top_k", "top_p", "k", "weights", "backend"},
     "/v1/completions": {"model", "prompt", "logprobs", "echo", *DRAWN, *LIMITS},
     "/v1/chat/completions": {"model", "messages", "logprobs", "top_logprobs", *DRAWN, *LIMITS},

@@ -129,6 +129,16 @@ def companions(page: Any) -> list[str]:
     return [text.replace("\N{MINUS SIGN}", "-") for text in texts(page.locator("#inside-state .companion"))]
 
 
+def test_no_text_is_in_the_address_of_a_request(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url)
+    addresses: list[str] = []
+    page.on("request", lambda request: addresses.append(request.url))
+    page.get_by_role("link", name="Inside").click()
+    expect(page.locator("#inside-neighbours li").first).to_be_visible()
+    assert any("/neighbours?" in address for address in addresses)
+    assert not [address for address in addresses if "minister" in address]
+
+
 def test_units_that_behave_alike_over_a_brushed_range(server: Server, open_page: OpenPage) -> None:
     """By mouse, by keyboard and by touch; the correlations are those of the service's states."""
     page = open_page(server.url + "/#view=inside", has_touch=True)

@@ -67,8 +67,9 @@ def test_an_inspection(client: TestClient, model: rnn.RNN, backend: str, target:
     assert np.abs(np.array(told["state"]) - made.states).max() <= 1e-5
 
 
-def test_the_state_is_sent_only_if_asked_for(client: TestClient) -> None:
-    assert client.post("/inspect", json={"text": TEXT}).json()["state"] is None
+def test_the_state_and_the_spectrum_are_sent_only_if_asked_for(client: TestClient) -> None:
+    told = client.post("/inspect", json={"text": TEXT}).json()
+    assert told["state"] is None and told["spectrum"] is None
 
 
 @pytest.mark.parametrize("backend", ["c", "torch"])
@@ -79,6 +80,8 @@ def test_a_spectrum(client: TestClient, model: rnn.RNN, backend: str) -> None:
     told = client.get("/weights/demo/spectrum", params={"text": TEXT, "backend": backend}).json()
     moduli = np.abs([complex(*pair) for pair in told["effective"]])
     assert np.allclose(moduli, np.abs(made.effective), atol=1e-4)
+    inspected = client.post("/inspect", json={"text": TEXT, "backend": backend, "spectrum": True}).json()
+    assert inspected["spectrum"] == {name: told[name] for name in ("recurrent", "effective")}
 
 
 @pytest.mark.parametrize("backend", ["c", "torch"])

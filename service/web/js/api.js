@@ -28,14 +28,11 @@ export const candidates = (body) => json("candidates", { method: "POST", body, a
 
 export const inspect = (body, signal) => json("inspect", { method: "POST", body, signal, access: "user" });
 
-/** The eigenvalues of the recurrence; over a text, too, where `text` is not null. */
-export const spectrum = (name, text, backend, signal) => about(name, "spectrum", { backend, text }, signal);
 export const unit = (name, number, backend) => about(name, `units/${number}`, { backend });
 export const neighbours = (name, word, backend) => about(name, "neighbours", { backend, word });
 
-function about(name, what, query, signal) {
-    const given = Object.entries(query).filter(([, value]) => value !== null);
-    return json(`weights/${encodeURIComponent(name)}/${what}?${new URLSearchParams(given)}`, { signal, access: "user" });
+function about(name, what, query) {
+    return json(`weights/${encodeURIComponent(name)}/${what}?${new URLSearchParams(query)}`, { access: "user" });
 }
 
 export const deleteWeights = (name) =>

@@ -16,9 +16,9 @@ export function recurrence({ recurrent, effective }) {
     const box = html("input", { type: "checkbox", "data-keep": "tanh", onchange: () => draw(box.checked ? effective : recurrent) });
     draw(recurrent);
     return [
-        effective && html("label", { class: "check" }, box, html("span", {}, "As tanh weakens it on this text")),
+        html("label", { class: "check" }, box, html("span", {}, "As tanh weakens it on this text")),
         place,
-    ].filter(Boolean);
+    ];
 }
 
 function circle(values) {

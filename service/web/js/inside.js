@@ -14,7 +14,6 @@ import { clear, tell } from "./notice.js";
 import { fillSelect, onStore, store, withdraw } from "./store.js";
 
 const STATE_WORDS = 120; // of a text whose hidden states are drawn
-const LINK_CHARS = 1500; // of a text that goes into an address
 
 const form = byId("inside-form");
 const field = form.elements;
@@ -65,6 +64,7 @@ function body() {
         text: text.value,
         backend: backend.value,
         state: text.value.split(/\s+/).length <= STATE_WORDS,
+        spectrum: true,
         ...(target.value && { target: Number(target.value) }),
         ...(other.value.trim() && { other: other.value }),
         ...(weights.value && { weights: weights.value }),
@@ -84,11 +84,9 @@ async function run() {
     parts.setAttribute("aria-busy", "true");
     try {
         const seen = await api.inspect(wanted, abort.signal);
-        const text = wanted.text.length <= LINK_CHARS ? wanted.text : null;
-        const spectrum = await api.spectrum(seen.weights.name, text, wanted.backend, abort.signal);
         if (running !== abort) return;
         clear(notice);
-        display(seen, spectrum, wanted);
+        display(seen, wanted);
     } catch (error) {
         if (running !== abort) return;
         if (isBackendMissing(error)) withdraw(wanted.backend);
@@ -98,7 +96,7 @@ async function run() {
     }
 }
 
-function display(seen, spectrum, wanted) {
+function display(seen, wanted) {
     const focused = document.activeElement; // the same control has the focus when it is drawn again
     parts.replaceChildren(
         part("inside-why", "Why this word", why(seen, explain),
@@ -110,7 +108,7 @@ function display(seen, spectrum, wanted) {
             "further back, the shorter its bars. Below them the sentence stands again with a word changed, as dark as the " +
             "two states differ.",
             "change an early word, then a late one, and compare after how many words it is forgotten."),
-        part("inside-recurrence", "The recurrence", recurrence(spectrum),
+        part("inside-recurrence", "The recurrence", recurrence(seen.spectrum),
             "Each dot is an eigenvalue of Whh: what lies along it is multiplied by it at every word. Inside the circle it " +
             "fades, the faster the nearer to the centre, and so the bars of the memory shrink.",
             "tick the box to see what tanh leaves of it on this text."),
