@@ -236,6 +236,16 @@ def test_what_cannot_be_inspected(server: Server, open_page: OpenPage) -> None:
     expect(page.locator("#inside-neighbours")).to_contain_text("is not among the")
 
 
+def test_a_complaint_about_what_is_no_field_on_the_page(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url + "/#view=inside&target=0", refusals=True)
+    expect(page.get_by_role("alert")).to_have_text("Target must be 1 or more, got 0.")
+    page = open_page(server.url + "/#view=inside", refusals=True)
+    other = page.get_by_label("The same sentence, with a word changed")
+    other.fill("The " * 2600)
+    other.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("Other must have at most 10,000 characters")
+
+
 def test_a_lost_connection(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url + "/#view=inside", refusals=True)
     expect(page.locator("#inside-why")).to_be_visible()

@@ -33,7 +33,7 @@ export function sendByKeyboard(field) {
 
 /**
  * Show what is wrong with fields of `form`: [{field: its name, message}], and move the focus to the first of them.
- * Returns whether it has all of them. If the other back end has complained before, the focus stays: the person may
+ * Returns whether it has all of them, each with a label. If the other back end has complained before, the focus stays: the person may
  * already be typing elsewhere.
  */
 export function complain(form, complaints) {
@@ -43,7 +43,7 @@ export function complain(form, complaints) {
     for (const { field: path, message } of complaints) {
         const [name] = path.split(".");
         const field = form.elements[name];
-        if (!(field instanceof HTMLElement)) {
+        if (!field?.labels?.length) { // it has none if it is hidden
             isComplete = false;
             continue;
         }
