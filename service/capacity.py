@@ -1,8 +1,9 @@
 """How large a model fits in memory. GET /weights reports it, and an upload that does not fit is refused by it.
 
 Only memory that the system cannot reclaim counts. It can reclaim a mapped file's pages, so of the file only Why counts,
-because every token reads it. While an upload replaces the weights, two models are loaded at once. The bases were
-measured on running processes (RssAnon) by bench/small.py, which checks the sum. If files are copied instead of mapped
+because every token reads it. While an upload replaces the weights, two models are loaded at once. Models stay loaded
+(service/registry.py) only as far as they fit together in this way. The bases were measured on running processes
+(RssAnon) by bench/small.py, which checks the sum. If files are copied instead of mapped
 (RNN_WEIGHTS_MODE=read), both models have all of theirs. If the weights folder itself is in memory, as a container's
 often is, the files count too: set RNN_MEMORY_MB lower.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,11 @@ class Capacity:
         """Return the bytes for serving a model of these sizes, and for replacing it."""
         base = sum(SERVER_BASE[name] + TRIAL_BASE[name] for name in {"c", *self.backends})
         return base + vocab * self._bytes_of_a_word(hidden, embedding)
+
+    def holds(self, models: Iterable[tuple[int, int, int]]) -> bool:
+        """Return whether models of these sizes (V, H, E) fit together, with the replacements of all of them."""
+        base = self.needs(0, 0)
+        return base + sum(self.needs(*sizes) - base for sizes in models) <= self.memory
 
     def largest_vocabulary(self, hidden: int, embedding: int = EMBEDDING_SIZE) -> int:
         """Return the most words that a model of these sizes may have; 0 if not even the program fits."""

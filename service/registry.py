@@ -1,8 +1,9 @@
 """The models that are loaded from the weights folder.
 
 A file is mapped once and shared by both back ends (and, through the page cache, by all worker processes). Loaded models
-stay in a small cache. Each request checks whether the file is still the same. If it was replaced, the request loads the
-new one, and running requests keep the old one until they finish. `prune` drops models that no request can ask for.
+stay in a small cache, as long as they fit in memory together. Each request checks whether the file is still the same.
+If it was replaced, the request loads the new one, and running requests keep the old one until they finish. `prune`
+drops models that no request can ask for.
 
 A mapped file must be replaced by renaming, as our uploads and trainers do. Changing it in place (`cp` over it) ends the
 requests that use it with an error (service/folder.py), and the next ones load it again. For folders where files change
@@ -23,6 +24,7 @@ from rnnlm.checkpoint import BACKENDS, Checkpoint
 from rnnlm.data.text import Vocabulary
 from rnnlm.errors import UserError
 from rnnlm.library import RNNLibraryError
+from service.capacity import Capacity
 from service.engines import CEngine, Engine, TorchEngine
 from service.errors import BackendMissing, FolderFailed, NotReady, WeightsNotFound, WeightsUnusable
 from service.folder import Folder, Version, check_name
@@ -91,6 +93,12 @@ class Entry:
     @property
     def loaded(self) -> tuple[str, ...]:
         return tuple(self._engines)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """V, H, E"""
+        weights = self._source.weights
+        return weights.vocab_size, weights.hidden_size, weights.embed_size
 
 
 class Registry:
@@ -223,11 +231,18 @@ class Registry:
             return entry
 
     def _keep(self, entry: Entry) -> None:
+        """Keep an entry, and drop the oldest others that are too many, or do not fit in memory beside it."""
+        most, capacity = self._settings.cached_weights, Capacity.of(self._settings)
         with self._lock:
+            before = len(self._entries)
             self._entries[entry.name] = entry
             self._entries.move_to_end(entry.name)
-            while len(self._entries) > self._settings.cached_weights:
+            while (left := len(self._entries)) > 1 and not (
+                left <= most and capacity.holds(kept.sizes for kept in self._entries.values())
+            ):
                 self._entries.popitem(last=False)
+        if left <= before:
+            gc.collect()  # torch's modules refer to themselves
 
 
 def _is_current(entry: Entry, version: Version) -> bool:

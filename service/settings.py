@@ -54,7 +54,9 @@ class Settings:
     weights_mode: str = setting(
         "map", "`map`: share the files' pages; `read`: copy them, for folders where files change in place"
     )
-    cached_weights: int = setting(4, "weights kept loaded", least=1, most=1000)
+    cached_weights: int = setting(
+        4, "most weights kept loaded; fewer if they do not fit in memory together", least=1, most=1000
+    )
     precision: str = setting("float32", f"how the C model keeps Why: {', '.join(PRECISIONS)}")
     c_threads: int = setting(1, "threads of one step of the C model", least=1, most=1024)
     torch_threads: int = setting(1, "threads of one step of the torch model", least=1, most=1024)

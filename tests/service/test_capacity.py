@@ -26,8 +26,17 @@ def test_what_fits_is_the_largest_that_fits() -> None:
             assert not fits.objection(most, hidden)
             assert fits.objection(most + 1, hidden)
     assert Capacity(GIB, ("c", "torch")).largest_vocabulary(100) > 200_000  # what bench/small.py shows
+    assert Capacity(GIB, ("c", "torch"), copies=True).largest_vocabulary(100) > 125_000  # as docs/deploying.md says
     assert Capacity(GIB, ("c",), "bfloat16").largest_vocabulary(100) < Capacity(GIB, ("c",)).largest_vocabulary(100)
     assert Capacity(1 << 20, ("c",)).largest_vocabulary(100) == 0
+
+
+def test_models_that_fit_together() -> None:
+    fits = Capacity(GIB, ("c", "torch"))
+    most = fits.largest_vocabulary(100)
+    assert fits.holds([]) and fits.holds([(most, 100, 300)]) and not fits.holds([(most + 1, 100, 300)])
+    half = most // 2
+    assert fits.holds([(half, 100, 300)] * 2) and not fits.holds([(half, 100, 300)] * 3)
 
 
 def test_files_that_are_copied_count_twice(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from serving import ADMIN, needs_library, refused, save_tiny, serving, until
 from starlette.testclient import TestClient
 
 from rnnlm import checkpoint
+from service.capacity import Capacity
 from service.registry import Entry
 
 pytest_plugins = ("service_fixtures",)
@@ -129,6 +130,22 @@ def test_the_weights_that_were_used_least_recently_are_dropped(tmp_path: Path) -
         assert registry.get("a") is a  # used again, so b is next to go
         registry.get("c")
         assert registry.get("a") is a and registry.get("b") is not b
+
+
+def test_weights_that_do_not_fit_beside_each_other_are_dropped(tmp_path: Path) -> None:
+    sizes = {"vocab": 40, "hidden": 12, "embed": 16_000}
+    for name in ("a", "b", "c"):
+        save_tiny(tmp_path, name, **sizes)
+    one, none = (Capacity(0, ("c",), copies=True).needs(vocab, 12, 16_000) for vocab in (40, 0))
+    with serving(tmp_path, weights_mode="read", memory_mb=(one + 1.5 * (one - none)) // 10**6) as client:
+        registry = client.app.state.service.registry  # type: ignore[attr-defined]
+        a, b = registry.get("a"), registry.get("b")
+        assert registry.get("a") is a and registry.get("b") is b  # there is room for two and a half
+        c = registry.get("c")
+        assert registry.get("b") is b and registry.get("c") is c and registry.get("a") is not a
+    with serving(tmp_path, weights_mode="read", memory_mb=1) as client:
+        registry = client.app.state.service.registry  # type: ignore[attr-defined]
+        assert registry.get("a") is registry.get("a")  # what is asked for is kept in any case
 
 
 def test_nobody_sees_a_model_before_it_knows_whether_its_file_changed(
