@@ -29,7 +29,7 @@ async def running(service: Service) -> AsyncIterator[None]:
         message = "RNN_ADMIN_TOKEN is not set; until this service stops, the admin token is %s"
         # Bypasses the log level: without this line nobody could upload.
         log.handle(log.makeRecord(log.name, logging.WARNING, __file__, 0, message, (service.guard.made_token,), None))
-    await asyncio.to_thread(_warn_of_an_empty_folder, service)
+    await asyncio.to_thread(_warn_of_missing_weights, service)
     for scheduler in service.schedulers.values():
         scheduler.start()
     for backend in service.settings.preload:
@@ -53,9 +53,9 @@ async def running(service: Service) -> AsyncIterator[None]:
             _ignore_the_second_sigterm()
 
 
-def _warn_of_an_empty_folder(service: Service) -> None:
+def _warn_of_missing_weights(service: Service) -> None:
     with contextlib.suppress(ServiceError):  # a folder that cannot be read has its own warning
-        if objection := service.registry.folder.objection():
+        if objection := service.registry.folder.objection() or service.registry.missing_default():
             log.warning("%s", objection)
 
 

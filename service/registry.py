@@ -27,8 +27,8 @@ from rnnlm.library import RNNLibraryError
 from service.capacity import Capacity
 from service.engines import CEngine, Engine, TorchEngine
 from service.errors import BackendMissing, FolderFailed, NotReady, WeightsNotFound, WeightsUnusable
-from service.folder import Folder, Version, check_name
-from service.settings import Settings
+from service.folder import SUFFIX, Folder, Version, check_name
+from service.settings import Settings, variable
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ class Registry:
     def __init__(self, settings: Settings) -> None:
         self.folder = Folder(settings.weights_dir)
         self._settings = settings
+        self._default = settings.default_weights.removesuffix(SUFFIX)
         self._lock = threading.Lock()  # guards the next line, for moments
         self._entries: OrderedDict[str, Entry] = OrderedDict()  # least recently used first
         self._loading = threading.Lock()  # one load at a time; requests for loaded weights do not wait for it
@@ -119,7 +120,17 @@ class Registry:
                 "there are no weights yet: train some (make train), or upload a file (POST /weights); "
                 "GET /ready names the folder"
             )
-        return self._settings.default_weights if self._settings.default_weights in names else names[0]
+        return self._default if self._default in names else names[0]
+
+    def missing_default(self) -> str:
+        """Return a warning if the setting names a default that is not there; "" if there are no weights at all."""
+        names = self.folder.names()
+        if not names or self._default in (*names, Settings.default_weights):
+            return ""
+        return (
+            f"{variable('default_weights')}: there are no weights named {self._default!r}; "
+            f"requests that name none get {names[0]}"
+        )
 
     def check_ready(self) -> None:
         """Raise NotReady unless the header of the default weights is valid. Raises FolderFailed, too."""

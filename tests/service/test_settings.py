@@ -137,3 +137,9 @@ def test_the_start_names_a_folder_without_weights(start: StartServer, server_fol
         line["severity"] == "WARNING" and "does not exist" in line["message"] and "RNN_WEIGHTS_DIR" in line["message"]
     )
     assert str(missing) in server.get("/ready").json()["detail"]
+
+
+def test_the_start_names_a_default_that_is_missing(start: StartServer) -> None:
+    server = start(RNN_DEFAULT_WEIGHTS="bset")
+    (line,) = (line for line in server.lines() if "bset" in line["message"])
+    assert line["severity"] == "WARNING" and "RNN_DEFAULT_WEIGHTS" in line["message"] and "get demo" in line["message"]

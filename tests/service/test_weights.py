@@ -132,6 +132,14 @@ def test_the_weights_that_were_used_least_recently_are_dropped(tmp_path: Path) -
         assert registry.get("a") is a and registry.get("b") is not b
 
 
+@pytest.mark.parametrize("default", ["b", "b.safetensors"])
+def test_the_default_may_be_named_with_its_suffix(tmp_path: Path, default: str) -> None:
+    for name in ("a", "b"):
+        save_tiny(tmp_path, name)
+    with serving(tmp_path, default_weights=default) as client:
+        assert client.get("/weights").json()["default"] == "b"
+
+
 def test_weights_that_do_not_fit_beside_each_other_are_dropped(tmp_path: Path) -> None:
     sizes = {"vocab": 40, "hidden": 12, "embed": 16_000}
     for name in ("a", "b", "c"):
