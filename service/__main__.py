@@ -60,6 +60,7 @@ def _objection(host: str, port: int) -> str:
         places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         return f"HOST {host!r} is no address of this machine: {error.strerror or error}"
+    foreign = 0
     for family, kind, protocol, _, address in places:
         with contextlib.closing(socket.socket(family, kind, protocol)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -73,6 +74,9 @@ def _objection(host: str, port: int) -> str:
                     )
                 if error.errno == errno.EACCES:
                     return f"port {port} needs more rights than this user has: choose one from 1024 on (PORT=8000)"
+                foreign += error.errno == errno.EADDRNOTAVAIL  # also ::1 of localhost, where IPv6 is off
+    if foreign == len(places):
+        return f"HOST {host!r} is no address of this machine: listen on 127.0.0.1, or on 0.0.0.0 for all its addresses"
     return ""
 
 

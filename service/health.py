@@ -16,7 +16,7 @@ def address() -> str:
     host, port = os.environ.get("HOST") or "127.0.0.1", os.environ.get("PORT") or "8000"
     with contextlib.suppress(ValueError):  # a name
         if ipaddress.ip_address(host).is_unspecified:  # a service that listens everywhere is reached here
-            host = "127.0.0.1"
+            host = "::1" if ":" in host else "127.0.0.1"  # asyncio lets :: take no IPv4
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/health"
 
 

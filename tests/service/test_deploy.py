@@ -23,6 +23,7 @@ from conftest import ROOT, free_port
 from serving import ADMIN, GUARD_SECONDS, Server, needs_library, save_tiny, until
 
 from service import health
+from service.__main__ import _objection
 from service.middleware import READ_SECONDS
 from service.settings import Settings, variable
 
@@ -172,6 +173,14 @@ def test_a_port_that_is_taken() -> None:
     assert f"port {port} is taken" in line and f"PORT={port % 65535 + 1}" in line
 
 
+def test_a_host_that_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run("service", HOST="192.0.2.1")  # of documentation: nobody's
+    assert done.returncode == 3 and "HOST '192.0.2.1' is no address of this machine" in done.stderr
+    places = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, free_port())) for host in ("192.0.2.1", "127.0.0.1")]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: places)
+    assert _objection("both", 80) == ""  # as of localhost, whose ::1 may be off
+
+
 @contextlib.contextmanager
 def started(folder: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     port = free_port()
@@ -213,7 +222,7 @@ def test_the_port_is_honoured_and_the_stop_is_in_time(tmp_path: Path) -> None:
         (None, None, "http://127.0.0.1:8000/health"),
         ("", "", "http://127.0.0.1:8000/health"),
         ("0.0.0.0", "81", "http://127.0.0.1:81/health"),
-        ("::", "81", "http://127.0.0.1:81/health"),
+        ("::", "81", "http://[::1]:81/health"),  # asyncio listens on IPv6 only then
         ("service.internal", "81", "http://service.internal:81/health"),
         ("127.0.0.9", "81", "http://127.0.0.9:81/health"),
         ("::1", "81", "http://[::1]:81/health"),
