@@ -84,7 +84,7 @@ class Generator:
         scored = sum(len(prompt.ids) for prompt in request.prompts) if request.scored else 0
         tokens = request.n * (len(request.prompts) * request.max_tokens + scored)
         limit = self._settings.max_request_tokens
-        if tokens > limit and request.scored:
+        if tokens > limit and request.max_tokens == 0:  # only scored
             raise InvalidRequest.of(
                 request.input_field, f"must have at most {limit:,} tokens, got {tokens:,}: score a shorter text"
             )

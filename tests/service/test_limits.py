@@ -128,6 +128,9 @@ def test_a_text_to_score_has_a_limit_of_its_own(tmp_path: Path) -> None:
         assert problem["errors"] == [
             {"field": "text", "message": "must have at most 30 tokens, got 32: score a shorter text"}
         ]
+        body = {"model": "c/demo", "prompt": ["waa", "waa"], "max_tokens": 20, "echo": True, "logprobs": 1}
+        refusal = client.post("/v1/completions", json=body)  # its texts are short, and it is also to go on from them
+        assert refusal.status_code == 400 and "ask for fewer tokens, choices or prompts" in refusal.text
     with serving(tmp_path) as client:
         assert client.post("/score", json={"text": "waa" + " " * 49_997}).status_code == 200
         problem = refused(client.post("/score", json={"text": "waa" + " " * 49_998}), 422, "invalid_request")
