@@ -43,7 +43,7 @@ from service.errors import (
     TrialInterrupted,
     WeightsExist,
 )
-from service.exchange import declares_more, within
+from service.exchange import declares_more, unless_gone, within
 from service.folder import SUFFIX, Folder, check_name
 from service.metrics import Metrics
 from service.settings import ROOT, Settings, variable
@@ -100,7 +100,7 @@ class Uploader:
                 uploaded = await self._receive(request)
             result = "replaced" if uploaded.replaced else "added"
             return uploaded
-        except ClientDisconnect as error:
+        except (ClientDisconnect, ClientGone) as error:
             result = "abandoned"
             raise ClientGone from error
         except Internal:
@@ -138,7 +138,11 @@ class Uploader:
             target = self._folder.path(name)
             await asyncio.to_thread(_check_target, target, overwrite)
             await asyncio.to_thread(_settle, file)
-            await self._try_out(Path(file.name), name)
+            trial = asyncio.ensure_future(self._try_out(Path(file.name), name))
+            try:
+                await unless_gone(trial, request.receive)
+            finally:
+                await asyncio.wait([trial])  # if it was cancelled, until its process has ended
             replaced = await _to_the_end(_publish, Path(file.name), target, overwrite)
         log.info("weights %s were %s by an upload of %d bytes", name, "replaced" if replaced else "added", form.size)
         return schemas.Uploaded(

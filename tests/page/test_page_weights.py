@@ -278,6 +278,47 @@ def test_progress_is_shown_and_an_upload_can_be_cancelled(
     until(lambda: {path.name for path in weights.iterdir()} == {"demo.safetensors"})
 
 
+def test_an_upload_can_be_cancelled_while_it_is_checked(weights: Path, tmp_path: Path, open_page: OpenPage) -> None:
+    old = (weights / "demo.safetensors").read_bytes()
+    with running(weights, app="long_trials:app") as server:
+        page = open_page(server.url + VIEW, refusals=True)
+        choose(page, save_tiny(tmp_path, "demo"))
+        page.get_by_label("Replace weights of the same name").check()
+        upload(page)
+        give_token(page)
+        expect(page.locator("#upload-state")).to_contain_text("All sent.")
+        with page.expect_request(lambda request: request.method == "GET" and request.url.endswith("/weights")):
+            page.get_by_role("button", name="Cancel").click()
+        expect(page.get_by_text("The upload was cancelled. If the service had just accepted the file")).to_be_visible()
+        until(lambda: 'rnn_uploads_total{result="abandoned"} 1.0' in server.get("/metrics").text)
+        assert {path.name: path.read_bytes() for path in weights.iterdir()} == {"demo.safetensors": old}
+
+
+@pytest.mark.parametrize("what", ["added", "deleted"])
+def test_what_was_done_is_said_even_if_the_list_cannot_be_read_again(
+    server: Server, weights: Path, tmp_path: Path, open_page: OpenPage, what: str
+) -> None:
+    shutil.copy(weights / "demo.safetensors", weights / "copy.safetensors")
+    page = open_page(server.url + VIEW, refusals=True)
+    expect(row(page, "copy")).to_be_visible()
+    page.route("**/weights", lambda route: route.abort() if route.request.method == "GET" else route.continue_())
+    if what == "added":
+        choose(page, save_tiny(tmp_path, "mine"))
+        upload(page)
+    else:
+        page.get_by_role("button", name="Delete copy").click()
+        page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    give_token(page)
+    done = page.get_by_text("mine is added." if what == "added" else "copy is deleted.")
+    expect(done).to_be_visible()
+    expect(page.get_by_role("alert")).to_contain_text("The connection to the service is lost")
+    page.unroute("**/weights")
+    page.get_by_role("button", name="Try again").click()
+    expect(row(page, "mine")).to_have_count(1 if what == "added" else 0)
+    expect(row(page, "copy")).to_have_count(1 if what == "added" else 0)
+    expect(done).to_be_visible()
+
+
 def test_a_file_can_be_dropped(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url + VIEW)
     page.evaluate(

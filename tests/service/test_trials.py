@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import subprocess
@@ -11,13 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from conftest import ROOT, make_checkpoint, no_sanitizer
-from serving import needs_library, nothing_left, refused, save_tiny, serving, upload
+from serving import needs_library, nothing_left, refused, save_tiny, serving, until, upload
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from service.uploads import PREFIX, remove_stale
+from service.errors import ClientGone
+from service.uploads import PREFIX, Uploader, remove_stale
 
 pytest_plugins = ("service_fixtures",)
 pytestmark = needs_library
@@ -84,6 +88,40 @@ def test_a_trial_without_end(
     assert "0.2 seconds" in refused(response, 503, "trial_interrupted")["detail"]
     assert int(response.headers["retry-after"]) > 0
     assert nothing_left(empty_folder)
+
+
+def test_a_client_that_goes_away_ends_the_trial(
+    empty_folder: Path, sound: bytes, monkeypatch: Any, tmp_path: Path
+) -> None:
+    """What it sent replaces nothing, and the next upload need not wait."""
+    sleeper, begun = tmp_path / "sleeper", tmp_path / "begun"
+    sleeper.write_text(f"#!/bin/sh\necho $$ >{begun}.part\nmv {begun}.part {begun}\nexec sleep 20\n")
+    sleeper.chmod(0o755)
+    empty_folder.mkdir()
+    old = save_tiny(empty_folder, "new", seed=5).read_bytes()
+    form = httpx2.Request("POST", "http://test/", files={"file": ("new", sound)}, data={"overwrite": "true"})
+    scope = {"type": "http", "method": "POST", "headers": form.headers.raw}
+    scope["headers"] = [(name.lower(), value) for name, value in scope["headers"]]
+    messages = [{"type": "http.request", "body": form.read(), "more_body": False}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await asyncio.to_thread(until, begun.exists)
+        return {"type": "http.disconnect"}
+
+    async def abandon(uploader: Uploader) -> None:
+        with pytest.raises(ClientGone):
+            await uploader.receive(Request(scope, receive))
+        assert not Path(f"/proc/{begun.read_text().strip()}").exists()
+
+    monkeypatch.setattr("service.uploads.sys.executable", str(sleeper))
+    with serving(empty_folder) as client:
+        service = client.app.state.service  # type: ignore[attr-defined]
+        asyncio.run(abandon(Uploader(service.settings, service.registry.folder, service.metrics)))
+        assert 'rnn_uploads_total{result="abandoned"} 1.0' in client.get("/metrics").text
+    assert os.listdir(empty_folder) == ["new.safetensors"]
+    assert (empty_folder / "new.safetensors").read_bytes() == old
 
 
 def test_what_a_crash_left_is_removed_at_start(empty_folder: Path) -> None:

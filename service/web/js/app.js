@@ -5,7 +5,7 @@ import { onTokens, requiresToken } from "./access.js";
 import * as address from "./address.js";
 import { byId } from "./dom.js";
 import * as inspector from "./inspector.js";
-import { clear, notify, tell } from "./notice.js";
+import { notify } from "./notice.js";
 import { onStore, refresh, store } from "./store.js";
 import * as theme from "./theme.js";
 
@@ -62,16 +62,6 @@ function follow(event) {
     if (link) link.href = address.link(link.dataset.view);
 }
 
-async function ask() {
-    const notice = byId("service-notice");
-    try {
-        await refresh();
-        clear(notice);
-    } catch (error) {
-        tell(notice, error, ask);
-    }
-}
-
 /** Show what to do with a service that has no weights; the weights view says so itself. */
 function showWelcome() {
     byId("welcome").hidden = address.view() === "weights" || store.weights?.length !== 0;
@@ -97,7 +87,7 @@ for (const kind of ["pointerdown", "focusin", "click"]) document.querySelector("
 onStore(showWelcome);
 address.onChange(() => {
     show();
-    if (address.view() === "weights") ask(); // a trainer may have written a file meanwhile
+    if (address.view() === "weights") refresh(); // a trainer may have written a file meanwhile
 });
 show();
-ask();
+refresh();

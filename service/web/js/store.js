@@ -1,6 +1,8 @@
 /* What the service has: its weights and its back ends. Every view reads it here and is notified of changes. */
 
 import * as api from "./api.js";
+import { byId } from "./dom.js";
+import { clear, tell } from "./notice.js";
 
 const followers = [];
 
@@ -15,8 +17,18 @@ export function onStore(follower) {
     if (store.weights !== null) follower();
 }
 
-/** Ask the service again. Throws the errors of the api. */
+/** Ask the service again. If it does not answer, the top of the page says so, and offers to try again. */
 export async function refresh() {
+    const notice = byId("service-notice");
+    try {
+        await read();
+        clear(notice);
+    } catch (error) {
+        tell(notice, error, refresh);
+    }
+}
+
+async function read() {
     const [listed, backends] = await Promise.all([api.listWeights(), api.listBackends()]);
     const present = backends.filter((backend) => !withdrawn.has(backend));
     const news = {

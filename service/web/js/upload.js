@@ -13,6 +13,7 @@ const field = form.elements;
 const notice = byId("upload-notice");
 const drop = byId("drop");
 let running = null; // the AbortController of the upload in progress
+let isSent = false; // whether all of its file has been sent
 
 export function start() {
     form.addEventListener("submit", submit);
@@ -48,10 +49,10 @@ async function upload(file) {
     try {
         const added = await api.uploadWeights(data, { signal: running.signal, onProgress: progress });
         form.reset();
-        await refresh();
         const renamed = added.renamed_from === null ? "" : `, named ${added.name} here`;
         const what = `${added.renamed_from ?? added.name} is ${added.replaced ? "replaced" : "added"}${renamed}`;
         notify(notice, `${what}. It can be used at once.`, { kind: "done" });
+        refresh();
     } catch (error) {
         refuse(error, file);
     } finally {
@@ -61,8 +62,11 @@ async function upload(file) {
 }
 
 function refuse(error, file) {
-    if (isStop(error)) notify(notice, "The upload was cancelled, and nothing of it is kept.", { kind: "done" });
-    else if (error.code === "weights_exist") {
+    if (isStop(error)) {
+        const rest = isSent ? ". If the service had just accepted the file, the list has it." : ", and nothing of it is kept.";
+        notify(notice, `The upload was cancelled${rest}`, { kind: "done" });
+        if (isSent) refresh();
+    } else if (error.code === "weights_exist") {
         notify(notice, "There are weights of this name already. Choose another name, or tick the box to replace them.");
     } else if (error.code === "invalid_weights") {
         notify(notice, `The service refused ${file.name}, and says: “${error.message}”.`);
@@ -70,10 +74,11 @@ function refuse(error, file) {
 }
 
 function progress(sent, total) {
+    isSent = sent === total;
     const bar = byId("upload-bar");
     byId("upload-progress").hidden = false;
     bar.max = total;
-    if (sent < total) {
+    if (!isSent) {
         bar.value = sent;
         byId("upload-state").textContent = `${bytes(sent)} of ${bytes(total)} sent`;
     } else {
@@ -85,6 +90,7 @@ function progress(sent, total) {
 function showRunning(isRunning) {
     byId("upload-go").disabled = isRunning;
     byId("upload-cancel").hidden = !isRunning;
+    isSent = false;
     byId("upload-progress").hidden = true; // until something is sent: the token may have to be asked for
     byId("upload-bar").value = 0;
     byId("upload-state").textContent = "";

@@ -151,11 +151,12 @@ async function remove(weights) {
     if (!isSure) return;
     try {
         await api.deleteWeights(weights.name);
-        left.delete(weights.name);
-        await refresh();
-        notify(notice, `${weights.name} is deleted.`, { kind: "done" });
-        byId("main").focus(); // the button that had it is gone
     } catch (error) {
         tell(notice, error, () => remove(weights));
+        return;
     }
+    left.delete(weights.name);
+    notify(notice, `${weights.name} is deleted.`, { kind: "done" });
+    await refresh();
+    byId("main").focus(); // the button that had it is gone
 }
