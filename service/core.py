@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 from service.auth import Guard
 from service.generation import Generator
@@ -15,7 +16,8 @@ from service.settings import Settings
 
 class Service:
     """One service.   stopping: it received a signal to stop, and running requests may still finish.   cut_off: they may
-    no longer.   tasks: the HTTP exchanges in progress.
+    no longer.   tasks: the HTTP exchanges in progress.   writers: write replies, which may take seconds. The objects
+    of a long one have some 50 MB, so no more than two are written at once.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -34,6 +36,7 @@ class Service:
             for backend in settings.served_backends
         }
         self.generator = Generator(settings, self.registry, self.schedulers, self.metrics)
+        self.writers = ThreadPoolExecutor(2, "write-replies")
         self.tasks: set[asyncio.Task[None]] = set()
         self.stopping = False
         self.cut_off = False

@@ -24,6 +24,8 @@ from service.wording import Phrase, Stop, read_stop
 
 T = TypeVar("T")
 
+ALTERNATIVES = 5  # of a token, in a request with as many tokens as it may have; with fewer tokens, more
+
 
 class Generator:
     """Starts the requests of one service."""
@@ -92,6 +94,12 @@ class Generator:
             raise InvalidRequest(
                 f"the sequences of this request may have {tokens:,} tokens together, more than {limit:,}: "
                 "ask for fewer tokens, choices or prompts"
+            )
+        alternatives, limit = tokens * request.top, ALTERNATIVES * limit
+        if alternatives > limit:
+            raise InvalidRequest(
+                f"the tokens of this request may have {alternatives:,} alternatives together, more than {limit:,}: "
+                "ask for fewer tokens, or fewer alternatives for each"
             )
 
 

@@ -78,7 +78,10 @@ class Settings:
     max_prompts: int = setting(32, "most prompts of one request", least=1, most=1024)
     max_choices: int = setting(8, "most sequences for one prompt (`n`)", least=1, most=64)
     max_request_tokens: int = setting(
-        10_000, "most tokens of all sequences of a request together", least=1, most=1 << 20
+        10_000,
+        "most tokens of all sequences of a request together, and a fifth of their alternatives",
+        least=1,
+        most=1 << 20,
     )
     max_top_logprobs: int = setting(20, "most alternatives shown for a token", least=0, most=100)
     max_body_bytes: int = setting(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
@@ -39,6 +40,10 @@ STREAM_EXAMPLE = 'data: {"index":0,"text":"said","token":{"id":5,"word":"said","
 def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["generation"])
     silence = service.settings.comment_seconds
+
+    async def written(reply: Callable[[Request], BaseModel], request: Request) -> Response:
+        """Return the reply to a finished request."""
+        return await asyncio.get_running_loop().run_in_executor(service.writers, lambda: _json(reply(request)))
 
     @routes.post(
         "/generate/{backend}",
@@ -89,7 +94,7 @@ def router(service: Service) -> APIRouter:
             )
         async with sse.cancelling(request, http.receive):
             await request.wait()
-        return await asyncio.to_thread(lambda: _json(_reply(request)))
+        return await written(_reply, request)
 
     @routes.post(
         "/score",
@@ -113,13 +118,12 @@ def router(service: Service) -> APIRouter:
         await service.generator.start(request)
         async with sse.cancelling(request, http.receive):
             await request.wait()
-        return await asyncio.to_thread(lambda: _json(_score(request)))
+        return await written(_score, request)
 
     return routes
 
 
 def _json(reply: BaseModel) -> Response:
-    """Write a reply out. This takes long for thousands of tokens, so it runs in a thread of its own."""
     return Response(reply.model_dump_json(exclude_unset=True), media_type="application/json")
 
 

@@ -67,7 +67,7 @@ def server(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     """A server with both back ends, for tests that leave it as it was."""
     folder = tmp_path_factory.mktemp("weights")
     shutil.copy(demo, folder)
-    limits = {"RNN_MAX_TOKENS": "100000", "RNN_MAX_REQUEST_TOKENS": "100000"}
+    limits = {"RNN_MAX_TOKENS": "100000", "RNN_MAX_REQUEST_TOKENS": "200000"}
     with running(folder, RNN_BACKENDS="c,torch", **limits) as server:
         yield server
 

@@ -151,7 +151,7 @@ def test_answers_that_no_working_service_gives(server: Server, open_page: OpenPa
 
 
 def test_a_lost_connection_is_reported_and_tried_again(weights: Path, open_page: OpenPage) -> None:
-    settings = {"RNN_MAX_TOKENS": "100000", "RNN_MAX_REQUEST_TOKENS": "100000"}
+    settings = {"RNN_MAX_TOKENS": "100000", "RNN_MAX_REQUEST_TOKENS": "200000"}
     with running(weights, **settings) as first:
         address = f"{first.url}/#view=generate&backend=c&max_tokens=100000&ignore_eos=true"
         page = open_page(address, refusals=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from serving import GOOD, events, needs_library, refused, save_tiny, serving
+
+from service.routes import generate
 
 pytest_plugins = ("service_fixtures",)
 pytestmark = needs_library
@@ -135,3 +138,37 @@ def test_a_text_to_score_has_a_limit_of_its_own(tmp_path: Path) -> None:
         assert client.post("/score", json={"text": "waa" + " " * 49_997}).status_code == 200
         problem = refused(client.post("/score", json={"text": "waa" + " " * 49_998}), 422, "invalid_request")
         assert problem["errors"][0]["field"] == "text" and "50,000" in problem["detail"]
+
+
+def test_alternatives_are_bounded(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    with serving(tmp_path, max_request_tokens=30) as client:
+        body = {"text": "waa " * 20}  # with <EOS>, 21 tokens
+        assert client.post("/score", json={**body, "top_logprobs": 7}).status_code == 200
+        detail = refused(client.post("/score", json={**body, "top_logprobs": 8}), 422, "invalid_request")["detail"]
+        assert "may have 168 alternatives together, more than 150" in detail
+        body = {"prompt": "waa", "max_tokens": 15, "top_logprobs": 10}
+        assert client.post("/generate/c", json=body).status_code == 200
+        refused(client.post("/generate/c", json={**body, "n": 2}), 422, "invalid_request")
+        body = {"model": "c/demo", "prompt": "waa", "max_tokens": 16, "logprobs": 10}
+        assert client.post("/v1/completions", json=body).status_code == 400
+
+
+def test_two_replies_are_written_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The objects of a long one take tens of megabytes."""
+    save_tiny(tmp_path)
+    being_written: list[int] = []
+    seen: list[int] = []
+    score = generate._score
+
+    def slow(request: Any) -> Any:
+        being_written.append(1)
+        seen.append(len(being_written))
+        time.sleep(0.05)
+        being_written.pop()
+        return score(request)
+
+    monkeypatch.setattr(generate, "_score", slow)
+    with serving(tmp_path) as client, ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda _: client.post("/score", json={"text": "waa"}), range(8)))
+    assert {reply.status_code for reply in replies} == {200} and max(seen) == 2

@@ -42,4 +42,4 @@ async def answer(service: Service, request: Request, reply: Reply, http: HttpReq
         )
     async with sse.cancelling(request, http.receive):
         await request.wait()
-    return await asyncio.to_thread(lambda: JSONResponse(reply.whole()))  # thousands of tokens take long
+    return await asyncio.get_running_loop().run_in_executor(service.writers, lambda: JSONResponse(reply.whole()))
