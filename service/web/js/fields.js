@@ -33,8 +33,8 @@ export function sendByKeyboard(field) {
 
 /**
  * Show what is wrong with fields of `form`: [{field: its name, message}], and move the focus to the first of them.
- * Returns whether it has all of them, each with a label. If the other back end has complained before, the focus stays: the person may
- * already be typing elsewhere.
+ * Returns whether it has all of them, each with a label. If the other back end has complained before, the focus stays:
+ * the person may already be typing elsewhere.
  */
 export function complain(form, complaints) {
     const isRepeated = form.querySelector(".field-error") !== null;
