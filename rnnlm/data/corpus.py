@@ -268,7 +268,7 @@ def _with_split(source: Source, split: str, file: TextFile) -> Source:
 
     identity = None if source.identity is None else [source.identity, split, file.digest()]
     notes = (*source.notes, f"{split}: {file.name}", *([_wrapping_note(file)] if file.wrapping else []))
-    return replace(source, identity=identity, open=texts, notes=notes)
+    return replace(source, identity=identity, open=texts, notes=notes, optional=source.optional - {split})
 
 
 def _wrapping_note(file: TextFile) -> str:

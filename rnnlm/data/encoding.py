@@ -54,12 +54,14 @@ class Source:
     tokenizer: what suits it.   identity: JSON that changes when the text does; None: not known, so nothing is cached.
     open: returns the splits, train first, each as pieces of text cut at white space.
     notes: lines about where the text comes from and how it is read.
+    optional: the splits that count as none if they hold no words, since the user cannot take them away.
     """
 
     tokenizer: str
     identity: Any
     open: Callable[[], Texts]
     notes: tuple[str, ...] = ()
+    optional: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def encode(name: str, source: Source, tokenizer: str, vocab_size: int | None, wo
     Raises CorpusError, TextError (vocab_size, tokenizer), and whatever the source raises.
     """
     if source.identity is None:
-        return _in_memory(name, tokenizer, source.open(), vocab_size, words)
+        return _in_memory(name, tokenizer, source, vocab_size, words)
     more = digest("\n".join(words).encode()) if words else None
     key = [_code_version(), tokenizer, vocab_size, more, source.identity]
     # One folder for each name, tokenizer and size: the ids of an older state of the text are replaced.
@@ -128,7 +130,7 @@ def encode(name: str, source: Source, tokenizer: str, vocab_size: int | None, wo
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name, suffix=".tmp") as temporary,
-            _Pass(name, tokenizer, source.open(), temporary) as read,
+            _Pass(name, tokenizer, source, temporary) as read,
         ):
             _store(Path(temporary, "new"), folder, key, read.plan(vocab_size, words))
     except OSError as error:  # of the cache: an error of the text would be a CorpusError
@@ -137,10 +139,10 @@ def encode(name: str, source: Source, tokenizer: str, vocab_size: int | None, wo
             name,
             error.strerror or error,
         )
-        return _in_memory(name, tokenizer, source.open(), vocab_size, words)
+        return _in_memory(name, tokenizer, source, vocab_size, words)
     stored = _load(folder, key, tokenizer)
     if stored is None:  # another process has just replaced it
-        return _in_memory(name, tokenizer, source.open(), vocab_size, words)
+        return _in_memory(name, tokenizer, source, vocab_size, words)
     return stored
 
 
@@ -237,12 +239,13 @@ class _Types(dict[str, int]):
 class _Pass:
     """The text as first ids. A context manager, which closes the temporary files."""
 
-    def __init__(self, name: str, tokenizer: str, texts: Texts, folder: str | None) -> None:
+    def __init__(self, name: str, tokenizer: str, source: Source, folder: str | None) -> None:
         self.name, self._tokenizer, self._folder = name, tokenizer, folder
+        self._optional = source.optional
         self._types = _Types()
         self._dropped = np.zeros(_MAX_DROPPED_TYPES + 1, dtype=np.int64)  # the count of each dropped word
         with contextlib.ExitStack() as files:
-            self.spools = {split: files.enter_context(self._read(pieces)) for split, pieces in texts.items()}
+            self.spools = {split: files.enter_context(self._read(pieces)) for split, pieces in source.open().items()}
             self._files = files.pop_all()
         self.types = self._types.words
 
@@ -282,11 +285,17 @@ class _Pass:
     def plan(self, vocab_size: int | None, words: Sequence[str]) -> _Plan:
         """Decide on vocabulary, counts and splits. Raises CorpusError, TextError."""
         types = self.types
-        parts = {split: _Part(spool, 0, spool.size) for split, spool in self.spools.items() if spool.size}
+        parts = {split: _Part(spool, 0, spool.size) for split, spool in self.spools.items()}
         eos = types.index(EOS) if types else 0
         counts = {split: part.counts(len(types)) for split, part in parts.items()}
-        if "train" not in parts or counts["train"].sum() == counts["train"][eos]:
-            raise CorpusError(f"corpus {self.name!r} holds no words in its training split: use a text with words")
+        for split in [split for split, c in counts.items() if c.sum() == c[eos : eos + 1].sum()]:
+            if split == "train":
+                raise CorpusError(f"corpus {self.name!r} holds no words in its training split: use a text with words")
+            if split not in self._optional:
+                raise CorpusError(
+                    f"the {split} split of corpus {self.name!r} holds no words: use a text with words, or leave it out"
+                )
+            del parts[split], counts[split]
         if "validation" not in parts:
             train, validation = self._last_tenth(parts["train"], eos, int(counts["train"][eos]))
             parts = {"train": train, "validation": validation} | {k: v for k, v in parts.items() if k != "train"}
@@ -341,8 +350,8 @@ class _Pass:
         raise AssertionError("fewer sentence ends than were counted")
 
 
-def _in_memory(name: str, tokenizer: str, texts: Texts, vocab_size: int | None, words: Sequence[str]) -> Encoded:
-    with _Pass(name, tokenizer, texts, None) as read:
+def _in_memory(name: str, tokenizer: str, source: Source, vocab_size: int | None, words: Sequence[str]) -> Encoded:
+    with _Pass(name, tokenizer, source, None) as read:
         plan = read.plan(vocab_size, words)
         splits = {}
         for split, part in plan.parts.items():

@@ -24,6 +24,7 @@ NAMES = {config: ("Salesforce/wikitext", config) for config in ("wikitext-103-v1
 
 _PRETOKENISED = re.compile(r"wikitext-\d+(-raw)?-v1")  # the configs of Salesforce/wikitext
 _ROWS_PER_BATCH = 1000
+_OPTIONAL = frozenset({"validation", "test"})
 
 
 class CorpusUnavailable(CorpusError):
@@ -45,9 +46,8 @@ def open_folder(spec: str, folder: Path, config: str) -> Source:
 
     # All files, since only `datasets` knows which of them belong to a config, and it need not be imported here.
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return Source(
-        _tokenizer(config), [config, [[str(path.relative_to(folder)), _digest(path)] for path in files]], texts
-    )
+    identity = [config, [[str(path.relative_to(folder)), _digest(path)] for path in files]]
+    return Source(_tokenizer(config), identity, texts, optional=_OPTIONAL)
 
 
 def _digest(path: Path) -> str:
@@ -85,7 +85,7 @@ def open_hub(spec: str, name: str, config: str) -> Source:
     # By these `datasets` tells one state of a data set from another.
     fingerprints = [getattr(split, "_fingerprint", None) for split in loaded.values()]
     identity = None if None in fingerprints else [name, config, *fingerprints]
-    return Source(_tokenizer(config), identity, lambda: _splits(spec, loaded))
+    return Source(_tokenizer(config), identity, lambda: _splits(spec, loaded), optional=_OPTIONAL)
 
 
 def _splits(spec: str, loaded: Any) -> dict[str, Iterator[str]]:

@@ -56,6 +56,14 @@ def test_an_empty_validation_split_counts_as_none(hub_folder) -> None:
     assert words_of(found, "validation") == f"He {UNK} |"  # the last of the training sentences
 
 
+def test_a_file_in_the_place_of_an_empty_split_must_hold_words(hub_folder, tmp_path: Path) -> None:
+    spec = f"{hub_folder({**ROWS, 'validation': [''], 'test': ['1945 .']})}:wikitext-2-v1"
+    assert load_corpus(spec).test is None
+    (tmp_path / "own.txt").write_text("1945 .")
+    with pytest.raises(CorpusError, match=f"the test split of corpus '{spec}' holds no words"):
+        load_corpus(spec, test=str(tmp_path / "own.txt"))
+
+
 def test_a_config_that_is_missing_lists_those_there_are(hub_folder) -> None:
     folder = hub_folder(ROWS)
     hub_folder(ROWS, config="news", name=folder.name)

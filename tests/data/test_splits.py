@@ -158,6 +158,18 @@ def test_what_is_no_file_for_a_split(texts: dict[str, str], tmp_path: Path, spli
         load_corpus(texts["corpus"], **{split: str(tmp_path)})
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("text", ["", " \n\n", "1945. 3 , !"])
+def test_a_split_without_words_is_refused(make: Make, texts: dict[str, str], split: str, text: str) -> None:
+    Path(texts["dev"]).write_text(text)
+    with pytest.raises(CorpusError, match=rf"the {split} split of corpus '.*corpus\.txt' holds no words: use a text"):
+        load_corpus(texts["corpus"], **{split: texts["dev"]})
+    folder = make("train.txt", f"{split}.txt")
+    (folder / f"{split}.txt").write_text(text)
+    with pytest.raises(CorpusError, match=rf"the {split} split of corpus '{folder}' holds no words"):
+        load_corpus(str(folder))
+
+
 def test_standard_input_has_one_reader(texts: dict[str, str]) -> None:
     with pytest.raises(CorpusError, match="standard input can be only one of"):
         load_corpus("-", validation="-")
