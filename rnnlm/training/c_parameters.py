@@ -27,7 +27,8 @@ def make_parameters(weights: Weights, config: TrainConfig, threads: int) -> Para
 class Parameters:
     """Flat buffers (P,) in the layout of the C library. Weight decay leaves the biases alone.
 
-    values: the parameters.  average: their moving average, or None.  updates: how many there have been.
+    values: the parameters.  average: their moving average, or None.  average_every: see schedule.py.
+    updates: how many there have been.
     """
 
     def __init__(self, weights: Weights, config: TrainConfig, threads: int) -> None:
@@ -39,7 +40,7 @@ class Parameters:
         moments = {"sgd": ["velocity"] if config.momentum else [], "adamw": ["m", "v"]}[config.optimizer]
         self.moments = {name: np.zeros_like(self.values) for name in moments}
         self.average = self.values.copy() if config.average else None
-        self.updates = 0
+        self.updates, self.average_every = 0, schedule.AVERAGE_EVERY
         self._grads: F32 | None = None
 
     def laid_out(self, flat: F32) -> F32:
@@ -58,7 +59,7 @@ class Parameters:
     def update(self, grads: F32, learning_rate: float, grad_scale: float, candidates: Candidates | None) -> None:
         """Take one step of the optimizer, and of the average. The gradient is lost."""
         self.updates += 1
-        rate = 1.0 - schedule.average_decay(self.config, self.updates)
+        rate = 1.0 - schedule.average_decay(self.config, self.updates, self.average_every)
         self._step(slice(None), grads, learning_rate, grad_scale, rate)
 
     def _step(self, part: slice, grads: F32, learning_rate: float, grad_scale: float, averaging: float) -> None:
@@ -181,7 +182,7 @@ class ParametersByWords(Parameters):
             super().update(whole, learning_rate, grad_scale, candidates)
             return
         self.updates += 1
-        rate = 1.0 - schedule.average_decay(self.config, self.updates)
+        rate = 1.0 - schedule.average_decay(self.config, self.updates, self.average_every)
         self._step(slice(self._head), head, learning_rate, grad_scale, rate)
         self.words.step(self._adamw(learning_rate), rate, candidates.ids, rows, grad_scale)
 

@@ -48,6 +48,9 @@ class CTrainer:
             *self.dims, max_steps=EVALUATION_STEPS, max_batch=1, threads=self.threads, precision=config.precision
         )
 
+    def average_every(self, updates: int) -> None:
+        self.parameters.average_every = updates
+
     def train_step(
         self, x: I32, y: I32, learning_rate: float, regularization: Regularization = NO_REGULARIZATION
     ) -> tuple[float, float]:

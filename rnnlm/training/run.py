@@ -22,7 +22,7 @@ from rnnlm.training.initial import initial_weights
 from rnnlm.training.progress import Progress
 from rnnlm.training.resume import State, warn_of_another_rate
 from rnnlm.training.runfiles import RunFiles
-from rnnlm.training.schedule import learning_rate
+from rnnlm.training.schedule import average_every, learning_rate
 from rnnlm.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Run:
         if self.validation.size < 2:
             raise ConfigError("the validation split has fewer than two tokens; use a larger text")
         self.batches = Batches(corpus.train, config.batch_size, config.bptt, rank=group.rank, processes=group.size)
+        trainer.average_every(average_every(config, len(self.batches)))
         self.unigram_perplexity = unigram_perplexity(corpus.train_counts(), self.validation)
         self.regularizer = regularizer(config, corpus, vectors.shape[1])
         self.is_sampled = config.is_sampled(len(corpus.vocabulary))  # the training loss is of candidates only

@@ -8,7 +8,7 @@ from rnnlm.training import interval
 from rnnlm.training.config import TrainConfig
 from rnnlm.training.progress import Progress
 
-AVERAGE_EVERY = 8  # updates between two terms of the average
+AVERAGE_EVERY = 8  # updates between two terms of the average, as a rule
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int, scale: float) -> float:
@@ -21,15 +21,26 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int, scale: float
     return config.learning_rate * scale
 
 
-def average_decay(config: TrainConfig, updates: int) -> float:
+def average_every(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Return the updates between two terms of the average: one if evaluations come more often than every eighth.
+
+    So no two evaluations see the same average.
+    """
+    return AVERAGE_EVERY if interval.steps(config.evaluate_every, steps_per_epoch) >= AVERAGE_EVERY else 1
+
+
+def average_decay(config: TrainConfig, updates: int, every: int = AVERAGE_EVERY) -> float:
     """Return what the average of the weights is multiplied by after `updates` updates; 1.0: nothing is added.
 
-    At every eighth update only: an average over a thousand of them hardly differs, and a pass over all weights costs as
-    much as an optimizer's. At first the decay is smaller, or the initial weights would stay in the average for long.
+    every: `average_every`. Eight is enough: an average over a thousand updates hardly differs, and a pass over all
+    weights costs as much as an optimizer's. The first eight updates are all in it, since the run may end there.
+    At first the decay is smaller, or the initial weights would stay in the average for long.
     """
-    if not config.average or updates % AVERAGE_EVERY:
+    if updates <= AVERAGE_EVERY:
+        every = 1
+    if not config.average or updates % every:
         return 1.0
-    return min(config.average, (1 + updates) / (10 + updates)) ** AVERAGE_EVERY
+    return min(config.average, (1 + updates) / (10 + updates)) ** every
 
 
 def is_evaluated(config: TrainConfig, step: int, steps_per_epoch: int) -> bool:

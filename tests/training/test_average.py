@@ -10,6 +10,7 @@ from running import BACKENDS, options, refused, train
 from trainers import TRAINERS, small_run, take_step
 
 from rnnlm import checkpoint
+from rnnlm.training import loop
 from rnnlm.training.run import Run
 from rnnlm.training.schedule import AVERAGE_EVERY, average_decay
 from rnnlm.training.trainer import Trainer
@@ -33,19 +34,37 @@ def average(one: Run) -> np.ndarray:
 
 @trainers
 def test_the_average_is_the_sum_that_defines_it(trainer_class: type[Trainer], tmp_path: Path) -> None:
-    one = small_run(trainer_class, tmp_path, average=0.7)
+    one = small_run(trainer_class, tmp_path, average=0.7, evaluate_every=2)
     want = current(one)
     for update in range(1, 3 * AVERAGE_EVERY + 3):
         take_step(one, update % 6)
-        if update % AVERAGE_EVERY == 0:
-            decay = min(0.7, (1 + update) / (10 + update)) ** AVERAGE_EVERY
+        every = 1 if update <= AVERAGE_EVERY else AVERAGE_EVERY
+        if update % every == 0:
+            decay = min(0.7, (1 + update) / (10 + update)) ** every
             want = decay * want + (1 - decay) * current(one)
     assert np.abs(average(one) - want).max() < 1e-6
     assert np.abs(want - current(one)).max() > 1e-3
 
 
-def test_both_back_ends_average_alike(tmp_path: Path) -> None:
-    runs = [small_run(trainer_class, tmp_path, average=0.9, learning_rate=0.01) for trainer_class in TRAINERS.values()]
+@trainers
+@pytest.mark.parametrize("sampled_softmax", [0, 5])
+def test_no_two_evaluations_see_the_same_average(
+    trainer_class: type[Trainer], sampled_softmax: int, tmp_path: Path
+) -> None:
+    """The epoch is one step, and after each comes an evaluation: the run must not stop for want of improvement."""
+    chosen = {"epochs": 20, "patience": 3, "learning_rate": 1e-3, "bptt": None, "sampled_softmax": sampled_softmax}
+    one = small_run(trainer_class, tmp_path, average=0.9, **chosen)
+    first = one.trainer.weights()
+    loop.train(one)
+    losses = [row["validation_loss"] for row in one.progress.history]
+    assert len(losses) == 21 and losses == sorted(set(losses), reverse=True)
+    assert not np.array_equal(first.Why, one.trainer.weights().Why)
+
+
+@pytest.mark.parametrize("evaluate_every", [1, 2])
+def test_both_back_ends_average_alike(evaluate_every: int, tmp_path: Path) -> None:
+    chosen = {"average": 0.9, "learning_rate": 0.01, "evaluate_every": evaluate_every}
+    runs = [small_run(trainer_class, tmp_path, **chosen) for trainer_class in TRAINERS.values()]
     for step in range(20):
         for one in runs:
             one.trainer.train_step(*one.batches.chunk(step % 6), 0.01)
