@@ -19,7 +19,7 @@ from rnnlm.training import distributed
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import Group
 from rnnlm.training.progress import Progress
-from rnnlm.training.resume_options import AFRESH, DATA, DEFAULTS, FREE
+from rnnlm.training.resume_options import AFRESH
 from rnnlm.training.runfiles import RunFiles
 from rnnlm.training.schedule import learning_rate
 from rnnlm.training.trainer import Trainer
@@ -77,8 +77,10 @@ class State:
     def load(self) -> tuple[Progress, Weights | None, int] | None:
         """Put the saved state into the trainer. All processes must call it.
 
+        The configuration has been compared with the state's: see resume_options.py. Paths may differ from machine to
+        machine, so the text and the vectors are compared by what was read.
         Returns the progress, the best weights and the saved run's --epochs, or None if nothing was saved.
-        Raises ConfigError (another run's state, naming what differs), CheckpointError (nothing can be read).
+        Raises ConfigError (another text, other vectors), CheckpointError (nothing can be read).
         """
         loaded: list[dict[str, npt.NDArray[Any]]] = []
 
@@ -94,9 +96,12 @@ class State:
             return None
         names, metadata = shared
         try:
-            self._refuse_another(metadata)
+            if metadata["data"] != self._identity["data"]:
+                raise ConfigError(
+                    f"cannot resume {self._files.resume}: its text or vectors are {metadata['data']}, this run's are "
+                    f"{self._identity['data']}; give what that run had, or choose another --out"
+                )
             at = Progress(**metadata["progress"])
-            self._refuse_fewer_epochs(at)
             mine = loaded.pop() if loaded else {}
             arrays = {name: self._group.array_from_first(mine.pop(name, None)) for name in names}
             rows = self._config.batch_size
@@ -113,30 +118,6 @@ class State:
             raise CheckpointError(
                 f"{self._files.resume}: it does not hold the state of such a run: {error}; {AFRESH}"
             ) from error
-
-    def _refuse_fewer_epochs(self, at: Progress) -> None:
-        begun = at.epoch + (at.step > 0)
-        if begun > self._config.epochs:
-            raise ConfigError(
-                f"cannot resume {self._files.resume}: it is in epoch {begun}, after the last of --epochs "
-                f"{self._config.epochs}; give --epochs {begun} at least"
-            )
-
-    def _refuse_another(self, theirs: dict[str, Any]) -> None:
-        def flat(identity: dict[str, Any]) -> dict[str, Any]:
-            config = DEFAULTS | identity["config"]  # an option that the release of that run lacked has its default
-            # As many batch rows on more or fewer processes learn the same: a run may continue without a lost machine.
-            rows = config.pop("batch_size") * identity["processes"]
-            rest = {"back end": identity["backend"], "text or vectors": identity["data"]}
-            return config | {"batch_size, over all processes,": rows} | rest
-
-        mine, other = flat(self._identity), flat(theirs)
-        for name in mine:
-            if name not in (*FREE, *DATA) and mine[name] != other[name]:
-                raise ConfigError(
-                    f"cannot resume {self._files.resume}: its {name} is {other[name]}, this run's is {mine[name]}; "
-                    f"give what that run had, or choose another --out"
-                )
 
 
 def warn_of_another_rate(config: TrainConfig, epochs: int, at: Progress, steps_per_epoch: int) -> None:

@@ -160,7 +160,7 @@ class Run:
     def resume(self) -> bool:
         """Continue where the run of the same configuration was stopped. Returns False if nothing was saved.
 
-        Raises ConfigError (the saved run is another one), CheckpointError.
+        Raises ConfigError (another text, other vectors), CheckpointError.
         """
         loaded = self.state.load()
         if loaded is None:

@@ -106,6 +106,15 @@ def test_the_batch_rows_are_shared_among_the_processes(
         restored(tmp_path / "m.resume", saved(), {"batch_size": 5}, {}, "c", processes)
 
 
+def test_fewer_epochs_than_were_begun_are_refused(tmp_path: Path) -> None:
+    """There would be nothing to train, and perhaps nothing evaluated: the summary would be of another model."""
+    path, within, between = tmp_path / "m.resume", {"epoch": 5, "step": 3}, {"epoch": 5, "step": 0}
+    with pytest.raises(ConfigError, match=r"m\.resume with --epochs 5 \(it is in epoch 6\)"):
+        restored(path, saved(progress=within), {"epochs": 5}, {}, "c", 2)
+    assert restored(path, saved(progress=within), {"epochs": 6}, {}, "c", 2)["epochs"] == 6
+    assert restored(path, saved(progress=between), {"epochs": 5}, {}, "c", 2)["epochs"] == 5
+
+
 @pytest.mark.parametrize(
     "given",
     [{"weight_decay": 0.1}, {"tokenizer": "plain"}, {"lowercase": True}, {"optimizer": "adamw"}, {"test": "new"}],
