@@ -111,7 +111,7 @@ def evaluate(run: Run) -> Row:
             run.save_weights(run.best)
         else:
             at.stale += 1
-            if config.schedule == "plateau" and not schedule.is_out_of_patience(config, at) and run.best is not None:
+            if config.schedule == "plateau" and run.best is not None:
                 at.rate_scale *= 0.5
                 run.trainer.load_weights(run.best)
     at.forget_losses()

@@ -95,6 +95,21 @@ def test_a_run_stopped_within_an_epoch_ends_as_if_never_stopped(
     assert same_weights(whole, stopped) and same_losses(whole, stopped)
 
 
+def test_a_run_that_lost_patience_goes_on_with_more_of_it_as_if_never_stopped(text: Path, tmp_path: Path) -> None:
+    """Also the evaluation at which it stopped halves the rate and puts the best weights back."""
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    wild = {"learning_rate": 0.2, "schedule": "plateau", "epochs": 12}
+    assert train("c", *options(text, whole, patience=3, **wild)).returncode == 0
+    assert train("c", *options(text, stopped, patience=1, **wild)).returncode == 0
+    arrays, metadata = state_file.load(stopped.with_suffix(".resume"))
+    assert metadata["progress"]["stale"] == 1 and np.array_equal(arrays["params"], arrays["best"])
+    assert train("c", *options(text, stopped, patience=3, **wild), "--resume").returncode == 0
+    states = [state_file.load(path.with_suffix(".resume")) for path in (whole, stopped)]
+    losses = [[row["validation_loss"] for row in saved["progress"]["history"]] for _, saved in states]
+    assert losses[0] == losses[1] and len(losses[0]) > len(metadata["progress"]["history"])
+    assert all(np.array_equal(states[0][0][name], states[1][0][name]) for name in arrays)
+
+
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = small_run(CTrainer, tmp_path)
     step = CTrainer.train_step
