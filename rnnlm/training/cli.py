@@ -49,10 +49,8 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
         # argparse's own errors
         with contextlib.nullcontext() if distributed.speaks() else contextlib.redirect_stderr(io.StringIO()):
             options = parse(trainer_class.backend, arguments)
-            if distributed.restarted():
-                options = replace(options, resume=True, overwrite=False)
             config = TrainConfig(**options.of_machine()) if options.resume else options.config()
-        with own_files(options) if rank == 0 else contextlib.nullcontext({}) as chosen:
+        with own_files(options) if rank == 0 else contextlib.nullcontext(({}, False)) as (chosen, resumes):
             if rank == 0:
                 config = TrainConfig(**chosen)
             if config.threads is None:
@@ -60,9 +58,10 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
             device = trainer_class.check(config)
             group = distributed.join(cuda=device == "cuda", lost=end)
             group.agree(common(options))
-            config = TrainConfig(**group.from_first(lambda: chosen) | options.of_machine())
+            chosen, resumes = group.from_first(lambda: (chosen, resumes))
+            config = TrainConfig(**chosen | options.of_machine())
             run = Run.prepare(config, trainer_class, group)
-            if options.resume and run.resume() and schedule.is_finished(config, run.progress):
+            if resumes and run.resume() and schedule.is_finished(config, run.progress):
                 log.info("the run is finished: there is nothing left to train")
             train(run)
             group.leave()
@@ -75,17 +74,19 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
 
 
 @contextlib.contextmanager
-def own_files(options: Options) -> Iterator[dict[str, Any]]:
-    """Keep other runs away from the files of this one within this block, and yield its options.
+def own_files(options: Options) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Keep other runs away from the files of this one within this block. Yield its options, and whether it is resumed.
 
     Raises what would otherwise be raised minutes or hours later.
     """
     weights = options.weights_path()
     files.check_writable(weights)
     with lock.held(weights):
+        if distributed.restarted() and RunFiles(weights).are_of(distributed.launch()):
+            options = replace(options, resume=True, overwrite=False)
         chosen = beginning.begin(options)
         RunFiles(weights, tensorboard=chosen["tensorboard"])  # which needs a package
-        yield chosen
+        yield chosen, options.resume
 
 
 def common(options: Options) -> dict[str, Any]:

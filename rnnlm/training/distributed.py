@@ -15,8 +15,10 @@ import contextlib
 import logging
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -373,6 +375,15 @@ def speaks() -> bool:
 def restarted() -> bool:
     """Return whether torchrun has started the processes again, after one of them failed (--max-restarts)."""
     return torchrun() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def launch() -> tuple[str, str]:
+    """Return the name of this machine, and what tells this run's torchrun there from any other."""
+    parent, started = os.getppid(), ""
+    with contextlib.suppress(OSError):  # there is no /proc
+        # The 22nd field, in ticks since the machine started: process numbers are used again.
+        started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+    return socket.gethostname(), f"{parent} {started}"
 
 
 def join(*, cuda: bool, lost: Callable[[PeerLost], None]) -> Group:

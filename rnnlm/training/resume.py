@@ -54,6 +54,7 @@ class State:
             "data": data,
             "backend": trainer.backend,
             "processes": group.size,
+            "launch": distributed.launch(),
             "tokenizer": tokenizer,
         }
         self.saved_at: tuple[int, int] | None = None

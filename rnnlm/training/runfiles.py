@@ -181,6 +181,21 @@ class RunFiles:
             raise damage
         return None, None
 
+    def are_of(self, launch: tuple[str, str]) -> bool:
+        """Return whether the last state is of a run that `launch`, see distributed.py, has started.
+
+        If it was saved on another machine, it counts as such: process 0 may have moved.
+        """
+        try:
+            loaded = self.last_state()[0]
+        except CheckpointError:
+            return False
+        saved = loaded[1].get("launch") if loaded else None
+        if saved is None:  # there is no state, or it is an earlier release's
+            return False
+        host, launcher = saved
+        return host != launch[0] or launcher == launch[1]
+
     def listing(self) -> list[tuple[Path, str]]:
         """Return each file with what it is, for people."""
         files: list[tuple[Path, str]] = [

@@ -16,7 +16,7 @@ from conftest import ROOT
 from running import BACKENDS, command, options, refused, train
 
 from rnnlm import checkpoint
-from rnnlm.training import lock, loop, state_file
+from rnnlm.training import distributed, lock, loop, state_file
 from rnnlm.training.config import ConfigError
 
 WAYS = ("--resume", "--overwrite", "another --out")
@@ -63,6 +63,28 @@ def test_an_overwrite_that_fails_leaves_what_was_there(text: Path, tmp_path: Pat
     before = contents(tmp_path)
     refused(train("c", *options(tmp_path / "none", tmp_path / "model"), "--overwrite"), 2, "none")
     assert contents(tmp_path) == before
+
+
+def test_a_restart_goes_on_with_its_own_run_only(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun starts a failed run again with the same options: what it was to replace, or not to touch, is not its."""
+    out, state = tmp_path / "model.safetensors", tmp_path / "model.resume"
+    monkeypatch.setattr(distributed, "restarted", lambda: True)
+    assert train("c", *options(text, out, epochs=1)).returncode == 0  # it had died before it saved anything
+    for more in ([], ["--overwrite"], ["--resume"]):
+        again = train("c", *options(text, out, epochs=1), *more)
+        assert again.returncode == 0 and "the run is finished" in again.stderr, again.stderr
+    arrays, metadata = state_file.load(state)
+    assert tuple(metadata["launch"]) == distributed.launch()
+    for launch in (None, [distributed.launch()[0], "1 2"]):  # an earlier release's, and another torchrun's
+        state_file.save(state, arrays, metadata | {"launch": launch})
+        refused(train("c", *options(text, out)), 2, "model.safetensors exists", *WAYS)
+        done = train("c", *options(text, out, epochs=1, hidden_size=7), "--overwrite")
+        assert done.returncode == 0 and "epoch 1/1" in done.stderr, done.stderr
+    state.write_bytes(b"damaged")
+    state.with_suffix(".resume.1").unlink()
+    assert "epoch 1/1" in train("c", *options(text, out, epochs=1), "--overwrite").stderr
+    state_file.save(state, arrays, metadata | {"launch": ["another machine", "1 2"]})
+    assert "the run is finished" in train("c", *options(text, out, epochs=1), "--overwrite").stderr
 
 
 def test_resume_replaces_no_weights_of_another_origin(text: Path, tmp_path: Path) -> None:
