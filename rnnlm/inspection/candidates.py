@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rnnlm.data.text import Vocabulary
-from rnnlm.inspection.network import Network, check_count, check_sizes, largest
+from rnnlm.inspection.network import Network, check_count, check_finite, check_sizes, largest
 from rnnlm.sampling import Sampling, distribution
 
 
@@ -43,6 +43,7 @@ def candidates(network: Network, vocabulary: Vocabulary, ids: Sequence[int], sam
     check_sizes(network.matrices())
     check_count(k)
     logits = network.logits(network.hidden_states(ids)[-1:])[0]
+    check_finite("logits", logits)
     own = distribution(logits, Sampling())
     drawn = distribution(logits, sampling, vocabulary.unk)
     best = largest(logits.astype(np.float64), k)

@@ -11,7 +11,7 @@ import numpy as np
 
 from rnnlm.arrays import F32, F64
 from rnnlm.data.text import Vocabulary
-from rnnlm.inspection.network import TOP, InspectionError, Matrices, Network, blocks, largest
+from rnnlm.inspection.network import TOP, Matrices, Network, blocks, check_finite, largest
 
 WINDOW = 24  # how many tokens before the explained one are examined
 
@@ -97,8 +97,7 @@ def _predictions(network: Network, ids: Sequence[int], history: F32, positions: 
     states = np.stack(ends)
     for start in range(0, len(states), _GROUP):
         logits = network.logits(states[start : start + _GROUP])
-        if not np.isfinite(logits).all():
-            raise InspectionError("the logits are not finite, the weights being too large: use another weights file")
+        check_finite("logits", logits)
         yield from map(_log_softmax, logits)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from rnnlm.arrays import F32
 from rnnlm.data.text import Vocabulary
-from rnnlm.inspection.network import Network
+from rnnlm.inspection.network import Network, check_finite
 
 FORGOTTEN = 0.01  # of the difference that a replaced word makes at first
 
@@ -42,13 +42,14 @@ def first_word_replaced(vocabulary: Vocabulary, ids: Sequence[int]) -> list[int]
 def remember(
     network: Network, vocabulary: Vocabulary, ids: Sequence[int], history: F32, other: Sequence[int]
 ) -> Memory:
-    """Compare the states of ids, history (T, H), with those of `other`."""
+    """Compare the states of ids, history (T, H), with those of `other`. Raises InspectionError (not finite)."""
     common = min(len(ids), len(other))
     changed = next((i for i in range(common) if ids[i] != other[i]), None)
     differences = np.zeros(common)
     forgotten_after = None
     if changed is not None:  # position 0 is <EOS> in both
         theirs = network.hidden_states(other[changed:common], history[changed - 1])
+        check_finite("hidden states", theirs)
         differences[changed:] = np.linalg.norm(history[changed:common].astype(np.float64) - theirs, axis=1)
         last_felt = changed + int(np.flatnonzero(differences[changed:] >= FORGOTTEN * differences[changed])[-1])
         forgotten_after = last_felt + 1 - changed if last_felt + 1 < common else None

@@ -88,6 +88,12 @@ def check_count(k: int) -> None:
         raise InspectionError(f"k must be from 1 to {MAX_WORDS}, got {k}")
 
 
+def check_finite(what: str, values: F32) -> None:
+    """Raise InspectionError if a model has overflowed. what: what the values are."""
+    if not np.isfinite(values).all():
+        raise InspectionError(f"the {what} are not finite, the weights being too large: use another weights file")
+
+
 def blocks(rows: int, width: int) -> list[tuple[int, int]]:
     """Ranges of rows that hold _BLOCK numbers each."""
     step = max(1, _BLOCK // width)

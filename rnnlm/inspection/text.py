@@ -11,7 +11,14 @@ from rnnlm.arrays import F64
 from rnnlm.data.text import Vocabulary
 from rnnlm.inspection.influence import Influence, WordProbability, explain
 from rnnlm.inspection.memory import Memory, first_word_replaced, remember
-from rnnlm.inspection.network import MAX_STATE_VALUES, InspectionError, Network, check_sizes, check_tokens
+from rnnlm.inspection.network import (
+    MAX_STATE_VALUES,
+    InspectionError,
+    Network,
+    check_finite,
+    check_sizes,
+    check_tokens,
+)
 
 STATE_DECIMALS = 6
 
@@ -68,6 +75,7 @@ def inspect(
     if not 1 <= target <= len(ids):
         raise InspectionError(f"target must be from 1 to {len(ids)} (the token after the text), got {target}")
     history = network.hidden_states(ids)
+    check_finite("hidden states", history)
     following = ids[target] if target < len(ids) else None
     explanation = explain(network, vocabulary, ids[:target], history[:target], following)
     return Inspection(

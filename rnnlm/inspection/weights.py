@@ -18,6 +18,7 @@ from rnnlm.inspection.network import (
     WordValue,
     blocks,
     check_count,
+    check_finite,
     check_sizes,
     check_tokens,
     largest,
@@ -70,7 +71,9 @@ def spectrum(network: Network, ids: Sequence[int] | None = None) -> Spectrum:
     if ids is None:
         return Spectrum(_eigenvalues(Whh), None)
     check_tokens(len(ids))
-    slope = (1.0 - network.hidden_states(ids).astype(np.float64) ** 2).mean(axis=0)
+    states = network.hidden_states(ids)
+    check_finite("hidden states", states)
+    slope = (1.0 - states.astype(np.float64) ** 2).mean(axis=0)
     return Spectrum(_eigenvalues(Whh), _eigenvalues(slope[:, np.newaxis] * Whh))
 
 

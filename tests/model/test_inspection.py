@@ -249,6 +249,25 @@ def test_logits_that_overflow_are_refused(weights_path: Path) -> None:
     model = torch_rnn.RNN.mapped(weights, torch_rnn.Vocabulary(source.vocabulary, source.tokenizer))
     with pytest.raises(InspectionError, match="not finite"):
         model.inspect(TEXT)
+    with pytest.raises(InspectionError, match="the logits are not finite"):
+        model.candidates(TEXT)
+
+
+def test_states_that_overflow_are_refused_wherever_they_are(weights_path: Path) -> None:
+    """Those of the last word, or of another text, while those before the target are finite. C refuses such weights."""
+    source = checkpoint.load(weights_path)
+    embeddings = source.weights.embeddings.copy()
+    # The vector of "wac" makes the sum of its products overflow in both directions.
+    embeddings[source.vocabulary.index("wac")] = np.where(np.arange(9) % 2, 3e38, -3e38)
+    Wxh = np.full_like(source.weights.Wxh, 2.0)
+    weights = replace(source.weights, embeddings=embeddings, Wxh=Wxh)
+    model = torch_rnn.RNN.mapped(weights, torch_rnn.Vocabulary(source.vocabulary, source.tokenizer))
+    assert model.inspect("wab wad").memory.differences
+    for arguments in ({"text": "wab wac", "target": 2}, {"text": "wab wad", "other": "wac wad"}):
+        with pytest.raises(InspectionError, match="the hidden states are not finite"):
+            model.inspect(arguments.pop("text"), **arguments)
+    with pytest.raises(InspectionError, match="the hidden states are not finite"):
+        model.spectrum("wac")
 
 
 # ---- The weights ---------------------------------------------------------------------------------------------------
