@@ -162,7 +162,8 @@ class TrainConfig:
             require(0.0 <= getattr(self, name) < 1.0, name, "from 0 to below 1")
         for name in ("learning_rate", "weight_decay", "epsilon", "clip"):
             require(getattr(self, name) < 3.4e38, name, "below 3.4e38, the largest float32")
-        for name in ("weight_decay", "epsilon", "clip"):
+        require(self.epsilon >= 1.2e-38, "epsilon", "at least 1.2e-38, the smallest normal float32")  # it divides
+        for name in ("weight_decay", "clip"):
             require(math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, name, "a number, 0 or more")
         require(self.threads is None or self.threads <= MAX_THREADS, "threads", f"at most {MAX_THREADS}")
         for spec in fields(self):

@@ -21,6 +21,8 @@ from rnnlm.training.config import PRESETS, ConfigError, TrainConfig
         ({"learning_rate": 0}, ["--learning-rate", "0"]),
         ({"learning_rate": "nan"}, ["--learning-rate", "nan"]),
         ({"learning_rate": "-1"}, ["--learning-rate", "-1"]),
+        ({"epsilon": 0}, ["--epsilon must be at least 1.2e-38, the smallest normal float32, got 0.0"]),
+        ({"epsilon": 1e-60}, ["--epsilon", "1e-60"]),
         ({"hidden_size": 0}, ["--hidden-size", "0"]),
         ({"batch_size": 1000000}, ["--batch-size", "1000000"]),
         ({"vocab_size": 2}, ["vocabulary size 2 is too small"]),
