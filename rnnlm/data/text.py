@@ -199,7 +199,7 @@ class Vocabulary:
         return len(self.words)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.words, self.tokenizer)
+        return type(self), (self.words, self.corpus_tokenizer)
 
     def __repr__(self) -> str:
         return f"Vocabulary({len(self):,} words{'' if self.unk is None else f', {UNK} among them'})"

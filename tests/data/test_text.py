@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import subprocess
 import sys
@@ -154,6 +156,15 @@ def test_vocabulary_keeps_the_order_it_is_given() -> None:
     assert Vocabulary([EOS, "king", UNK]).unk == 2
     with pytest.raises(TypeError):
         vocabulary.ids["queen"] = 3  # type: ignore[index]  # shared by all who serve
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_reads_prompts_and_corpora_as_the_vocabulary_does(again, tokenizer: str) -> None:
+    vocabulary = Vocabulary((EOS, "king"), tokenizer)
+    copied = again(vocabulary)
+    assert copied is not vocabulary and copied.words == vocabulary.words
+    assert (copied.corpus_tokenizer, copied.tokenizer) == (tokenizer, vocabulary.tokenizer)
 
 
 @pytest.mark.parametrize(
