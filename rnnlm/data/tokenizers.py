@@ -158,6 +158,8 @@ def _class(char: str) -> str:
 def _cut_unicode(token: str) -> tuple[Piece, ...]:
     if token.isalpha():
         return ((0, len(token), unicodedata.normalize("NFC", token)),)
+    if not unicodedata.is_normalized("NFC", token):
+        token = "".join(map(_in_nfc, token))
     classes = "".join(map(_class, token))
     found: list[Piece] = []
     position = 0
@@ -180,6 +182,12 @@ def _cut_unicode(token: str) -> tuple[Piece, ...]:
             found += _sentence_ends(token, position, match.end())
         position = match.end()
     return _with_gaps(token, found)
+
+
+def _in_nfc(char: str) -> str:
+    """Return the form that the character has in a training text, if that is one character: places must not change."""
+    form = unicodedata.normalize("NFC", char)
+    return form if len(form) == 1 else char
 
 
 def _spell(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 import unicodedata
 
 import pytest
@@ -155,6 +156,21 @@ def test_spans_of_unicode_text() -> None:
         (".", "sentence_end", EOS, 0),
         ("42", "dropped", "", None),
     ]
+
+
+def test_a_prompt_need_not_be_in_nfc() -> None:
+    """Training text is brought to that form before it is cut. The spans are places in the prompt as it was given."""
+    assert spans("ό\u0387τι \u1fefναι", "unicode", (EOS, "ό·τι", "ναι")) == [
+        ("ό\u0387τι", "known", "ό·τι", 1),
+        ("\u1fef", "dropped", "", None),
+        ("ναι", "known", "ναι", 2),
+    ]
+    others = [chr(i) for i in range(sys.maxunicode + 1) if not unicodedata.is_normalized("NFC", chr(i))]
+    assert len(others) > 1000
+    vocabulary = Vocabulary((EOS,), "unicode")
+    for text in (form for char in others for form in (f"a{char}b", f"{char}ab.", f"ab.{char}")):
+        given, composed = (vocabulary.encode(form) for form in (text, unicodedata.normalize("NFC", text)))
+        assert [span.word for span in given] == [span.word for span in composed], ascii(text)
 
 
 def test_prompts_of_a_wikitext_model_are_plain_text() -> None:
