@@ -31,7 +31,7 @@ def processors() -> int:
 def threads_asked() -> int | None:
     """Return how many threads OMP_NUM_THREADS asks for; None if it is not set. Raises UserError.
 
-    Of a list, one number for each level of nesting, the first counts.
+    If it is a list (one number per nesting level), the first is used.
     """
     text = os.environ.get("OMP_NUM_THREADS", "").strip()
     if not text:

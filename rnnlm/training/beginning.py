@@ -1,4 +1,4 @@
-"""How a run begins: afresh, or with --resume where another one stopped. No run destroys another's files."""
+"""How a run begins: from the start, or with --resume where another one stopped. No run destroys another's files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Options:
         return chosen
 
     def of_machine(self) -> dict[str, Any]:
-        """Return the options of this command line that may be others than those of process 0."""
+        """Return the options of this command line that may differ from process 0's."""
         return {name: self.given[name] for name in _OF_MACHINE if name in self.given}
 
     def weights_path(self) -> Path:

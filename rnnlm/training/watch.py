@@ -84,9 +84,8 @@ class Watch:
         looked = said = time.monotonic()
         while not self._stopped.wait(GLANCE):
             now = time.monotonic()
-            if (
-                now - looked > 2 * BEAT
-            ):  # this process, or its machine, was stopped: the others have not been heard since
+            # This process, or its machine, was stopped: the others have not been heard since.
+            if now - looked > 2 * BEAT:
                 self._heard = {peer: (count, now) for peer, (count, _) in self._heard.items()}
             looked = now
             wait = self._wait
