@@ -35,9 +35,8 @@ _MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_OPENERS: dict[
-    bytes, tuple[Callable[[IO[bytes], str], IO[bytes]], str]
-] = {  # by their first bytes, and who unpacks them
+# By their first bytes, and who unpacks them.
+_OPENERS: dict[bytes, tuple[Callable[[IO[bytes], str], IO[bytes]], str]] = {
     b"\x1f\x8b": (lambda file, name: gzip.GzipFile(fileobj=file), "gzip -dc"),
     b"BZh": (lambda file, name: bz2.BZ2File(file), "bzip2 -dc"),
     b"\xfd7zXZ\0": (lambda file, name: lzma.LZMAFile(file), "xz -dc"),  # noqa: SIM115
