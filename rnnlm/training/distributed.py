@@ -191,15 +191,18 @@ class TorchGroup(Group):
     def _talking(self, to: str = "") -> Iterator[None]:
         """Turn the errors of an exchange into PeerLost. to: whom this process waits for."""
         try:
-            others = self.size - 1
-            with self._watch.waiting(to or ("the other process" if others == 1 else f"the other {others} processes")):
+            with self._watch.waiting(to or self._others()):
                 yield
         except RuntimeError as error:  # gloo, nccl and the store raise it, and types derived from it
             self.raise_lost(error)
             raise
 
     def exchange(self) -> contextlib.AbstractContextManager[None]:
-        return self._talking()
+        return self._talking(f"torch, which computes or exchanges with {self._others()}")
+
+    def _others(self) -> str:
+        others = self.size - 1
+        return "the other process" if others == 1 else f"the other {others} processes"
 
     def _lost(self, what: str) -> PeerLost:
         return PeerLost(f"another of the {self.size} processes {what}")

@@ -3,7 +3,8 @@
 A process that dies closes its connections, and the others notice at once. A machine that loses power, or whose cable
 is pulled, closes nothing: the others would wait for as long as TCP keeps trying, without a word. So every process
 counts in the store that torchrun keeps. Process 0 looks at all counts, the others at that of process 0, and at what
-process 0 has found out. Nothing happens while this process works by itself: only waiting comes to an end.
+process 0 has found out. Nothing happens while this process works by itself: only waiting comes to an end. A step of
+torch counts as waiting, since torch exchanges in the middle of it.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from serving import until
 
 from rnnlm.training import network, watch
 from rnnlm.training.config import ConfigError
+from rnnlm.training.distributed import TorchGroup
 from rnnlm.training.watch import Watch
 
 dist = pytest.importorskip("torch.distributed")
@@ -88,6 +89,18 @@ def test_processes_that_count_are_waited_for(made: list[Watch], caplog: pytest.L
     assert told == [[], []]
     assert any("s of waiting for the other process" in message for message in caplog.messages)
     assert 2 <= len(caplog.messages) <= 7  # one in half a minute, not one a second
+
+
+def test_a_step_of_torch_is_not_called_waiting_for_the_others(
+    made: list[Watch], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It computes most of the time."""
+    watches, _ = group(made, 2)
+    torch_group = object.__new__(TorchGroup)  # without meeting others
+    torch_group.size, torch_group._watch = 2, watches[0]
+    with caplog.at_level(logging.WARNING), torch_group.exchange():
+        until(lambda: caplog.messages)
+    assert "s of waiting for torch, which computes or exchanges with the other process" in caplog.messages[0]
 
 
 def test_one_that_never_came_is_given_more_time(made: list[Watch]) -> None:
