@@ -144,7 +144,8 @@ def _drawn(runs: Sequence[Trained], x: str, y: str) -> bytes:
             label = f"{run.name}: {what}" if 0 < len(what) <= 50 else run.name
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=label)
         unit = ", nats per token" if y == "loss" else ""
-        axes.set(xlabel=_AXES[x], ylabel=f"validation {y}{unit}", yscale="log")
+        axes.set(xlabel=_AXES[x], ylabel=f"validation {y}{unit}")
+        curve.use_log_scale(axes)
         axes.grid(alpha=0.3, which="both", linewidth=0.5)
         axes.legend(frameon=False, fontsize="small")
         image = io.BytesIO()

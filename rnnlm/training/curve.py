@@ -21,12 +21,22 @@ def plot(history: Sequence[Row], title: str) -> bytes:
         points = [(row["epoch"], perplexity(row[name])) for row in history if row[name] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=label)
-    axes.set(title=title, xlabel="epoch", ylabel="perplexity", yscale="log")
+    axes.set(title=title, xlabel="epoch", ylabel="perplexity")
+    use_log_scale(axes)
     axes.grid(alpha=0.3, which="both", linewidth=0.5)
     axes.legend(frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png")
     return image.getvalue()
+
+
+def use_log_scale(axes: Any) -> None:
+    """Make the vertical axis logarithmic, with plain numbers: 200 instead of 2 x 10^2."""
+    from matplotlib.ticker import LogFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # up to two decades
 
 
 def new_figure() -> tuple[Any, Any]:
