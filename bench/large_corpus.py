@@ -5,8 +5,9 @@
     python bench/large_corpus.py --keep FOLDER         keeps the text and the cache there
 
 The words of the text follow Zipf's law; its first half is a single line. main.py starts on it twice, first with an
-empty cache and then with a full one. Its address space is limited to 3 GB (prlimit), and it is stopped after one step.
-Prints what it measured, and without options writes it to bench/results/large_corpus.jsonl and docs/performance.md.
+empty cache and then with a full one. Its address space is limited to 3 GB (prlimit), and it is stopped some steps
+later. Prints what it measured, and without options writes it to bench/results/large_corpus.jsonl and
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -68,10 +69,10 @@ def write_vectors(path: Path, words: list[str]) -> None:
 
 
 def start(folder: Path, text: Path, vectors: Path) -> tuple[float, float, float, str, int]:
-    """Run main.py and stop it after its first step.
+    """Run main.py and stop it when it estimates how long the run will take, after its first steps.
 
-    Returns the seconds until the tokens were ready and until the first step, the seconds of processor time in all, the
-    estimate that it printed, and its peak resident memory in bytes.
+    Returns the seconds until the tokens were ready and until the first step, the processor seconds until then, the
+    estimate, and the peak of its resident memory in bytes.
     """
     arguments = [
         *("--preset", "best", "--corpus", str(text), "--embeddings", str(vectors), "--out", str(folder / "model")),
@@ -88,20 +89,28 @@ def start(folder: Path, text: Path, vectors: Path) -> tuple[float, float, float,
         text=True,
     )
     assert process.stderr
-    tokens = ready = 0.0
+    tokens = ready = used = 0.0
     lines, estimate = [""], ""
     for line in process.stderr:
         lines.append(line.strip())
         if "words in the vocabulary" in line:
             tokens = time.monotonic() - begun
-        if " epochs: " in line:
-            ready, estimate = time.monotonic() - begun, line[line.rfind("\r") + 1 :].strip()
+        if line.startswith("epoch 0/"):
+            ready, used = time.monotonic() - begun, processor_seconds(process.pid)
+        if " left: " in line:
+            estimate = line.strip()
             process.terminate()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 130:
         sys.exit(lines[-1])
-    return tokens, ready, usage.ru_utime + usage.ru_stime, estimate, usage.ru_maxrss * 1024
+    return tokens, ready, used, estimate, usage.ru_maxrss * 1024
+
+
+def processor_seconds(process: int) -> float:
+    """Return the processor time that a running process has taken so far, in user and system mode (Linux)."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:

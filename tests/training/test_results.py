@@ -39,3 +39,13 @@ def test_results_trains_once_and_writes_the_same_table_again(tmp_path: Path) -> 
     assert all(row["minutes"] >= 0 for row in first[2:])
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert table() == first  # nothing is trained again
+
+
+@pytest.mark.slow
+def test_the_start_on_a_large_corpus_is_measured(tmp_path: Path) -> None:
+    options = ["--tokens", "100000", "--words", "2000", "--keep", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "bench/large_corpus.py", *options], capture_output=True, text=True, cwd=ROOT, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert "second start  tokens after" in done.stdout and done.stdout.count("tokens at ") == 2
