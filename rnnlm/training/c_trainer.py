@@ -48,7 +48,7 @@ class CTrainer:
             *self.dims, max_steps=EVALUATION_STEPS, max_batch=1, threads=self.threads, precision=config.precision
         )
 
-    def average_every(self, updates: int) -> None:
+    def set_average_interval(self, updates: int) -> None:
         self.parameters.average_every = updates
 
     def train_step(

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -382,11 +383,34 @@ def restarted() -> bool:
 
 def launch() -> tuple[str, str]:
     """Return the name of this machine, and what tells this run's torchrun there from any other."""
-    parent, started = os.getppid(), ""
-    with contextlib.suppress(OSError):  # there is no /proc
-        # The 22nd field, in ticks since the machine started: process numbers are used again.
-        started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
-    return socket.gethostname(), f"{parent} {started}"
+    process, started = _torchrun()
+    return socket.gethostname(), f"{process} {started}"  # process numbers are used again
+
+
+def launched_at() -> float:
+    """Return when this run's torchrun started, in seconds since 1970; 0 if this system does not tell."""
+    ticks = _torchrun()[1]
+    with contextlib.suppress(OSError):
+        running = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - running + ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0
+    return 0.0
+
+
+def _torchrun() -> tuple[int, int]:
+    """Return the process that started this one, perhaps through scripts, and its start in ticks; 0: not known."""
+    process, ticks = os.getppid(), 0
+    with contextlib.suppress(OSError):  # there is no /proc, or the process is another user's
+        while True:
+            parent, ticks = (int(_state_of(process)[field]) for field in (1, 19))
+            if b"TORCHELASTIC_RUN_ID=" not in Path(f"/proc/{process}/environ").read_bytes():
+                break
+            process = parent
+    return process, ticks
+
+
+def _state_of(process: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the third on, the process's state."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 
 def join(*, cuda: bool, lost: Callable[[PeerLost], None]) -> Group:

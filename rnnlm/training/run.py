@@ -42,7 +42,7 @@ class Run:
         if self.validation.size < 2:
             raise ConfigError("the validation split has fewer than two tokens; use a larger text")
         self.batches = Batches(corpus.train, config.batch_size, config.bptt, rank=group.rank, processes=group.size)
-        trainer.average_every(average_every(config, len(self.batches)))
+        trainer.set_average_interval(average_every(config, len(self.batches)))
         self.unigram_perplexity = unigram_perplexity(corpus.train_counts(), self.validation)
         self.regularizer = regularizer(config, corpus, vectors.shape[1])
         self.is_sampled = config.is_sampled(len(corpus.vocabulary))  # the training loss is of candidates only

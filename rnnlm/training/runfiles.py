@@ -181,10 +181,10 @@ class RunFiles:
             raise damage
         return None, None
 
-    def are_of(self, launch: tuple[str, str]) -> bool:
+    def are_of(self, launch: tuple[str, str], launched_at: float) -> bool:
         """Return whether the last state is of a run that `launch`, see distributed.py, has started.
 
-        If it was saved on another machine, it counts as such: process 0 may have moved.
+        One that was saved on another machine since then counts as such: process 0 may have moved.
         """
         try:
             loaded = self.last_state()[0]
@@ -194,7 +194,9 @@ class RunFiles:
         if saved is None:  # there is no state, or it is an earlier release's
             return False
         host, launcher = saved
-        return host != launch[0] or launcher == launch[1]
+        if host != launch[0]:
+            return self.resume.exists() and self.resume.stat().st_mtime > launched_at
+        return launcher == launch[1]
 
     def listing(self) -> list[tuple[Path, str]]:
         """Return each file with what it is, for people."""

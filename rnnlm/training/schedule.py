@@ -22,11 +22,13 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int, scale: float
 
 
 def average_every(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Return the updates between two terms of the average: one if evaluations come more often than every eighth.
+    """Return the updates between two terms of the average: 1 if two evaluations are fewer than eight updates apart.
 
-    So no two evaluations see the same average.
+    So no two evaluations see the same average. The last evaluation, at the end of the run, may follow another soon.
     """
-    return AVERAGE_EVERY if interval.steps(config.evaluate_every, steps_per_epoch) >= AVERAGE_EVERY else 1
+    every = interval.steps(config.evaluate_every, steps_per_epoch)
+    last = config.epochs * steps_per_epoch % every or every
+    return AVERAGE_EVERY if min(every, last) >= AVERAGE_EVERY else 1
 
 
 def average_decay(config: TrainConfig, updates: int, every: int = AVERAGE_EVERY) -> float:

@@ -63,15 +63,15 @@ class TorchTrainer:
         self.optimizer = _optimizer(parameters, config)
         self.parameters = parameters
         self.averages = [parameter.detach().clone() for parameter in parameters] if config.average else []
-        self.updates, self.averaged_every = 0, schedule.AVERAGE_EVERY
+        self.updates, self.average_every = 0, schedule.AVERAGE_EVERY
         self.hidden = self.model.zero_state(config.batch_size)
         self.layouts: dict[Hashable, Layout] = {}
         self.graphs: dict[Hashable, Graph] = {}
         self.steps_ahead = 1 if self.device.type == "cpu" else STEPS_AHEAD
         self.outcomes = torch.zeros(self.steps_ahead, 2, device=self.device)  # of the steps that were begun
 
-    def average_every(self, updates: int) -> None:
-        self.averaged_every = updates
+    def set_average_interval(self, updates: int) -> None:
+        self.average_every = updates
 
     def train_step(
         self, x: I32, y: I32, learning_rate: float, regularization: Regularization = NO_REGULARIZATION
@@ -166,7 +166,7 @@ class TorchTrainer:
     @torch.no_grad()
     def _update_averages(self) -> None:
         self.updates += 1
-        decay = schedule.average_decay(self.config, self.updates, self.averaged_every)
+        decay = schedule.average_decay(self.config, self.updates, self.average_every)
         if decay < 1.0:
             for average, parameter in zip(self.averages, self.parameters, strict=True):
                 average.lerp_(parameter, 1.0 - decay)

@@ -40,7 +40,7 @@ class Trainer(Protocol):
 
     def __init__(self, weights: Weights, config: TrainConfig, group: Group | None = None) -> None: ...
 
-    def average_every(self, updates: int) -> None:
+    def set_average_interval(self, updates: int) -> None:
         """Set the updates between two terms of the average of the weights, if there is one; at first AVERAGE_EVERY."""
 
     def train_step(

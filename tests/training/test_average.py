@@ -33,12 +33,15 @@ def average(one: Run) -> np.ndarray:
 
 
 @trainers
-def test_the_average_is_the_sum_that_defines_it(trainer_class: type[Trainer], tmp_path: Path) -> None:
-    one = small_run(trainer_class, tmp_path, average=0.7, evaluate_every=2)
+@pytest.mark.parametrize(("evaluate_every", "usual"), [("2", AVERAGE_EVERY), ("1", 1)])  # epochs of six steps
+def test_the_average_is_the_sum_that_defines_it(
+    trainer_class: type[Trainer], evaluate_every: str, usual: int, tmp_path: Path
+) -> None:
+    one = small_run(trainer_class, tmp_path, average=0.7, evaluate_every=evaluate_every, epochs=4)
     want = current(one)
     for update in range(1, 3 * AVERAGE_EVERY + 3):
         take_step(one, update % 6)
-        every = 1 if update <= AVERAGE_EVERY else AVERAGE_EVERY
+        every = 1 if update <= AVERAGE_EVERY else usual
         if update % every == 0:
             decay = min(0.7, (1 + update) / (10 + update)) ** every
             want = decay * want + (1 - decay) * current(one)
