@@ -62,19 +62,19 @@ def _objection(host: str, port: int) -> str:
         return f"HOST {host!r} is no address of this machine: {error.strerror or error}"
     foreign = 0
     for family, kind, protocol, _, address in places:
-        with contextlib.closing(socket.socket(family, kind, protocol)) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+        try:
+            with contextlib.closing(socket.socket(family, kind, protocol)) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    return (
-                        f"port {port} is taken by another program: stop it, or choose another port "
-                        f"(PORT={port % 65535 + 1} python -m service, make serve PORT={port % 65535 + 1})"
-                    )
-                if error.errno == errno.EACCES:
-                    return f"port {port} needs more rights than this user has: choose one from 1024 on (PORT=8000)"
-                foreign += error.errno == errno.EADDRNOTAVAIL  # also ::1 of localhost, where IPv6 is off
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return (
+                    f"port {port} is taken by another program: stop it, or choose another port "
+                    f"(PORT={port % 65535 + 1} python -m service, make serve PORT={port % 65535 + 1})"
+                )
+            if error.errno == errno.EACCES:
+                return f"port {port} needs more rights than this user has: choose one from 1024 on (PORT=8000)"
+            foreign += error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # ::1 of localhost, where IPv6 is off
     if foreign == len(places):
         return f"HOST {host!r} is no address of this machine: listen on 127.0.0.1, or on 0.0.0.0 for all its addresses"
     return ""

@@ -24,7 +24,7 @@ from service.wording import Phrase, Stop, read_stop
 
 T = TypeVar("T")
 
-ALTERNATIVES = 5  # of a token, in a request with as many tokens as it may have; with fewer tokens, more
+ALTERNATIVES = 8  # of a token, in a request with as many tokens as it may have; with fewer tokens, more
 
 
 class Generator:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 from rnnlm import checkpoint
 from rnnlm.checkpoint import BACKENDS, Checkpoint
@@ -110,6 +111,7 @@ class Registry:
         self._default = settings.default_weights.removesuffix(SUFFIX)
         self._lock = threading.Lock()  # guards the next line, for moments
         self._entries: OrderedDict[str, Entry] = OrderedDict()  # least recently used first
+        self._in_use: WeakValueDictionary[str, Entry] = WeakValueDictionary()  # dropped, but a request still has it
         self._loading = threading.Lock()  # one load at a time; requests for loaded weights do not wait for it
 
     def default(self) -> str:
@@ -236,10 +238,13 @@ class Registry:
     def _kept(self, name: str) -> Entry | None:
         """Return the cached version of some weights, newest or not, and make it the last to be dropped."""
         with self._lock:
-            entry = self._entries.get(name)
-            if entry:
+            if entry := self._entries.get(name):
                 self._entries.move_to_end(name)
-            return entry
+                return entry
+            entry = self._in_use.get(name)
+        if entry:
+            self._keep(entry)
+        return entry
 
     def _keep(self, entry: Entry) -> None:
         """Keep an entry, and drop the oldest others that are too many, or do not fit in memory beside it."""
@@ -251,7 +256,9 @@ class Registry:
             while (left := len(self._entries)) > 1 and not (
                 left <= most and capacity.holds(kept.sizes for kept in self._entries.values())
             ):
-                self._entries.popitem(last=False)
+                dropped, its = self._entries.popitem(last=False)
+                self._in_use[dropped] = its
+                del its
         if left <= before:
             gc.collect()  # torch's modules refer to themselves
 

@@ -79,7 +79,7 @@ class Settings:
     max_choices: int = setting(8, "most sequences for one prompt (`n`)", least=1, most=64)
     max_request_tokens: int = setting(
         10_000,
-        "most tokens of all sequences of a request together, and a fifth of their alternatives",
+        "most tokens of all sequences of a request together, which may have eight times as many alternatives",
         least=1,
         most=1 << 20,
     )

@@ -179,6 +179,8 @@ def test_a_host_that_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     places = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, free_port())) for host in ("192.0.2.1", "127.0.0.1")]
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: places)
     assert _objection("both", 80) == ""  # as of localhost, whose ::1 may be off
+    places[0] = (99, *places[0][1:])  # the system knows no such addresses
+    assert _objection("both", 80) == ""
 
 
 @contextlib.contextmanager

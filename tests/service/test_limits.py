@@ -144,13 +144,13 @@ def test_alternatives_are_bounded(tmp_path: Path) -> None:
     save_tiny(tmp_path)
     with serving(tmp_path, max_request_tokens=30) as client:
         body = {"text": "waa " * 20}  # with <EOS>, 21 tokens
-        assert client.post("/score", json={**body, "top_logprobs": 7}).status_code == 200
-        detail = refused(client.post("/score", json={**body, "top_logprobs": 8}), 422, "invalid_request")["detail"]
-        assert "may have 168 alternatives together, more than 150" in detail
-        body = {"prompt": "waa", "max_tokens": 15, "top_logprobs": 10}
+        assert client.post("/score", json={**body, "top_logprobs": 11}).status_code == 200
+        detail = refused(client.post("/score", json={**body, "top_logprobs": 12}), 422, "invalid_request")["detail"]
+        assert "may have 252 alternatives together, more than 240" in detail
+        body = {"prompt": "waa", "max_tokens": 15, "top_logprobs": 16}
         assert client.post("/generate/c", json=body).status_code == 200
         refused(client.post("/generate/c", json={**body, "n": 2}), 422, "invalid_request")
-        body = {"model": "c/demo", "prompt": "waa", "max_tokens": 16, "logprobs": 10}
+        body = {"model": "c/demo", "prompt": "waa", "max_tokens": 16, "logprobs": 16}
         assert client.post("/v1/completions", json=body).status_code == 400
 
 

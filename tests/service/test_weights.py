@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ def test_the_weights_that_were_used_least_recently_are_dropped(tmp_path: Path) -
         a, b = registry.get("a"), registry.get("b")
         assert registry.get("a") is a  # used again, so b is next to go
         registry.get("c")
-        assert registry.get("a") is a and registry.get("b") is not b
+        assert list(registry._entries) == ["a", "c"]
+        assert registry.get("b") is b and list(registry._entries) == ["c", "b"]
 
 
 @pytest.mark.parametrize("default", ["b", "b.safetensors"])
@@ -149,8 +151,13 @@ def test_weights_that_do_not_fit_beside_each_other_are_dropped(tmp_path: Path) -
         registry = client.app.state.service.registry  # type: ignore[attr-defined]
         a, b = registry.get("a"), registry.get("b")
         assert registry.get("a") is a and registry.get("b") is b  # there is room for two and a half
-        c = registry.get("c")
-        assert registry.get("b") is b and registry.get("c") is c and registry.get("a") is not a
+        registry.get("c")
+        assert list(registry._entries) == ["b", "c"]
+        assert registry.get("a") is a  # a request still has it: it is not loaded twice
+        assert list(registry._entries) == ["c", "a"]
+        dropped = weakref.ref(b)
+        del b
+        assert dropped() is None and registry.get("b").name == "b"
     with serving(tmp_path, weights_mode="read", memory_mb=1) as client:
         registry = client.app.state.service.registry  # type: ignore[attr-defined]
         assert registry.get("a") is registry.get("a")  # what is asked for is kept in any case
