@@ -22,6 +22,7 @@ int32_t rnn_guard_lost(const void *memory) {
 #else
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
@@ -34,8 +35,8 @@ static struct {
     atomic_int lost;
 } slots[SLOTS];
 static atomic_uintptr_t page_size;
-static struct sigaction previous; /* until it is known, zeros: the system's default handling */
-static atomic_int passed_on;      /* whether a fault went to `previous`, which may call or install on_bus again */
+static struct sigaction previous;  /* until it is known, zeros: the system's default handling */
+static atomic_uintptr_t passed_on; /* the thread whose fault went to `previous`, which may call on_bus again */
 
 static void on_bus(int number, siginfo_t *info, void *context) {
     (void)context;
@@ -56,7 +57,8 @@ static void on_bus(int number, siginfo_t *info, void *context) {
     }
     /* Not ours: as if this handler had never been. */
     struct sigaction by_default = {.sa_handler = SIG_DFL};
-    sigaction(SIGBUS, atomic_exchange(&passed_on, 1) ? &by_default : &previous, NULL);
+    uintptr_t thread = (uintptr_t)pthread_self();
+    sigaction(SIGBUS, atomic_exchange(&passed_on, thread) == thread ? &by_default : &previous, NULL);
     if (info->si_code <= 0) raise(number);
     errno = saved;
 }

@@ -83,7 +83,7 @@ int main(int argc, char **argv) {
     int32_t *text = NULL, id_of[256], out[SAMPLE];
     int byte, byte_of[256];
     size_t V = 0, N = 0;
-    if (*end || !(rate > 0.0))
+    if (*end || !(rate > 0.0 && rate < 1e9))
         return fputs("lesson: the learning rate must be a number above 0, such as 0.003\n", stderr), 2;
     memset(id_of, -1, sizeof id_of);
     while ((byte = getchar()) != EOF) { /* the tokens are the bytes that occur, numbered as they come */

@@ -100,7 +100,7 @@ def test_the_numbers_do_not_depend_on_the_compiler(compiler: str, tmp_path: Path
 
 
 @needs_compiler
-@pytest.mark.parametrize("rate", ["0,02", "abc", "0", "-1", "nan"])
+@pytest.mark.parametrize("rate", ["0,02", "abc", "0", "-1", "nan", "inf"])
 def test_a_rate_that_is_none_is_refused(rate: str, tmp_path: Path) -> None:
     done = subprocess.run([build(tmp_path), rate], input=TEXT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
