@@ -82,7 +82,7 @@ def own_files(options: Options) -> Iterator[tuple[dict[str, Any], bool]]:
     weights = options.weights_path()
     files.check_writable(weights)
     with lock.held(weights):
-        if distributed.restarted() and RunFiles(weights).are_of(distributed.launch(), distributed.launched_at()):
+        if distributed.restarted() and RunFiles(weights).are_of(distributed.launch(), distributed.launched_ago()):
             options = replace(options, resume=True, overwrite=False)
         chosen = beginning.begin(options)
         RunFiles(weights, tensorboard=chosen["tensorboard"])  # which needs a package

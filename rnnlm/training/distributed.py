@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import socket
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -387,13 +387,13 @@ def launch() -> tuple[str, str]:
     return socket.gethostname(), f"{process} {started}"  # process numbers are used again
 
 
-def launched_at() -> float:
-    """Return when this run's torchrun started, in seconds since 1970; 0 if this system does not tell."""
+def launched_ago() -> float:
+    """Return how many seconds ago this run's torchrun started; infinity if this system does not tell."""
     ticks = _torchrun()[1]
     with contextlib.suppress(OSError):
-        running = float(Path("/proc/uptime").read_text().split()[0])
-        return time.time() - running + ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0
-    return 0.0
+        if ticks:
+            return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+    return math.inf
 
 
 def _torchrun() -> tuple[int, int]:

@@ -181,7 +181,7 @@ class RunFiles:
             raise damage
         return None, None
 
-    def are_of(self, launch: tuple[str, str], launched_at: float) -> bool:
+    def are_of(self, launch: tuple[str, str], launched_ago: float) -> bool:
         """Return whether the last state is of a run that `launch`, see distributed.py, has started.
 
         One that was saved on another machine since then counts as such: process 0 may have moved.
@@ -195,7 +195,7 @@ class RunFiles:
             return False
         host, launcher = saved
         if host != launch[0]:
-            return self.resume.exists() and self.resume.stat().st_mtime > launched_at
+            return self.resume.exists() and time.time() - self.resume.stat().st_mtime < launched_ago
         return launcher == launch[1]
 
     def listing(self) -> list[tuple[Path, str]]:
