@@ -41,8 +41,8 @@ static inline float rnn_widen_bfloat16(rnn_bfloat16 x) {
     return wide;
 }
 
-/* Returns which of 32 columns is at `place` in the shuffled order. The unpack instructions interleave four numbers of each 128 bits:
- * from the order 0-3 16-19 4-7 20-23 8-11 24-27 12-15 28-31 they return the columns 0-15 and 16-31 in order. */
+/* Returns which of 32 columns is at `place` in the shuffled order. The unpack instructions interleave four numbers of each
+ * 128 bits: from the order 0-3 16-19 4-7 20-23 8-11 24-27 12-15 28-31 they return the columns 0-15 and 16-31 in order. */
 static inline size_t rnn_shuffled_column(size_t place) { return place / 8 * 4 + place % 8 / 4 * 16 + place % 4; }
 
 /* Element (i, k) lies at at[i / 16 * band + i % 16 * row + k / 32 * tile + k % 32]. */

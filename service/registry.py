@@ -153,7 +153,7 @@ class Registry:
         name = self._name(name)
         for _ in range(3):  # look again at a file that is being replaced
             version = self.folder.version(name)
-            entry = self._kept(name)
+            entry = self._kept(name) or self._kept_again(name)
             if entry and _is_current(entry, version):
                 return entry
             with self._loading:
@@ -238,9 +238,14 @@ class Registry:
     def _kept(self, name: str) -> Entry | None:
         """Return the cached version of some weights, newest or not, and make it the last to be dropped."""
         with self._lock:
-            if entry := self._entries.get(name):
+            entry = self._entries.get(name)
+            if entry:
                 self._entries.move_to_end(name)
-                return entry
+            return entry
+
+    def _kept_again(self, name: str) -> Entry | None:
+        """Keep weights that were dropped while a request still has them, and return them."""
+        with self._lock:
             entry = self._in_use.get(name)
         if entry:
             self._keep(entry)
