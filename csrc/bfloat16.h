@@ -22,7 +22,9 @@ enum {
     RNN_TILE_DEPTH = 32,    /* k of a tile */
     RNN_STRIP_ROWS = 32,    /* rows whose logits are computed at a time */
     RNN_CHUNK = 128,        /* rows whose exponentials stay in the L2 cache until Why has multiplied them */
+    RNN_TILE_TOKENS = 576,  /* the most tokens whose exponentials are kept at a time */
     RNN_GRADIENT_ROWS = 96, /* of dWxh or dWhh: one piece of work */
+    RNN_SLAB_ROWS = 64,     /* of dWhy: computed, and copied out while they are in the cache */
     RNN_BFLOAT16_SKEW = 32, /* elements added to a row, so that rows do not share cache sets */
 };
 
@@ -140,7 +142,7 @@ typedef struct rnn_bfloat16_work {
     rnn_bfloat16 *e;           /* (threads, chunk, block): exponentials by rows */
     float *bias;               /* (threads, block) */
     float *logits;             /* (threads, RNN_STRIP_ROWS, columns of the kernels) */
-    float *dwhy;               /* (threads, H + 1, columns of the kernels) */
+    float *dwhy;               /* (threads, RNN_SLAB_ROWS, columns of the kernels) */
     size_t dw_size, why_size, why_t_size, e_size, dwhy_size; /* per thread */
 } rnn_bfloat16_work;
 

@@ -62,18 +62,14 @@ INLINE void tiles_of(bool two_down, bool two_across, size_t K, rnn_left a, const
         ZERO(3);
     }
     for (size_t k = 0; k < K; k += RNN_TILE_DEPTH, a.at += a.tile, b += RNN_TILE_DEPTH * RNN_BAND) {
-        LOAD(6, b, b_bytes);
         LOAD(4, a.at, a_bytes);
+        LOAD(6, b, b_bytes);
+        if (two_across) LOAD(7, b + b_panel, b_bytes);
+        if (two_down) LOAD(5, a.at + a.band, a_bytes);
         MULTIPLY(0, 4, 6);
-        if (two_across) {
-            LOAD(7, b + b_panel, b_bytes);
-            MULTIPLY(1, 4, 7);
-        }
-        if (two_down) {
-            LOAD(5, a.at + a.band, a_bytes);
-            MULTIPLY(2, 5, 6);
-            if (two_across) MULTIPLY(3, 5, 7);
-        }
+        if (two_across) MULTIPLY(1, 4, 7);
+        if (two_down) MULTIPLY(2, 5, 6);
+        if (two_down && two_across) MULTIPLY(3, 5, 7);
     }
     STORE(0, c, c_bytes);
     if (two_across) STORE(1, c + RNN_BAND, c_bytes);

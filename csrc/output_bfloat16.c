@@ -53,8 +53,10 @@ static void start_row(rnn_work *w, const tile *t, size_t n) {
         bf->shift[n] = FLT_MAX;
         return;
     }
-    const float *column = out->why + t->y[n];
+    const float *column = out->why + t->y[n], *next = out->why + t->y[n + 1 < t->rows ? n + 1 : n];
     float z = 0.0f, *target_why = bf->target_why + n * w->H;
+    /* The numbers of a column lie far apart: fetch those of the next one early. */
+    for (size_t i = 0; i < w->H; i++) __builtin_prefetch(next + i * out->columns, 0, 2);
     for (size_t i = 0; i < w->H; i++) {
         target_why[i] = rnn_widen_bfloat16(rnn_round_bfloat16(column[i * out->columns]));
         z += target_why[i] * rnn_widen_bfloat16(t->left[n * bf->ld + i]);
@@ -123,14 +125,20 @@ static void blocks_forward(rnn_work *w, const tile *t, bool gradient) {
  * corrects it if not. */
 static bool finish_row(rnn_work *w, const tile *t, size_t n, double *logp) {
     rnn_bfloat16_work *bf = &w->bf;
-    float most = -INFINITY;
-    double sum = 0.0;
+    float tops[RNN_BAND], most = -INFINITY;
+    double sums[RNN_BAND] = {0.0}, sum = 0.0;
+    for (size_t i = 0; i < RNN_BAND; i++) tops[i] = -INFINITY;
     for (size_t part = 0; part < t->parts; part++) {
         size_t pieces = (part * bf->rows + n) * RNN_BAND;
-        for (size_t i = pieces; i < pieces + RNN_BAND; i++) {
-            most = bf->most[i] > most ? bf->most[i] : most;
-            sum += bf->sum[i];
+        for (size_t i = 0; i < RNN_BAND; i++) {
+            float top = bf->most[pieces + i];
+            tops[i] = top > tops[i] ? top : tops[i];
+            sums[i] += bf->sum[pieces + i];
         }
+    }
+    for (size_t i = 0; i < RNN_BAND; i++) {
+        most = tops[i] > most ? tops[i] : most;
+        sum += sums[i];
     }
     if (most > (float)HEADROOM) {
         bf->shift[n] += ceilf(most);
@@ -162,33 +170,57 @@ static void row_backward(rnn_work *w, const tile *t, size_t n, double logp, floa
     for (size_t i = 0; i < H; i++) dh[i] = factor * dh[i] - target * bf->target_why[n * H + i];
 }
 
+/* The tokens of a tile whose targets lie in one block. */
+typedef struct targets {
+    uint16_t tokens[RNN_TILE_TOKENS];
+    size_t count;
+} targets;
+
+static void find_targets(const tile *t, size_t v0, size_t cols, targets *found) {
+    found->count = 0;
+    for (size_t n = 0; n < t->rows; n++) {
+        if ((size_t)t->y[n] - v0 < cols) found->tokens[found->count++] = (uint16_t)n; /* wraps around below v0 */
+    }
+}
+
+/* slab (rows, ld) holds the rows from i0 on and the columns from v on of the gradient: takes off the targets' own share. */
+static void subtract_targets(const rnn_work *w, const tile *t, const targets *found, size_t i0, size_t rows, size_t v,
+                             size_t cols, float *slab, size_t ld) {
+    for (size_t m = 0; m < found->count; m++) {
+        size_t n = found->tokens[m], column = (size_t)t->y[n] - v;
+        if (column >= cols) continue;
+        const rnn_bfloat16 *h = t->left + n * w->bf.ld + i0;
+        for (size_t i = 0; i < rows; i++) slab[i * ld + column] -= w->bf.rest[n] * rnn_widen_bfloat16(h[i]);
+    }
+}
+
 /* d[Why; by] of one block: = of the first tile, += of the others. */
 static void block_backward(rnn_work *w, const tile *t, size_t block, bool add) {
     rnn_bfloat16_work *bf = &w->bf;
     const rnn_bfloat16_kernels *k = bf->kernels;
     size_t H = w->H, V = t->out->columns, ld = k->columns;
     size_t v0 = block * bf->block, end = v0 + cols_of(w, t, block);
-    float *own = bf->dwhy + rnn_thread() * bf->dwhy_size;
-    rnn_left scaled = rnn_left_tiles(bf->scaled, rnn_round_up(t->rows, RNN_TILE_DEPTH));
+    float *slab = bf->dwhy + rnn_thread() * bf->dwhy_size;
+    targets found;
+    find_targets(t, v0, end - v0, &found);
     for (size_t v = v0; v < end; v += ld) {
-        size_t cols = rnn_min(ld, end - v);
-        float *dwhy = t->out->dwhy + v;
-        for (size_t i = 0; i <= H; i++) { /* the rows are far apart: fetch them while the product is computed */
-            for (size_t j = 0; j < cols; j += 16) __builtin_prefetch(dwhy + i * V + j, 1);
-        }
-        k->multiply(H + 1, rnn_round_up(cols, 32) / RNN_BAND, t->padded, scaled,
-                    pairs_of(w, block) + (v - v0) / RNN_BAND * bf->pairs_panel, bf->pairs_panel, own, ld, false);
-        for (size_t n = 0; n < t->rows; n++) {
-            size_t column = (size_t)t->y[n] - v; /* wraps around below v */
-            const rnn_bfloat16 *h = t->left + n * bf->ld;
-            for (size_t i = 0; column < cols && i <= H; i++)
-                own[i * ld + column] -= bf->rest[n] * rnn_widen_bfloat16(h[i]);
-        }
-        for (size_t i = 0; i <= H; i++) {
-            const float *from = own + i * ld;
-            float *to = dwhy + i * V;
-            for (size_t j = 0; add && j < cols; j++) to[j] += from[j];
-            if (!add) memcpy(to, from, cols * sizeof *to);
+        size_t cols = rnn_min(ld, end - v), panels = rnn_round_up(cols, 32) / RNN_BAND;
+        const rnn_bfloat16 *pairs = pairs_of(w, block) + (v - v0) / RNN_BAND * bf->pairs_panel;
+        rnn_left scaled = rnn_left_tiles(bf->scaled, rnn_round_up(t->rows, RNN_TILE_DEPTH));
+        for (size_t i0 = 0; i0 <= H; i0 += RNN_SLAB_ROWS, scaled.at += RNN_SLAB_ROWS / RNN_BAND * scaled.band) {
+            size_t rows = rnn_min(RNN_SLAB_ROWS, H + 1 - i0);
+            float *dwhy = t->out->dwhy + i0 * V + v;
+            for (size_t i = 0; i < rows; i++) { /* they are far apart: fetch them while the product is computed */
+                for (size_t j = 0; j < cols; j += 16) __builtin_prefetch(dwhy + i * V + j, 1);
+            }
+            k->multiply(rows, panels, t->padded, scaled, pairs, bf->pairs_panel, slab, ld, false);
+            subtract_targets(w, t, &found, i0, rows, v, cols, slab, ld);
+            for (size_t i = 0; i < rows; i++) {
+                const float *from = slab + i * ld;
+                float *to = dwhy + i * V;
+                for (size_t j = 0; add && j < cols; j++) to[j] += from[j];
+                if (!add) memcpy(to, from, cols * sizeof *to);
+            }
         }
     }
 }
@@ -202,12 +234,10 @@ static double tile_forward(rnn_work *w, const tile *t, size_t n0, bool gradient)
     for (int attempt = 0; attempt < 2; attempt++) {
         bool done = true;
         blocks_forward(w, t, gradient);
+        RNN_OMP(parallel for num_threads(w->threads) schedule(static) reduction(&& : done))
+        for (size_t n = 0; n < t->rows; n++) done = finish_row(w, t, n, w->logp + n0 + n) && done;
         loss = 0.0;
-        for (size_t n = 0; n < t->rows; n++) {
-            double *logp = w->logp + n0 + n;
-            done &= finish_row(w, t, n, logp);
-            loss -= *logp;
-        }
+        for (size_t n = 0; n < t->rows; n++) loss -= w->logp[n0 + n];
         if (done) break;
         loss = NAN; /* if a second attempt fails as well, a logit is not finite */
     }

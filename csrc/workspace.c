@@ -68,17 +68,17 @@ static void size_bfloat16(rnn_work *w) {
     bf->ld_inputs = rnn_round_up(w->E, RNN_TILE_DEPTH);
     bf->block = rnn_round_up(w->H <= 400 ? 512 : 256, bf->kernels->columns);
     bf->blocks = rnn_ceil_div(w->max_columns, bf->block);
-    bf->part_blocks = rnn_ceil_div(bf->blocks, 32);
+    bf->part_blocks = rnn_ceil_div(bf->blocks, 16);
     bf->parts = rnn_ceil_div(bf->blocks, bf->part_blocks);
     size_t rows = KEPT / (bf->blocks * bf->block * sizeof(rnn_bfloat16)) / RNN_STRIP_ROWS * RNN_STRIP_ROWS;
-    bf->rows = rnn_min(tokens, rnn_max(RNN_STRIP_ROWS, rnn_min(rows, 576)));
+    bf->rows = rnn_min(tokens, rnn_max(RNN_STRIP_ROWS, rnn_min(rows, RNN_TILE_TOKENS)));
     bf->pairs_panel = bf->rows * RNN_BAND + 2 * RNN_BFLOAT16_SKEW;
     bf->pairs_size = bf->blocks * (bf->block / RNN_BAND) * bf->pairs_panel;
     bf->why_size = bf->block * rnn_round_up(w->H, RNN_TILE_DEPTH);
     bf->why_t_size = bf->block * rnn_round_up(w->H, RNN_BAND);
     bf->e_size = RNN_CHUNK * (bf->block + RNN_BFLOAT16_SKEW);
     bf->dw_size = rnn_round_up(w->H, RNN_BAND) * RNN_GRADIENT_ROWS;
-    bf->dwhy_size = rnn_round_up(w->H + 1, RNN_BAND) * bf->kernels->columns;
+    bf->dwhy_size = RNN_SLAB_ROWS * bf->kernels->columns;
 }
 
 static void lay_out_bfloat16(rnn_work *w, rnn_arena *arena) {
