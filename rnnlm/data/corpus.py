@@ -111,30 +111,11 @@ class Corpus:
         return f", most often {', '.join(f'{word} ({count:,})' for word, count in most)}" if most else ""
 
 
-def load_corpus(
-    spec: str,
-    *,
-    validation: str | None = None,
-    test: str | None = None,
-    tokenizer: str | None = None,
-    lowercase: bool = False,
-    vocab_size: int | None = None,
-    max_tokens: int | None = None,
-    words: Sequence[str] = (),
-    found: Callable[[], object] = lambda: None,
-) -> Corpus:
-    """Read the corpus that `spec` names, in one pass. From the next start on, its ids come from a cache.
+def open_corpus(spec: str, *, validation: str | None = None, test: str | None = None) -> Source:
+    """Find the corpus that `spec` names, and download it if necessary; `load_corpus` reads it.
 
     spec: one of ACCEPTED.   validation, test: text files that take the place of the corpus's own splits.
-    tokenizer: "plain", "unicode" or "wikitext"; None: "wikitext" for WikiText, "plain" for demo, else "unicode".
-    vocab_size: how many words to keep, including `<EOS>` and `<UNK>` (None, or more than there are: all).
-    words: more words for the vocabulary, whether the text has them or not.
-    found: called once the corpus is found, before it is read, which may take minutes.
-    max_tokens: how many tokens at the start of the training split to keep (2 or more); the vocabulary and the counts
-    are still those of the whole split.
-    Without a validation split, the last tenth of the training sentences becomes one.
-    Raises CorpusError (the corpus cannot be read, or is too small), CorpusUnavailable (the hub cannot be reached) and
-    TextError (vocab_size, tokenizer).
+    Raises CorpusError (there is no such corpus), CorpusUnavailable (the hub cannot be reached).
     """
     given = {split: name for split, name in (("validation", validation), ("test", test)) if name is not None}
     if [spec, *given.values()].count("-") > 1:
@@ -143,8 +124,35 @@ def load_corpus(
     for split, name in given.items():
         file = _reading(f"{split} text {name!r}", functools.partial(_open_file, name))
         source = _with_split(source, split, file)
+    return source
+
+
+def load_corpus(
+    spec: str,
+    source: Source | None = None,
+    *,
+    validation: str | None = None,
+    test: str | None = None,
+    tokenizer: str | None = None,
+    lowercase: bool = False,
+    vocab_size: int | None = None,
+    max_tokens: int | None = None,
+    words: Sequence[str] = (),
+) -> Corpus:
+    """Read the corpus that `spec` names, in one pass. From the next start on, its ids come from a cache.
+
+    source: what `open_corpus` has returned for spec, validation and test; None: it is called here.
+    tokenizer: "plain", "unicode" or "wikitext"; None: "wikitext" for WikiText, "plain" for demo, else "unicode".
+    vocab_size: how many words to keep, including `<EOS>` and `<UNK>` (None, or more than there are: all).
+    words: more words for the vocabulary, whether the text has them or not.
+    max_tokens: how many tokens at the start of the training split to keep (2 or more); the vocabulary and the counts
+    are still those of the whole split.
+    Without a validation split, the last tenth of the training sentences becomes one.
+    Raises CorpusError (the corpus cannot be read, or is too small), CorpusUnavailable (the hub cannot be reached) and
+    TextError (vocab_size, tokenizer).
+    """
+    source = source or open_corpus(spec, validation=validation, test=test)
     name = (tokenizer or source.tokenizer) + (LOWERCASE if lowercase else "")
-    found()
     encoded = encode(spec, source, name, vocab_size, words)
     notes = source.notes
     if vocab_size is not None and len(encoded.vocabulary) < vocab_size:

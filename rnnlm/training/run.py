@@ -9,7 +9,7 @@ import numpy as np
 from rnnlm import checkpoint
 from rnnlm.arrays import F32, I32, I64
 from rnnlm.checkpoint import Checkpoint, Weights
-from rnnlm.data.corpus import Corpus, load_corpus
+from rnnlm.data.corpus import Corpus, load_corpus, open_corpus
 from rnnlm.data.embeddings import check_source, load_embeddings, root_lengths
 from rnnlm.files import digest
 from rnnlm.language_model import perplexity
@@ -67,16 +67,17 @@ class Run:
             raise ConfigError("several processes cannot share standard input: give a text file instead of -")
         base = Base.load(config.init_from, group) if config.init_from else None
         with group.machine_first():
+            source = open_corpus(config.corpus, validation=config.validation, test=config.test)
+        group.from_first(lambda: check_source(config.embeddings))  # now: reading a corpus may take minutes
+        with group.machine_first():
             corpus = load_corpus(
                 config.corpus,
-                validation=config.validation,
-                test=config.test,
+                source,
                 tokenizer=config.tokenizer,
                 lowercase=config.lowercase,
                 vocab_size=config.vocab_size,
                 max_tokens=config.max_tokens,
                 words=base.words if base else (),
-                found=lambda: check_source(config.embeddings) if group.rank == 0 else None,
             )
         for line in corpus.report():
             log.info(line)

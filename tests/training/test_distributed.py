@@ -8,9 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -19,10 +20,13 @@ from running import BACKENDS, options, refused, run, same_weights
 from trainers import TorchTrainer
 
 from rnnlm import checkpoint
+from rnnlm.data.embeddings import EmbeddingsError
 from rnnlm.training import distributed, state_file
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import PeerLost
+from rnnlm.training.run import Run
 
+T = TypeVar("T")
 STEPS = 20
 EXACT = {"max_tokens": 8 * 16 * STEPS + 1, "epochs": 1, "bptt": 16}  # 20 steps of 8 batch rows
 
@@ -256,6 +260,25 @@ def test_one_process_is_its_own_group(no_torchrun: None) -> None:
     group.sum(array)
     assert array.tolist() == [0.0, 1.0, 2.0] and group.gather(array) is array and group.totals(1, 2) == (1, 2)
     assert group.from_first(lambda: 7) == 7 and group.may_report()
+
+
+def test_missing_vectors_are_told_to_all_before_the_corpus_is_read(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine, an error of process 0 outside of `from_first` would be a lost connection."""
+    told: list[BaseException] = []
+
+    class First(distributed.Group):
+        def from_first(self, make: Callable[[], T]) -> T:
+            try:
+                return make()
+            except BaseException as error:
+                told.append(error)
+                raise
+
+    monkeypatch.setattr("rnnlm.training.run.load_corpus", never)
+    config = TrainConfig(corpus=str(text), embeddings="nowhere.bin")
+    with pytest.raises(EmbeddingsError, match=r"nowhere\.bin") as raised:
+        Run.prepare(config, TorchTrainer, First())
+    assert told == [raised.value]
 
 
 def test_threads_are_shared_by_the_processes_of_a_machine_and_bounded(
