@@ -18,13 +18,14 @@
 typedef uint16_t rnn_bfloat16;
 
 enum {
-    RNN_BAND = 16,          /* rows of a tile, columns of a panel */
-    RNN_TILE_DEPTH = 32,    /* k of a tile */
-    RNN_STRIP_ROWS = 32,    /* rows whose logits are computed at a time */
-    RNN_CHUNK = 128,        /* rows whose exponentials stay in the L2 cache until Why has multiplied them */
-    RNN_TILE_TOKENS = 576,  /* the most tokens whose exponentials are kept at a time */
+    RNN_BAND = 16,         /* rows of a tile, columns of a panel */
+    RNN_TILE_DEPTH = 32,   /* k of a tile */
+    RNN_STRIP_ROWS = 32,   /* rows whose logits are computed at a time */
+    RNN_CHUNK = 128,       /* rows whose exponentials stay in the L2 cache until Why has multiplied them */
+    RNN_TILE_TOKENS = 576, /* the most tokens whose exponentials are kept at a time: whole strips */
+    RNN_PARTS = 16, /* the most parts of the vocabulary: sums of dL/dh in memory, and threads of a pass over it */
     RNN_GRADIENT_ROWS = 96, /* of dWxh or dWhh: one piece of work */
-    RNN_SLAB_ROWS = 64,     /* of dWhy: computed, and copied out while they are in the cache */
+    RNN_SLAB_ROWS = 64,     /* of dWhy, in whole bands: computed, and copied out while they are in the cache */
     RNN_BFLOAT16_SKEW = 32, /* elements added to a row, so that rows do not share cache sets */
 };
 
@@ -142,8 +143,8 @@ typedef struct rnn_bfloat16_work {
     rnn_bfloat16 *e;           /* (threads, chunk, block): exponentials by rows */
     float *bias;               /* (threads, block) */
     float *logits;             /* (threads, RNN_STRIP_ROWS, columns of the kernels) */
-    float *dwhy;               /* (threads, RNN_SLAB_ROWS, columns of the kernels) */
-    size_t dw_size, why_size, why_t_size, e_size, dwhy_size; /* per thread */
+    float *slab;               /* (threads, RNN_SLAB_ROWS, columns of the kernels) */
+    size_t dw_size, why_size, why_t_size, e_size, slab_size; /* per thread */
 } rnn_bfloat16_work;
 
 /* kernels_amx.c: the products by tiles, where dispatch.c has found that the process may use them. */

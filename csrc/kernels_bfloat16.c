@@ -186,8 +186,8 @@ INLINE __m512i round_band(const float *w, size_t ldw, size_t k, size_t K, size_t
             __m512 low = _mm512_maskz_loadu_ps(lanes(left), w + v);
             __m512 high = _mm512_maskz_loadu_ps(lanes(left > 16 ? left - 16 : 0), w + v + 16);
             if (k + AHEAD < K) {
-                __builtin_prefetch(w + AHEAD * ldw + v, 0,
-                                   2); /* to the second-level cache, which takes more at a time */
+                /* Into the second-level cache, which can wait for more lines at a time. */
+                __builtin_prefetch(w + AHEAD * ldw + v, 0, 2);
                 __builtin_prefetch(w + AHEAD * ldw + v + 16, 0, 2);
             }
             __m512i packed = round_two(low, high);

@@ -56,7 +56,7 @@ static void start_row(rnn_work *w, const tile *t, size_t n) {
     const float *column = out->why + t->y[n], *next = out->why + t->y[n + 1 < t->rows ? n + 1 : n];
     float z = 0.0f, *target_why = bf->target_why + n * w->H;
     /* The numbers of a column lie far apart: fetch those of the next one early. */
-    for (size_t i = 0; i < w->H; i++) __builtin_prefetch(next + i * out->columns, 0, 2);
+    for (size_t i = 0; i <= w->H; i++) __builtin_prefetch(next + i * out->columns, 0, 2);
     for (size_t i = 0; i < w->H; i++) {
         target_why[i] = rnn_widen_bfloat16(rnn_round_bfloat16(column[i * out->columns]));
         z += target_why[i] * rnn_widen_bfloat16(t->left[n * bf->ld + i]);
@@ -121,8 +121,8 @@ static void blocks_forward(rnn_work *w, const tile *t, bool gradient) {
     }
 }
 
-/* Row n, once all blocks are done: sums up its e and computes log p. Returns whether its shift was near enough, and
- * corrects it if not. */
+/* Row n, once all blocks are done: sums up its e and computes log p. Returns whether its shift was near enough. If
+ * not, corrects the shift, and logp stays as it was. */
 static bool finish_row(rnn_work *w, const tile *t, size_t n, double *logp) {
     rnn_bfloat16_work *bf = &w->bf;
     float tops[RNN_BAND], most = -INFINITY;
@@ -190,7 +190,8 @@ static void subtract_targets(const rnn_work *w, const tile *t, const targets *fo
         size_t n = found->tokens[m], column = (size_t)t->y[n] - v;
         if (column >= cols) continue;
         const rnn_bfloat16 *h = t->left + n * w->bf.ld + i0;
-        for (size_t i = 0; i < rows; i++) slab[i * ld + column] -= w->bf.rest[n] * rnn_widen_bfloat16(h[i]);
+        float rest = w->bf.rest[n];
+        for (size_t i = 0; i < rows; i++) slab[i * ld + column] -= rest * rnn_widen_bfloat16(h[i]);
     }
 }
 
@@ -200,20 +201,22 @@ static void block_backward(rnn_work *w, const tile *t, size_t block, bool add) {
     const rnn_bfloat16_kernels *k = bf->kernels;
     size_t H = w->H, V = t->out->columns, ld = k->columns;
     size_t v0 = block * bf->block, end = v0 + cols_of(w, t, block);
-    float *slab = bf->dwhy + rnn_thread() * bf->dwhy_size;
+    float *slab = bf->slab + rnn_thread() * bf->slab_size;
+    rnn_left scaled = rnn_left_tiles(bf->scaled, rnn_round_up(t->rows, RNN_TILE_DEPTH));
     targets found;
     find_targets(t, v0, end - v0, &found);
     for (size_t v = v0; v < end; v += ld) {
         size_t cols = rnn_min(ld, end - v), panels = rnn_round_up(cols, 32) / RNN_BAND;
         const rnn_bfloat16 *pairs = pairs_of(w, block) + (v - v0) / RNN_BAND * bf->pairs_panel;
-        rnn_left scaled = rnn_left_tiles(bf->scaled, rnn_round_up(t->rows, RNN_TILE_DEPTH));
-        for (size_t i0 = 0; i0 <= H; i0 += RNN_SLAB_ROWS, scaled.at += RNN_SLAB_ROWS / RNN_BAND * scaled.band) {
+        for (size_t i0 = 0; i0 <= H; i0 += RNN_SLAB_ROWS) {
             size_t rows = rnn_min(RNN_SLAB_ROWS, H + 1 - i0);
+            rnn_left left = scaled;
+            left.at += i0 / RNN_BAND * left.band;
             float *dwhy = t->out->dwhy + i0 * V + v;
             for (size_t i = 0; i < rows; i++) { /* they are far apart: fetch them while the product is computed */
                 for (size_t j = 0; j < cols; j += 16) __builtin_prefetch(dwhy + i * V + j, 1);
             }
-            k->multiply(rows, panels, t->padded, scaled, pairs, bf->pairs_panel, slab, ld, false);
+            k->multiply(rows, panels, t->padded, left, pairs, bf->pairs_panel, slab, ld, false);
             subtract_targets(w, t, &found, i0, rows, v, cols, slab, ld);
             for (size_t i = 0; i < rows; i++) {
                 const float *from = slab + i * ld;
@@ -230,17 +233,16 @@ static double tile_forward(rnn_work *w, const tile *t, size_t n0, bool gradient)
     rnn_bfloat16_work *bf = &w->bf;
     RNN_OMP(parallel for num_threads(w->threads) schedule(static))
     for (size_t n = 0; n < t->padded; n++) start_row(w, t, n);
-    double loss = 0.0;
-    for (int attempt = 0; attempt < 2; attempt++) {
-        bool done = true;
+    bool done = false;
+    for (int attempt = 0; attempt < 2 && !done; attempt++) {
         blocks_forward(w, t, gradient);
+        done = true;
         RNN_OMP(parallel for num_threads(w->threads) schedule(static) reduction(&& : done))
         for (size_t n = 0; n < t->rows; n++) done = finish_row(w, t, n, w->logp + n0 + n) && done;
-        loss = 0.0;
-        for (size_t n = 0; n < t->rows; n++) loss -= w->logp[n0 + n];
-        if (done) break;
-        loss = NAN; /* if a second attempt fails as well, a logit is not finite */
     }
+    if (!done) return NAN; /* a logit is not finite */
+    double loss = 0.0;
+    for (size_t n = 0; n < t->rows; n++) loss -= w->logp[n0 + n];
     if (!gradient || !isfinite(loss)) return loss;
     RNN_OMP(parallel for num_threads(w->threads) schedule(static))
     for (size_t n = 0; n < t->rows; n++) row_backward(w, t, n, w->logp[n0 + n], w->dhidden + (n0 + n) * w->stride);

@@ -1,4 +1,4 @@
-/* vector.h -- short vectors of floats, and exp and tanh of them. Only kernels.c includes this.
+/* vector.h -- short vectors of floats, and exp and tanh of them. For the files of kernels.
  *
  * The vectors are the compiler's own (GCC and clang "vector extensions"): one source for every processor. LANES follows
  * from the instruction set that the file is being compiled for, and a * b + c becomes one fused multiply-add where

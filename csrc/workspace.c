@@ -24,7 +24,7 @@ void *rnn_aligned_alloc(size_t size, void **memory) {
 
 /* ---- The workspace of training ------------------------------------------------------------------------------------- */
 
-/* At most so many bytes of exponentials are kept, however large the vocabulary. */
+/* So many bytes of exponentials are kept, unless a few tokens need more. */
 #define KEPT ((size_t)256 << 20)
 
 /* Sets how many tokens have their logits in memory at a time. Each tile reads Why and updates its gradient once, so more is
@@ -68,7 +68,7 @@ static void size_bfloat16(rnn_work *w) {
     bf->ld_inputs = rnn_round_up(w->E, RNN_TILE_DEPTH);
     bf->block = rnn_round_up(w->H <= 400 ? 512 : 256, bf->kernels->columns);
     bf->blocks = rnn_ceil_div(w->max_columns, bf->block);
-    bf->part_blocks = rnn_ceil_div(bf->blocks, 16);
+    bf->part_blocks = rnn_ceil_div(bf->blocks, RNN_PARTS);
     bf->parts = rnn_ceil_div(bf->blocks, bf->part_blocks);
     size_t rows = KEPT / (bf->blocks * bf->block * sizeof(rnn_bfloat16)) / RNN_STRIP_ROWS * RNN_STRIP_ROWS;
     bf->rows = rnn_min(tokens, rnn_max(RNN_STRIP_ROWS, rnn_min(rows, RNN_TILE_TOKENS)));
@@ -78,7 +78,7 @@ static void size_bfloat16(rnn_work *w) {
     bf->why_t_size = bf->block * rnn_round_up(w->H, RNN_BAND);
     bf->e_size = RNN_CHUNK * (bf->block + RNN_BFLOAT16_SKEW);
     bf->dw_size = rnn_round_up(w->H, RNN_BAND) * RNN_GRADIENT_ROWS;
-    bf->dwhy_size = RNN_SLAB_ROWS * bf->kernels->columns;
+    bf->slab_size = RNN_SLAB_ROWS * bf->kernels->columns;
 }
 
 static void lay_out_bfloat16(rnn_work *w, rnn_arena *arena) {
@@ -116,7 +116,7 @@ static void lay_out_bfloat16(rnn_work *w, rnn_arena *arena) {
     bf->e = rnn_arena_take(arena, threads * bf->e_size, half);
     bf->bias = rnn_arena_take(arena, threads * bf->block, f);
     bf->logits = rnn_arena_take(arena, threads * RNN_STRIP_ROWS * bf->kernels->columns, f);
-    bf->dwhy = rnn_arena_take(arena, threads * bf->dwhy_size, f);
+    bf->slab = rnn_arena_take(arena, threads * bf->slab_size, f);
 }
 
 static void lay_out(rnn_work *w, rnn_arena *arena) {
