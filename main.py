@@ -10,6 +10,10 @@ import signal
 if __name__ == "__main__":  # Ctrl-C while the rest is imported ends it at once, without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+    from rnnlm import packages
+
+    packages.require("numpy", "main.py")
+
 import sys
 
 from rnn import RNN

@@ -17,6 +17,10 @@ import signal
 if __name__ == "__main__":  # so that Ctrl-C during the imports ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+    from rnnlm import packages
+
+    packages.require("numpy", "rnn.py")
+
 import argparse
 import sys
 from collections.abc import Sequence

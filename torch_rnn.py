@@ -17,6 +17,11 @@ import signal
 if __name__ == "__main__":  # Ctrl-C while the rest is imported ends it at once, without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+    from rnnlm import packages
+
+    for package in ("numpy", "torch"):
+        packages.require(package, "torch_rnn.py")
+
 import argparse
 import sys
 from collections.abc import Iterator, Sequence

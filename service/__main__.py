@@ -10,6 +10,11 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from rnnlm import packages
+
+if __name__ == "__main__":
+    packages.require("uvicorn", "python -m service")
+
 import uvicorn
 
 from service.settings import CANNOT_START, listing

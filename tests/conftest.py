@@ -26,6 +26,10 @@ from rnnlm.data.text import EOS
 # Background jobs of a script ignore Ctrl-C, and their children inherit that. Programs under test must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# A make that a test starts is not to get the flags of the make that runs the tests.
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
+    os.environ.pop(name, None)
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rnnlm", "service")
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))])

@@ -20,7 +20,7 @@ from conftest import ROOT, make_checkpoint
 import rnn
 import torch_rnn
 from rnnlm import checkpoint, export
-from rnnlm.data.text import EOS
+from rnnlm.data.text import EOS, UNK
 from rnnlm.training.config import PRESETS
 
 RECIPES = (ROOT / "docs" / "training.md").read_text().split("\n## Recipes\n")[1].split("\n## ")[0]
@@ -66,7 +66,7 @@ def folder(tmp_path: Path) -> Path:
 
 def save_demo(path: Path) -> None:
     source = make_checkpoint(vocab=40, embed=9, hidden=12)
-    words = (EOS, "The", "prime", "minister", *source.vocabulary[4:])
+    words = (EOS, UNK, "The", "prime", "minister", *source.vocabulary[5:])
     checkpoint.save(path, replace(source, vocabulary=words))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 
+import pytest
 from conftest import ROOT
 from packaging.version import Version
 
@@ -29,3 +31,15 @@ def test_a_compiler_may_be_a_command_of_several_words() -> None:
 def test_make_reads_the_same_version() -> None:
     said = subprocess.run(["make", "-pn", "help"], cwd=ROOT, capture_output=True, text=True).stdout
     assert f"\nVERSION := {VERSION}\n" in said
+
+
+@pytest.mark.parametrize(
+    ("program", "package"),
+    [("main.py", "numpy"), ("rnn.py", "numpy"), ("torch_rnn.py", "numpy"), ("-m service", "uvicorn")],
+)
+def test_a_python_without_the_packages_is_told_where_they_are(program: str, package: str) -> None:
+    bare = "-S"  # without site-packages
+    done = subprocess.run([sys.executable, bare, *program.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"has no package {package}: source .venv/bin/activate" in line and program.split()[-1] in line

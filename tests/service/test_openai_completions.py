@@ -282,7 +282,7 @@ def test_an_error_on_the_way_reaches_the_client(folder: Path, tmp_path: Path) ->
     limits = {
         "RNN_MAX_TOKENS": "1000000",
         "RNN_MAX_REQUEST_TOKENS": "1000000",
-        "RNN_REQUEST_SECONDS": "0.5",
+        "RNN_REQUEST_SECONDS": "1.5",  # enough for the first words, on a busy machine too
         "RNN_PRELOAD": "c",
     }
     server = Server(folder, tmp_path / "log", **limits)
@@ -291,7 +291,7 @@ def test_an_error_on_the_way_reaches_the_client(folder: Path, tmp_path: Path) ->
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
             stream = create(client, stream=True, max_tokens=1_000_000, extra_body={"ignore_eos": True})
             seen = 0
-            with pytest.raises(openai.APIError, match=r"0\.5 seconds"):
+            with pytest.raises(openai.APIError, match=r"1\.5 seconds"):
                 for _ in stream:
                     seen += 1
             assert seen > 0
