@@ -9,7 +9,7 @@ Modules derive their own types from these. Only a `main()` turns them into one l
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 
@@ -26,10 +26,20 @@ class Failure(UserError):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Parse a command line; an error is one line. Options cannot be abbreviated, so a misspelt one is an error."""
+    """Parse a command line; an error is one line. Options cannot be abbreviated, so a misspelt one is an error.
+
+    Options may stand before, between and after the other arguments.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse a command line, and exit with an error if anything of it is left over."""
+        # argparse takes an optional argument, such as a prompt, as missing if an option stands before it. Intermixed
+        # parsing does not, but Python 3.11 then loses a `--` that follows the first options.
+        options, left_over = self.parse_known_args(args, namespace)
+        return self.parse_intermixed_args(args, namespace) if left_over else options
 
     def error(self, message: str) -> NoReturn:
         self.exit(UserError.exit_code, f"{self.prog}: {message}: --help lists the options\n")

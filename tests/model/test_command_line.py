@@ -79,6 +79,28 @@ def test_the_prompt_may_come_from_standard_input(program: tuple[str, ...], weigh
         assert piped.stdout == given.stdout and piped.returncode == 0
 
 
+def test_options_may_stand_anywhere(weights_file: Path) -> None:
+    weights, seed = str(weights_file), ("--seed", "3", "--temperature", "1")
+    given = rnn_command(weights, "waa wab", *seed)
+    for words in ((weights, *seed, "waa wab"), (*seed, weights, "waa wab"), (weights, *seed, "--", "waa wab")):
+        assert rnn_command(*words).stdout == given.stdout != "", words
+    assert rnn_command(weights, *seed, "waa wab", program=PROGRAMS["torch"]).stdout == given.stdout
+    score = rnn_command(weights, "waa wab", "--score")
+    assert rnn_command(weights, "--score", "waa wab").stdout == score.stdout != ""
+    assert rnn_command(weights, "--score", "-", standard_input=b"waa wab").stdout == score.stdout
+    misspelt = rnn_command(weights, "--sed", "3", "waa")
+    refused(misspelt, 2, "rnn.py: unrecognized arguments: --sed ", "--help lists the options")
+    refused(rnn_command(weights, *seed, "waa", "wab"), 2, "rnn.py: unrecognized arguments: wab: --help")
+
+
+@pytest.mark.parametrize("before", [(), ("--score",), ("-n", "5")])
+def test_a_prompt_may_begin_with_a_hyphen(before: tuple[str, ...], weights_file: Path) -> None:
+    weights = str(weights_file)
+    for words in ((weights, *before, "--", "-waa"), (*before, weights, "--", "-waa"), (*before, "--", weights, "-waa")):
+        result = rnn_command(*words)
+        assert result.returncode == 0 and "waa" in result.stdout, (words, result.stderr)
+
+
 def test_counts_are_words_of_plain_english(weights_file: Path) -> None:
     one = rnn_command(str(weights_file), "waa", "-n", "1", "--ignore-eos", "--seed", "3")
     assert one.stderr == "1 token, length, seed 3\n"

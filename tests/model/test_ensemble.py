@@ -130,7 +130,7 @@ def test_the_command_line(two: list[Path], tmp_path: Path) -> None:
     assert made.stdout == f"{out}.safetensors: V=40, E=14, H=19, an ensemble of 2\n"
     assert [path.name for path in out.parent.iterdir()] == ["both.safetensors"]
     refused(command(*two, "--out", out), 2, f"{out}.safetensors exists: replace it (--overwrite)")
-    assert command(two[0], two[0], "--out", out, "--overwrite").returncode == 0
+    assert command(two[0], "--out", out, "--overwrite", two[0]).returncode == 0
     assert checkpoint.load(f"{out}.safetensors").weights.hidden_size == 24
     spoken = subprocess.run(
         [sys.executable, "rnn.py", f"{out}.safetensors", "waa wab", "--score"], cwd=ROOT, capture_output=True, text=True
