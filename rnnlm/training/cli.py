@@ -62,7 +62,8 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
             config = TrainConfig(**chosen | options.of_machine())
             run = Run.prepare(config, trainer_class, group)
             if resumes and run.resume() and schedule.is_finished(config, run.progress):
-                log.info("the run is finished: there is nothing left to train")
+                done = f"{run.epochs:g} epoch{'s' * (run.epochs != 1)}"
+                log.info("the run is finished: there is nothing left to train after %s", done)
             train(run)
             group.leave()
             return print_summary(run) if rank == 0 else 0

@@ -37,6 +37,8 @@ def restored(
         preset = {name: value for name, value in preset.items() if name not in DECIDED}
     if given.get("preset", run.config["preset"]) != run.config["preset"]:
         preset = {}  # its options would only repeat that it is another
+    if "epochs" in preset:  # of a run that was given more, it does not take them away
+        preset = {**preset, "epochs": max(preset["epochs"], run.config["epochs"])}
     asked = {**preset, **given}
     conflicts = [
         f"{_shown(name, value)} ({was})" for name, value in asked.items() if (was := run.was(name, value, size))
@@ -64,7 +66,7 @@ def listed(config: Mapping[str, Any]) -> str:
 class _Stopped:
     """What a state says of its run.
 
-    rows: the batch rows of all processes.   begun: the epochs that it has begun.
+    rows: the batch rows of all processes.   begun: the epochs that it has begun.   is_within: the last of them goes on.
     tokenizer: with which the text was read; "": a release that did not say.
     """
 
@@ -73,6 +75,7 @@ class _Stopped:
     processes: int
     rows: int
     begun: int
+    is_within: bool
     tokenizer: str
 
     @classmethod
@@ -82,8 +85,9 @@ class _Stopped:
             config = DEFAULTS | saved["config"]  # an option that the release of that run lacked has its default
             TrainConfig(**config)
             processes, at = saved["processes"], {"epoch": 0, "step": 0} | saved["progress"]
-            rows, begun = config["batch_size"] * processes, at["epoch"] + (at["step"] > 0)
-            return cls(config, str(saved["backend"]), processes, rows, begun, str(saved.get("tokenizer", "")))
+            rows, is_within = config["batch_size"] * processes, at["step"] > 0
+            begun, tokenizer = at["epoch"] + is_within, str(saved.get("tokenizer", ""))
+            return cls(config, str(saved["backend"]), processes, rows, begun, is_within, tokenizer)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{show_path(path)}: it does not hold the options of a run: {error}; {AFRESH}"
@@ -93,7 +97,8 @@ class _Stopped:
         """Return what the option was in the run, if `value` may not replace it; else nothing. size: of processes."""
         then = self.config[name]
         if name == "epochs":
-            return f"it is in epoch {self.begun}" if value < self.begun else ""
+            had = f"it is in epoch {self.begun}" if self.is_within else f"it has had {self.begun}"
+            return had if value < self.begun else ""
         if name == "batch_size":
             # As many batch rows on more or fewer processes learn the same: a run may continue without a lost machine.
             together = "" if size == self.processes == 1 else " over all processes"

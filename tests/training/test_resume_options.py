@@ -56,7 +56,7 @@ def test_what_may_not_change_is_listed_in_one_line(text: Path, tmp_path: Path) -
         "--tokenizer plain (it was unicode)",
         "--embedding-size 7 (it was 8)",
         "--batch-size 3 (it was 4)",
-        "--epochs 1 (it is in epoch 2)",
+        "--epochs 1 (it has had 2)",
         "--precision bfloat16 (it was float32)",
         "another --out",
     )
@@ -113,6 +113,26 @@ def test_fewer_epochs_than_were_begun_are_refused(tmp_path: Path) -> None:
         restored(path, saved(progress=within), {"epochs": 5}, {}, "c", 2)
     assert restored(path, saved(progress=within), {"epochs": 6}, {}, "c", 2)["epochs"] == 6
     assert restored(path, saved(progress=between), {"epochs": 5}, {}, "c", 2)["epochs"] == 5
+    with pytest.raises(ConfigError, match=r"m\.resume with --epochs 4 \(it has had 5\)"):
+        restored(path, saved(progress=between), {"epochs": 4}, {}, "c", 2)
+
+
+def test_a_preset_does_not_shorten_a_run(text: Path, tmp_path: Path) -> None:
+    """`make train` gives one; the run that it finds may have been given more epochs, and be finished or not."""
+    out = tmp_path / "model.safetensors"
+    preset = [*options(text, out, epochs=None), "--resume"]
+    assert train("c", *options(text, out, epochs=13, patience=0)).returncode == 0
+    before = out.read_bytes()
+    again = train("c", *preset)
+    assert again.returncode == 0 and "of 13" in again.stdout and out.read_bytes() == before, again.stderr
+    assert again.stderr.count("the run is finished: there is nothing left to train after 13 epochs\n") == 1
+    refused(train("c", *preset, "--epochs", "12"), 2, "--epochs 12 (it has had 13)")
+
+    path, demo = tmp_path / "m.resume", {"epochs": 12}
+    for given, progress in ((3, 2), (12, 12), (20, 5), (20, 13)):
+        config = TrainConfig(epochs=given).as_dict()
+        state = saved(config=config, progress={"epoch": progress, "step": 3 if progress < 12 else 0}, processes=1)
+        assert restored(path, state, {}, demo, "c", 1)["epochs"] == max(given, 12)
 
 
 @pytest.mark.parametrize(
