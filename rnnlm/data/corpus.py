@@ -123,7 +123,7 @@ def open_corpus(spec: str, *, validation: str | None = None, test: str | None = 
     source = _reading(f"corpus {spec!r}", functools.partial(_open, spec))
     for split, name in given.items():
         file = _reading(f"{split} text {name!r}", functools.partial(_open_file, name))
-        source = _with_split(source, split, file)
+        source = _with_split(source, split, name, file)
     return source
 
 
@@ -267,8 +267,8 @@ def _texts(tokenizer: str, files: Mapping[str, Sequence[TextFile]], keep_lines: 
     )
 
 
-def _with_split(source: Source, split: str, file: TextFile) -> Source:
-    """Put a text file in the place of a split."""
+def _with_split(source: Source, split: str, name: str, file: TextFile) -> Source:
+    """Put a text file, which the user gave as `name`, in the place of a split."""
 
     def texts() -> Texts:
         found = {**source.open(), split: _joined(split, [file])}
@@ -276,7 +276,8 @@ def _with_split(source: Source, split: str, file: TextFile) -> Source:
 
     identity = None if source.identity is None else [source.identity, split, file.digest()]
     notes = (*source.notes, f"{split}: {file.name}", *([_wrapping_note(file)] if file.wrapping else []))
-    return replace(source, identity=identity, open=texts, notes=notes, optional=source.optional - {split})
+    given, optional = {**source.given, split: name}, source.optional - {split}
+    return replace(source, identity=identity, open=texts, notes=notes, optional=optional, given=given)
 
 
 def _wrapping_note(file: TextFile) -> str:

@@ -21,7 +21,7 @@ import os
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -55,6 +55,7 @@ class Source:
     open: returns the splits, train first, each as pieces of text cut at white space.
     notes: lines about where the text comes from and how it is read.
     optional: the splits that count as none if they hold no words, since the user cannot take them away.
+    given: the names of the texts that take the place of splits, by split.
     """
 
     tokenizer: str
@@ -62,6 +63,7 @@ class Source:
     open: Callable[[], Texts]
     notes: tuple[str, ...] = ()
     optional: frozenset[str] = frozenset()
+    given: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,11 @@ def encode(name: str, source: Source, tokenizer: str, vocab_size: int | None, wo
         return _in_memory(name, tokenizer, source, vocab_size, words)
     more = digest("\n".join(words).encode()) if words else None
     key = [_code_version(), tokenizer, vocab_size, more, source.identity]
-    # One folder for each name, tokenizer and size: the ids of an older state of the text are replaced.
-    folder = (
-        cache_folder() / f"tokens-{digest(json.dumps([name, os.getcwd(), tokenizer, vocab_size, more]).encode())[:32]}"
-    )
-    stored = _load(folder, key, tokenizer)
+    # One folder for the names of the texts, tokenizer and size: the ids of an older state of the text are replaced.
+    place = json.dumps([name, sorted(source.given.items()), os.getcwd(), tokenizer, vocab_size, more])
+    folder = cache_folder() / f"tokens-{digest(place.encode())[:32]}"
+    is_piped = "-" in (name, *source.given.values())  # then another text is no news
+    stored = _load(folder, key, tokenizer, tell=not is_piped)
     if stored is not None:
         return stored
     try:
@@ -140,7 +142,7 @@ def encode(name: str, source: Source, tokenizer: str, vocab_size: int | None, wo
             error.strerror or error,
         )
         return _in_memory(name, tokenizer, source, vocab_size, words)
-    stored = _load(folder, key, tokenizer)
+    stored = _load(folder, key, tokenizer, tell=not is_piped)
     if stored is None:  # another process has just replaced it
         return _in_memory(name, tokenizer, source, vocab_size, words)
     return stored
@@ -412,12 +414,13 @@ def _write_header(file: BinaryIO, count: int) -> None:
     )
 
 
-def _load(folder: Path, key: list[Any], tokenizer: str) -> Encoded | None:
-    """Return what `folder` holds; None if it is missing, damaged, or was made from something else."""
+def _load(folder: Path, key: list[Any], tokenizer: str, *, tell: bool) -> Encoded | None:
+    """Return what `folder` holds; None if it is missing, damaged, or was made from something else: tell the user so."""
     try:
         about = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         if about["key"] != json.loads(json.dumps(key)):
-            log.info("the text, or this program, has changed since the tokens were cached: reading the text again")
+            if tell:
+                log.info("the text, or this program, has changed since the tokens were cached: reading the text again")
             return None
         vocabulary = Vocabulary(about["words"], tokenizer)
         splits, stats = {}, {}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,6 +145,39 @@ def test_what_only_looks_newer_is_not_read_again(write, tokens: Path, no_reading
     os.utime(path, (1, 1))
     no_reading()
     assert same(first, load_corpus(path))
+
+
+CHANGED = "the text, or this program, has changed since the tokens were cached: reading the text again"
+
+
+def test_other_splits_are_no_change_of_the_text(
+    write, tokens: Path, no_reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path, other = write("a b c. d e f."), write("g h.", "other.txt")
+    given = ({}, {"validation": other}, {"test": other}, {"validation": other, "test": path})
+    loaded = [load_corpus(path, **splits) for splits in given]
+    assert CHANGED not in caplog.text
+    write("g i.", "other.txt")
+    changed = load_corpus(path, validation=other)
+    assert caplog.text.count(CHANGED) == 1 and changed.validation.size == 3
+    write("g h.", "other.txt")
+    load_corpus(path, validation=other)
+    no_reading()
+    assert all(same(load_corpus(path, **splits), found) for splits, found in zip(given, loaded, strict=True))
+
+
+def test_another_text_on_standard_input_is_no_change_of_it(
+    write, tokens: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path = write("a b c. d e f.")
+    for text in (b"g h. i.", b"g h. j.", b"g h. j."):
+        for options in ({"spec": "-"}, {"spec": path, "validation": "-"}):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+            found = load_corpus(**options)
+            assert "validation" in found.stats and ("g" in found.vocabulary.words) == (options["spec"] == "-")
+    assert CHANGED not in caplog.text and len(list(tokens.iterdir())) == 2
 
 
 def test_each_tokenizer_has_tokens_of_its_own(write, tokens: Path, no_reading) -> None:
