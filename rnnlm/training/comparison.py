@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ PROGRAM = "rnnlm.compare"
 
 # Options that say nothing about how a run learns, nor how fast.
 _IGNORED = ("out", "prompt", "tensorboard", "log_every", "preset")
+_NO_VALUE = object()  # there is none that most runs share
 _AXES = {"epoch": "epoch", "tokens": "tokens seen", "seconds": "seconds of training"}
 
 
@@ -101,10 +103,29 @@ _NUMBERS = ("epoch", "tokens", "seconds", "validation_loss", "validation_perplex
 
 
 def differences(runs: Sequence[Trained]) -> list[str]:
-    """Return for each run the options in which the runs differ, as `learning_rate 0.01, hidden_size 50`."""
-    names = dict.fromkeys(name for run in runs for name in run.options if name not in _IGNORED)
-    differ = [name for name in names if len({repr(run.options.get(name)) for run in runs if run.options}) > 1]
-    return [", ".join(f"{name} {_value(run.options[name])}" for name in differ if name in run.options) for run in runs]
+    """Return for each run what sets it apart from most runs, as `learning_rate 0.01, hidden_size 50`.
+
+    If the runs differ in one option only, all have it.
+    """
+    usual = _usual(runs)
+    own = [{name: run.options[name] for name in usual if name in run.options} for run in runs]
+    return [_listed({name: v for name, v in of.items() if repr(v) != repr(usual[name])}) for of in own]
+
+
+def _usual(runs: Sequence[Trained]) -> dict[str, Any]:
+    """Return the options in which the runs differ, each with its value in more than half of them, or _NO_VALUE."""
+    told = [run.options for run in runs if run.options]
+    usual = {}
+    for name in dict.fromkeys(name for options in told for name in options if name not in _IGNORED):
+        values = {repr(options.get(name)): options.get(name) for options in told}
+        if len(values) > 1:
+            [(text, count)] = Counter(repr(options.get(name)) for options in told).most_common(1)
+            usual[name] = values[text] if 2 * count > len(told) else _NO_VALUE
+    return usual if len(usual) > 1 else dict.fromkeys(usual, _NO_VALUE)
+
+
+def _listed(options: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_value(value)}" for name, value in options.items())
 
 
 def _value(value: Any) -> str:
@@ -112,7 +133,7 @@ def _value(value: Any) -> str:
 
 
 def table(runs: Sequence[Trained]) -> Iterator[str]:
-    """Yield the lines of a table, the lowest perplexity first."""
+    """Yield the lines of a table, the lowest perplexity first, and of what its last column leaves out."""
     lines = [("run", "perplexity", "epoch", "test", "training", "tokens/s", "what differs")]
     what = dict(zip((run.name for run in runs), differences(runs), strict=True))
     for run in sorted(runs, key=lambda run: run.best["validation_loss"]):
@@ -133,6 +154,8 @@ def table(runs: Sequence[Trained]) -> Iterator[str]:
     for name, *numbers, differs in lines:
         cells = (f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:-1], strict=True))
         yield f"{name:<{widths[0]}}  {'  '.join(cells)}  {differs}".rstrip()
+    if shared := _listed({name: value for name, value in _usual(runs).items() if value is not _NO_VALUE}):
+        yield f"most runs have {shared}"
 
 
 def _drawn(runs: Sequence[Trained], x: str, y: str) -> bytes:

@@ -43,18 +43,40 @@ def test_three_runs_side_by_side(tmp_path: Path) -> None:
         file.write('{"event": "evaluation", "epo')
     result = compare(*paths)
     assert result.returncode == 0, result.stderr
-    head, *rows, last = [line.split("  ") for line in result.stdout.splitlines()]
+    head, *rows, most, last = [line.split("  ") for line in result.stdout.splitlines()]
     assert [cell.strip() for cell in head if cell] == [
         *("run", "perplexity", "epoch", "test", "training", "tokens/s", "what differs")
     ]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert cells == [
-        ["fast", "16.0", "1 of 2", "-", "2 min", "1,500", "learning_rate 0.1, hidden_size 50, clip default"],
-        ["slow", "64.0", "2 of 2", "70.0", "2 min", "1,500", "learning_rate 0.01, hidden_size 50, clip default"],
-        ["wide", "181.0", "1 of 1", "-", "60 s", "1,500", "learning_rate 0.01, hidden_size 100, clip 1"],
+        ["fast", "16.0", "1 of 2", "-", "2 min", "1,500", "learning_rate 0.1"],
+        ["slow", "64.0", "2 of 2", "70.0", "2 min", "1,500"],
+        ["wide", "181.0", "1 of 1", "-", "60 s", "1,500", "hidden_size 100, clip 1"],
     ]
+    assert most == ["most runs have learning_rate 0.01, hidden_size 50, clip default"]
     assert last == [str(tmp_path / "comparison.png"), "the curves"]
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def told(*configs: dict[str, object]) -> list[str]:
+    return comparison.differences([comparison.Trained(str(i), config, [], None) for i, config in enumerate(configs)])
+
+
+def test_each_run_shows_what_it_does_not_share_with_most() -> None:
+    alike = {f"option_{i}": i for i in range(25)}
+    unlike = {name: -1 for name in alike}
+    assert told(*[alike] * 18, unlike, alike | {"option_3": 7, "out": "x"})[-3:] == [
+        "",
+        ", ".join(f"{name} -1" for name in alike),
+        "option_3 7",
+    ]
+    rates = [{"learning_rate": rate, "seed": 1} for rate in (0.001, 0.003, 0.01, 0.01, 0.01)]
+    listed = [f"learning_rate {run['learning_rate']}" for run in rates]
+    assert told(*rates) == listed  # the only option that differs
+    rates[0]["clip"] = 1.0
+    assert told(*rates[:4]) == [listed[0] + ", clip 1", *listed[1:4]]  # half are not most
+    assert told(*rates) == [listed[0] + ", clip 1", listed[1], "", "", ""]
+    assert told({}, {"seed": 1}, {"seed": 1, "average": 0.9}) == ["", "", "average 0.9"]  # {}: one of release 0.1
 
 
 def test_only_weights_that_were_saved_count(tmp_path: Path) -> None:
