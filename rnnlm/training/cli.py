@@ -34,6 +34,7 @@ from rnnlm.version import VERSION
 log = logging.getLogger(__name__)
 
 SAMPLE_TOKENS = 60
+GENERATES = "--generate WEIGHTS PROMPT generates instead, with the options of rnn.py except --precision."
 
 
 def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -> int:
@@ -108,7 +109,7 @@ def parser(backend: str) -> argparse.ArgumentParser:
         prog=name,
         description=f"Train the {'C' if backend == 'c' else 'torch'} model.",
         argument_default=argparse.SUPPRESS,
-        epilog=None if backend == "c" else "--generate WEIGHTS PROMPT generates instead, with the options of rnn.py.",
+        epilog=None if backend == "c" else GENERATES,
     )
     options.add_argument("--preset", choices=PRESETS, help="a named set of the options below (default: reference)")
     begin = options.add_mutually_exclusive_group()

@@ -38,8 +38,8 @@ class TrainConfig:
     # Data
     corpus: str = option(
         "wikitext-2-v1",
-        "wikitext-103-v1, wikitext-2-v1, NAME:CONFIG on the hub, FOLDER:CONFIG, a text file, a folder of them, - for "
-        "standard input, or demo",
+        "wikitext-103-v1, wikitext-2-v1, OWNER/NAME:CONFIG on the hub, FOLDER:CONFIG, a text file, a folder of them, "
+        "- for standard input, or demo",
     )
     validation: str | None = option(None, "a text file to evaluate on; default: what the corpus has, or its last tenth")
     test: str | None = option(None, "a text file for the test split; default: what the corpus has")

@@ -59,8 +59,10 @@ def test_unknown_options_get_one_line(backend: str) -> None:
         ("--hidden-size", "abc"): "argument --hidden-size: invalid int value: 'abc'",
     }.items():
         refused(train(backend, *arguments), 2, said, "--help")
-    shown = train(backend, "--help").stdout
-    assert f"or demo ({'wikitext-103-v1' if backend == 'c' else 'wikitext-2-v1'})" in " ".join(shown.split())
+    shown = " ".join(train(backend, "--help").stdout.split())
+    assert f"or demo ({'wikitext-103-v1' if backend == 'c' else 'wikitext-2-v1'})" in shown
+    assert " OWNER/NAME:CONFIG on the hub" in shown
+    assert ("with the options of rnn.py except --precision" in shown) == (backend == "torch")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
