@@ -215,6 +215,15 @@ def test_every_preset_is_described() -> None:
         assert re.search(rf"^\| `{preset}`", TEXTS["docs/training.md"], re.MULTILINE), preset
 
 
+def test_the_command_that_continues_a_run_is_the_one_that_it_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rnnlm.training import resume
+
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    for name, mark in (("NAME", "`"), ("server", "\n")):
+        printed = resume.command(Path("weights", f"{name}.safetensors"))
+        assert mark + printed + mark in TEXTS["docs/training.md"], printed
+
+
 # ---- The front page -------------------------------------------------------------------------------------------------
 
 README_LINES, RELEASE_LINES, SCREEN_LINES, CODE_COLUMNS = 180, 40, 20, 140
