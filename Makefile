@@ -31,10 +31,10 @@ train: $(VENV)/.run lib ## train both models on the demo corpus, or the rest of 
 	$(PY) main.py --preset demo $(TRAIN)
 	$(PY) torch_rnn.py --preset demo $(TRAIN)
 
-PORT ?= 8000
+# The service reads PORT itself. A shell between the two would die of Ctrl-C, and make would report an error.
 serve: $(VENV)/.run lib ## serve on http://127.0.0.1:8000 (PORT=...); trains the demo weights first if there are none
 	@ls weights/*.safetensors >/dev/null 2>&1 || $(PY) main.py --preset demo --resume
-	PORT=$(PORT) $(PY) -m service
+	$(PY) -m service
 
 LESSON := csrc/elman.c csrc/lesson.c
 lesson: $(VENV)/.run ## train the model of docs/lesson.md, csrc/elman.c, on the demo corpus: half a minute (RATE=...)

@@ -140,9 +140,12 @@ def test_make_serve_is_all_it_takes(tmp_path: Path) -> None:
             body = {"prompt": "The prime minister", "max_tokens": 5, "seed": 1}
             for backend in ("c", "torch"):
                 assert client.post(f"/generate/{backend}", json=body).json()["weights"]["name"] == "demo"
+        os.killpg(serve.pid, signal.SIGINT)  # as Ctrl-C does
+        errors = serve.communicate(timeout=GUARD_SECONDS)[1].decode()
+        assert "Finished server process" in errors and "make: ***" not in errors, errors
     finally:
-        os.killpg(serve.pid, signal.SIGTERM)
-        serve.communicate(timeout=GUARD_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(serve.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
