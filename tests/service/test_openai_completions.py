@@ -234,7 +234,11 @@ def test_models(client: openai.OpenAI) -> None:
         ({"n": 9}, openai.BadRequestError, "n must be 8 or less, got 9"),
         ({"n": 2, "best_of": 3}, openai.BadRequestError, "best_of"),
         ({"logprobs": 21}, openai.BadRequestError, "logprobs"),
-        ({"suffix": "x"}, openai.BadRequestError, "suffix"),
+        (
+            {"suffix": "x"},
+            openai.BadRequestError,
+            'suffix is not supported by this model: leave it out, or send null, ""',
+        ),
         ({"seed": -2}, openai.BadRequestError, "seed must be -1 or more, got -2"),
         ({"stop": [""]}, openai.BadRequestError, "stop"),
         ({"extra_body": {"tools": 1, "repetition_penalty": 1.2}}, openai.BadRequestError, "repetition_penalty is not"),

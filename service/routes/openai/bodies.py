@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, create_model
@@ -32,7 +33,7 @@ Stop = fields.stop(
 
 def _only(*neutral: Any) -> Any:
     """Make a field that this model cannot honour, accepted only at null and at the values that change nothing."""
-    values = ", ".join(["null", *(str(value).replace("'", '"') for value in neutral)])
+    values = ", ".join(map(json.dumps, [None, *neutral]))
 
     def check(value: Any) -> None:
         if value is not None and value not in neutral:
