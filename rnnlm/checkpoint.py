@@ -49,7 +49,8 @@ BACKENDS = ("c", "torch")
 MAX_VOCABULARY_BYTES = 8 << 20  # WikiText-103 has 2 MB of distinct words; as Python objects up to 25 times that
 MAX_WORD_LENGTH = 1024  # characters
 
-_WEIGHTS = Kind("rnn-weights", "1", "train a model (python main.py), or name another")
+_REMEDY = "train a model (make train), or use another file"
+_WEIGHTS = Kind("rnn-weights", "1", "weights file", _REMEDY, _REMEDY)
 
 
 class VocabularyError(Invalid, UserError):

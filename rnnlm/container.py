@@ -42,6 +42,7 @@ _DTYPES = {
     "U8": np.dtype("u1"),
 }
 DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+SUFFIX = ".safetensors"  # of the names of weights files
 _ALIGNMENT = 64  # the header is padded so that the first tensor starts on a cache line
 
 
@@ -58,11 +59,17 @@ class _OtherVersion(Invalid):
 
 
 class Kind(NamedTuple):
-    """A kind of file: its `format` and `version` metadata, and the remedy that messages give."""
+    """A kind of file: its `format` and `version` metadata, and what messages say of it.
+
+    name: what users call it.   remedy: for a file that is missing or of another version.   instead: for one that is
+    empty or of another kind, which a user has mistaken for one of these.
+    """
 
     format: str
     version: str
+    name: str
     remedy: str
+    instead: str = ""
 
 
 class Entry(NamedTuple):
@@ -102,15 +109,14 @@ class SafetensorsFile:
         size = self._status.st_size
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
-            raise Invalid(
-                f"is not a safetensors file, or cut short: {size:,} bytes, which start with a header of "
-                f"{length:,} (at most {MAX_HEADER_BYTES:,})"
-            )
+        if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
+            raise Invalid(_misfit(size, length, file.read(1), kind))
         self._start = 8 + length
         self._metadata, self.entries = _parse_header(file.read(length), size - self._start)
         if self._metadata.get("format") != kind.format:
-            raise Invalid(f"its format is {show(self._metadata.get('format'))}, not {show(kind.format)}")
+            raise Invalid(
+                f"its format is {show(self._metadata.get('format'))}, not {show(kind.format)}{_then(kind.instead)}"
+            )
         if self._metadata.get("version") != kind.version:
             raise _OtherVersion(
                 f"its version is {show(self._metadata.get('version'))}; this program reads {kind.version!r}: "
@@ -153,7 +159,7 @@ def opened(path: str | os.PathLike[str], kind: Kind) -> Iterator[SafetensorsFile
     Raises CheckpointError for what is wrong with it, and for every Invalid that the block raises.
     """
     with naming(path), contextlib.ExitStack() as stack:
-        with _reading(kind.remedy):
+        with _reading(path, kind.remedy):
             mode = os.stat(path).st_mode  # before open(): opening a named pipe would wait for a writer
             if stat.S_ISDIR(mode):
                 raise Invalid("is a folder, not a file")
@@ -164,14 +170,16 @@ def opened(path: str | os.PathLike[str], kind: Kind) -> Iterator[SafetensorsFile
 
 
 @contextlib.contextmanager
-def _reading(remedy: str = "") -> Iterator[None]:
-    """Turn what the operating system says of a file into Invalid."""
+def _reading(path: str | os.PathLike[str] = "", remedy: str = "") -> Iterator[None]:
+    """Turn what the operating system says of a file into Invalid.   path, remedy: if it may be missing."""
     try:
         yield
     except Invalid:
         raise
     except FileNotFoundError as error:
-        raise Invalid(f"there is no such file: {remedy}") from error
+        whole = f"{os.fspath(path)}{SUFFIX}"
+        is_short = not os.fspath(path).endswith(SUFFIX) and os.path.isfile(whole)
+        raise Invalid(f"there is no such file: {f'do you mean {show_path(whole)}?' if is_short else remedy}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path; a file that shrank since fstat
         raise Invalid(f"cannot be read: {reason(error)}") from error
 
@@ -184,6 +192,21 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     except Invalid as error:
         kind = OtherVersion if isinstance(error, _OtherVersion) else CheckpointError
         raise kind(f"{show_path(path)}: {error}") from error
+
+
+def _misfit(size: int, length: int, first: bytes, kind: Kind) -> str:
+    """Say why a file cannot have the header that its first 8 bytes promise.   first: the byte after these, if any."""
+    if not size:
+        return f"is empty{_then(kind.instead)}"
+    if size >= 8 and first in (b"", b"{") and 0 < length <= MAX_HEADER_BYTES:
+        return f"is cut short: {size:,} bytes, and its header takes {length:,}{_then(kind.instead)}"
+    if first == b"{" and MAX_HEADER_BYTES < length <= size - 8:
+        return f"its header takes {length:,} bytes, more than {MAX_HEADER_BYTES:,}{_then(kind.instead)}"
+    return f"is not a safetensors file, as a {kind.name} must be{_then(kind.instead)}"
+
+
+def _then(remedy: str) -> str:
+    return f": {remedy}" if remedy else ""
 
 
 def _parse_header(raw: bytes, data_size: int) -> tuple[dict[str, str], dict[str, Entry]]:

@@ -22,14 +22,12 @@ from typing import Any, NamedTuple
 
 from rnnlm import binding, checkpoint
 from rnnlm.checkpoint import Checkpoint
-from rnnlm.container import MappedFile
+from rnnlm.container import SUFFIX, MappedFile
 from rnnlm.errors import UserError
 from rnnlm.library import RNNLibraryError, library
 from service.errors import FolderFailed, InvalidRequest, NoSpace, WeightsNotFound
 
 log = logging.getLogger(__name__)
-
-SUFFIX = ".safetensors"
 
 # The file system's errors for what does not exist. Any other error means that it does not know.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)

@@ -67,7 +67,7 @@ def test_an_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
-    assert re.search("there is no such file: train a model", refused(tmp_path / "no.safetensors"))
+    assert re.search(r"there is no such file: train a model \(make train\)", refused(tmp_path / "no.safetensors"))
     assert "there is no such file" in refused(tmp_path / "no folder" / "no.safetensors")
     assert "there is no such file: train without --resume" in refused(tmp_path / "no.resume", state_file.load)
 
@@ -92,10 +92,36 @@ def test_a_name_that_would_break_the_line_is_quoted() -> None:
         assert str(caught.value).startswith(repr(name)) and str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 100])
+def test_a_name_without_its_suffix_is_recognized(path: Path) -> None:
+    short = path.with_suffix("")
+    assert refused(short) == f"{short}: there is no such file: do you mean {path}?"
+
+
+@pytest.mark.parametrize("size", [8, 9, 100])
 def test_a_short_file_is_refused(path: Path, size: int) -> None:
+    header = int.from_bytes(path.read_bytes()[:8], "little")
     path.write_bytes(path.read_bytes()[:size])
-    assert f"cut short: {size} bytes" in refused(path)
+    said = (
+        f"is cut short: {size} bytes, and its header takes {header:,}: train a model (make train), or use another file"
+    )
+    assert refused(path) == f"{path}: {said}"
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"weights", b"# A title\n" * 99, b"\x89PNG\r\n\x1a\n{}", bytes(99), b"\n" * 9]
+)
+def test_a_file_of_another_kind_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert refused(path) == (
+        f"{path}: is not a safetensors file, as a weights file must be: train a model (make train), or use another file"
+    )
+    assert refused(path, state_file.load) == f"{path}: is not a safetensors file, as a resume file must be"
+
+
+def test_an_empty_file_is_refused(path: Path) -> None:
+    path.write_bytes(b"")
+    assert refused(path) == f"{path}: is empty: train a model (make train), or use another file"
+    assert refused(path, state_file.load) == f"{path}: is empty"
 
 
 def test_every_truncation_and_extension_is_refused(path: Path) -> None:
@@ -121,13 +147,13 @@ def test_the_header_has_a_limit(path: Path) -> None:
     path.write_bytes(join(raw + b" " * (MAX_HEADER_BYTES - len(raw)), data))
     assert_equal(checkpoint.load(path), make_checkpoint())
     path.write_bytes(join(raw + b" " * (MAX_HEADER_BYTES + 1 - len(raw)), data))
-    assert f"{MAX_HEADER_BYTES:,}" in refused(path)
+    assert f"its header takes 4,194,305 bytes, more than {MAX_HEADER_BYTES:,}" in refused(path)
 
 
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"", "not valid JSON"),
+        (b"", "is not a safetensors file"),
         (b"null", "not a JSON object"),
         (b"[]", "not a JSON object"),
         (b'"text"', "not a JSON object"),

@@ -168,7 +168,9 @@ def test_members_that_do_not_fit(two: list[Path], tmp_path: Path, said: Said) ->
     assert "with the tokenizers plain and unicode" in line(replace(FIRST, tokenizer="unicode"))
     other.write_text("no weights")
     assert f"{other}: is not a safetensors file" in said(two[0], other, "--out", out)
-    assert "there is no such file" in said(two[0], tmp_path / "none", "--out", out)
+    assert "there is no such file: train a model" in said(two[0], tmp_path / "none", "--out", out)
+    short = two[1].with_suffix("")
+    assert f"{short}: there is no such file: do you mean {two[1]}?" in said(two[0], short, "--out", out)
     assert not out.exists()
 
 

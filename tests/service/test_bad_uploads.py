@@ -111,12 +111,20 @@ BAD_FILES: dict[str, Damage] = {
     "infinity": lambda raw: with_number(raw, -np.inf),
 }
 
+SAID = {
+    "empty": "new: is empty: train a model",
+    "text": "new: is not a safetensors file, as a weights file must be: train a model",
+    "a lying length": "new: is not a safetensors file",
+    "truncated header": "new: is cut short: 100 bytes, and its header takes ",
+}
+
 
 @pytest.mark.parametrize("what", BAD_FILES)
 def test_bad_files(client: TestClient, folder: Path, sound: bytes, what: str) -> None:
     before = refusals(client)
     problem = refused(upload(client, BAD_FILES[what](sound)), 422, "invalid_weights")
     assert problem["detail"] and str(folder) not in problem["detail"]
+    assert SAID.get(what, "") in problem["detail"]
     assert nothing_left(folder)
     assert refusals(client) == before + 1
 

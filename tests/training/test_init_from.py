@@ -153,6 +153,8 @@ def test_what_does_not_go_with_the_weights_is_listed(base: Path, tmp_path: Path)
     )
     (tmp_path / "bad").write_bytes(b"no weights")
     refused(train("c", *tuning(tmp_path / "none", tmp_path / "x", tmp_path / "bad")), 2, "bad")
+    short = base.with_suffix("")
+    refused(train("c", *tuning(tmp_path / "none", tmp_path / "x", short)), 2, f"--init-from {short}: ", f"mean {base}?")
 
 
 def test_the_weights_are_not_replaced_by_the_run(base: Path, text: Path) -> None:
