@@ -154,6 +154,8 @@ class _Word2VecFile:
 
     def read_header(self) -> None:
         self.fill_to(_MAX_HEADER_BYTES)
+        if not self.buffer:
+            raise EmbeddingsError(f"{str(self.path)!r} is empty: name another file, or run with --embeddings train")
         line, _, _ = self.buffer[:_MAX_HEADER_BYTES].partition(b"\n")
         fields = line.split()
         if len(fields) != 2 or not all(field.isdigit() for field in fields):

@@ -186,7 +186,9 @@ def test_a_text_file_cut_between_its_numbers(file, kept: int) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "begins neither with word2vec's line COUNT SIZE nor"),
+        (b"", "vectors.bin' is empty: name another file, or run with --embeddings train"),
+        (gzip.compress(b""), "vectors.bin' is empty: name another file"),
+        (b"\n", "begins neither with word2vec's line COUNT SIZE nor"),
         (b"the king and queen\n", "COUNT SIZE nor, as GloVe's files do, with a word and its numbers"),
         (b"the 1 2 3\nking 4 5\na 7 8 9\n", "is damaged: 3 numbers expected in row 2, at byte 10"),
         (b"the 1 2 3\nking 4 5", "is cut short in row 2, at byte 10"),
