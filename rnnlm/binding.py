@@ -167,7 +167,7 @@ def _without(dropped: Mask, embeddings: F32, x: I32) -> tuple[F32, I32]:
     """Return the vectors of a chunk's words, zeros for those that are dropped, and the chunk as places in them."""
     words, places = np.unique(x, return_inverse=True)
     if words[0] < 0 or words[-1] >= len(embeddings):
-        raise RNNInputError(-3, f"the chunk has the token ids {words[0]} to {words[-1]}, of {len(embeddings)} words")
+        raise RNNInputError(-3, f"the chunk has the token ids {words[0]} to {words[-1]}, of {len(embeddings):,} words")
     vectors = embeddings[words]
     vectors[dropped[words]] = 0.0
     return vectors, places.reshape(x.shape).astype(np.int32)
@@ -275,7 +275,7 @@ class Model:
         if precision not in PRECISIONS:
             raise RNNInputError(-6, f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         if not 1 <= threads <= MAX_THREADS:
-            raise RNNInputError(-6, f"threads must be from 1 to {MAX_THREADS}, got {threads}")
+            raise RNNInputError(-6, f"threads must be from 1 to {MAX_THREADS:,}, got {threads}")
         self.vocab, self.embed, self.hidden = weights.vocab_size, weights.embed_size, weights.hidden_size
         self.weights, self.precision = weights, precision  # the library keeps pointers into Why and by
         self._handle = handle(

@@ -39,7 +39,8 @@ def threads_asked() -> int | None:
     first = text.split(",")[0].strip()
     if not (first.isascii() and first.isdigit() and len(first) < 9 and 1 <= int(first) <= MAX_THREADS):
         raise UserError(
-            f"OMP_NUM_THREADS must be a number of threads from 1 to {MAX_THREADS}, got {show(text)}: change or unset it"
+            f"OMP_NUM_THREADS must be a number of threads from 1 to {MAX_THREADS:,}, got {show(text)}: "
+            "change or unset it"
         )
     return int(first)
 

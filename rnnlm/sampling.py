@@ -59,7 +59,7 @@ class Sampling:
         if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= MAX_TEMPERATURE):
             raise PromptError(f"temperature must be from 0 to {MAX_TEMPERATURE:g}, got {self.temperature}")
         if not 0 <= self.top_k <= MAX_TOP_K:
-            raise PromptError(f"top_k must be from 0 (all tokens) to {MAX_TOP_K}, got {self.top_k}")
+            raise PromptError(f"top_k must be from 0 (all tokens) to {MAX_TOP_K:,}, got {self.top_k:,}")
         if not np.float32(0.0) < np.float32(self.top_p) <= np.float32(1.0):  # as the C library has it
             raise PromptError(f"top_p must be above 0, and at most 1 (all tokens), got {self.top_p}")
         for name in ("presence_penalty", "frequency_penalty"):

@@ -110,7 +110,9 @@ def _sequences(request: Request, engine: Engine) -> list[TokenSequence]:
     count = request.n if request.seed is not None else request.n * len(request.prompts)
     vocabulary = request.entry.vocabulary
     if outside := [token for token in sampling.logit_bias if token >= len(vocabulary)]:
-        raise InvalidRequest.of("logit_bias", f"must have token ids from 0 to {len(vocabulary) - 1}, got {outside[0]}")
+        raise InvalidRequest.of(
+            "logit_bias", f"must have token ids from 0 to {len(vocabulary) - 1:,}, got {outside[0]}"
+        )
     make_stop = _stop_maker(request)
     return [
         TokenSequence(
@@ -172,7 +174,7 @@ def _read_ids(ids: tuple[int, ...], engine: Engine, instead: str) -> Prompt:
     vocabulary = engine.model.vocabulary
     if outside := [token for token in ids if not 0 <= token < len(vocabulary)]:
         raise PromptError(
-            f"the token ids must be those of this model, from 0 to {len(vocabulary) - 1}, "
+            f"the token ids must be those of this model, from 0 to {len(vocabulary) - 1:,}, "
             f"got {shown(str(outside[0]))}: {instead}"
         )
     if ids[0] == vocabulary.eos:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator
 from types import FrameType
 
+from rnnlm.errors import counted
 from service.core import Service
 from service.errors import ServiceError
 from service.uploads import remove_stale
@@ -114,7 +115,7 @@ def _listen(service: Service) -> threading.Event:
 
 def _stop(service: Service, loop: asyncio.AbstractEventLoop) -> None:
     seconds = service.settings.shutdown_seconds
-    log.info("stopping: %d requests have %g seconds to finish", len(service.tasks), seconds)
+    log.info("stopping: %s in progress, with %g seconds to finish", counted(len(service.tasks), "request"), seconds)
     service.stopping = True
     loop.call_later(seconds, service.cut)
     loop.call_later(seconds + CANCEL_AFTER_SECONDS, service.cancel)

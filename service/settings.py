@@ -121,7 +121,8 @@ class Settings:
                 continue
             if not math.isfinite(value) or value < least or (most is not None and value > most):
                 limit = f"{least:,} or more" if most is None else f"from {least:,} to {most:,}"
-                raise SettingsError(f"{variable(spec.name)} must be {limit}, got {value}")
+                got = f"{value:,}" if isinstance(value, int) else value
+                raise SettingsError(f"{variable(spec.name)} must be {limit}, got {got}")
         self._require_among("backends", BACKENDS)
         self._require_among("preload", self.backends)
         self._require_among("weights_mode", ("map", "read"))

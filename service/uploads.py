@@ -26,6 +26,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from rnnlm.errors import counted
 from rnnlm.files import sync_folder
 from service import schemas
 from service.capacity import Capacity
@@ -144,7 +145,12 @@ class Uploader:
             finally:
                 await asyncio.wait([trial])  # if it was cancelled, until its process has ended
             replaced = await _to_the_end(_publish, Path(file.name), target, overwrite)
-        log.info("weights %s were %s by an upload of %d bytes", name, "replaced" if replaced else "added", form.size)
+        log.info(
+            "weights %s were %s by an upload of %s",
+            name,
+            "replaced" if replaced else "added",
+            counted(form.size, "byte"),
+        )
         return schemas.Uploaded(
             name=name,
             renamed_from=form.file_name if renamed else None,

@@ -181,7 +181,7 @@ def _fill(vectors: F32, found: Mask, words: Sequence[str], seed: int, scale: np.
 
 
 def _read(path: Path, words: Sequence[str], size: int | None) -> _Rows:
-    log.info("reading the vectors of %d words from %s", len(words), path)
+    log.info("reading the vectors of %s from %s", counted(len(words), "word"), path)
     lower = [word.lower() for word in words]
     lower[words.index(EOS)] = _SENTENCE_END
     asked = list(dict.fromkeys([*words, *lower]))

@@ -250,7 +250,7 @@ def _open_zip(file: IO[bytes], path: str) -> IO[bytes]:
     names = [name for name in names if not name.startswith("__MACOSX/")]
     if len(names) != 1:
         listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise CorpusError(f"{path!r} holds {len(names)} files ({listed}): unpack it (unzip), and give the folder")
+        raise CorpusError(f"{path!r} holds {len(names):,} files ({listed}): unpack it (unzip), and give the folder")
     return archive.open(names[0])
 
 

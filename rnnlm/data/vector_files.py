@@ -25,7 +25,7 @@ import numpy as np
 
 from rnnlm.arrays import F32, Mask
 from rnnlm.data.gensim_files import VectorsRefused, read_gensim
-from rnnlm.errors import UserError
+from rnnlm.errors import UserError, counted
 from rnnlm.progress import progress
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def read_vectors(path: Path, words: Sequence[str], size: int | None = None) -> t
 def check_size(name: str, size: int, wanted: int | None) -> None:
     """Raise EmbeddingsError unless the vectors of `name` have the size that is wanted (None: any)."""
     if wanted is not None and size != wanted:
-        raise EmbeddingsError(f"{name!r} holds vectors of {size}, not {wanted}: leave out --embedding-size")
+        raise EmbeddingsError(f"{name!r} holds vectors of {size:,}, not {wanted:,}: leave out --embedding-size")
 
 
 def _open(path: Path, magic: bytes) -> IO[bytes]:
@@ -96,7 +96,7 @@ def _open(path: Path, magic: bytes) -> IO[bytes]:
         raise EmbeddingsError(f"{str(path)!r} cannot be unpacked ({error}); fetch it again") from error
     archive.close()
     listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    raise EmbeddingsError(f"{str(path)!r} holds {len(names)} files ({listed}): unpack the one that you want")
+    raise EmbeddingsError(f"{str(path)!r} holds {len(names):,} files ({listed}): unpack the one that you want")
 
 
 class _Word2VecFile:
@@ -140,7 +140,12 @@ class _Word2VecFile:
             self.row += 1
             raise self.damaged("is cut short")
         if self.count not in (None, self.row):
-            log.warning("%s: its first line promises %d vectors, and it has %d", self.path, self.count, self.row)
+            log.warning(
+                "%s: its first line promises %s, and it has %s",
+                self.path,
+                counted(self.count, "vector"),
+                f"{self.row:,}",
+            )
         return vectors, found
 
     def has_more(self, skipped: bytes = b"\r\n") -> bool:
@@ -265,7 +270,7 @@ class _Word2VecFile:
             *several, numbers = numbers.split(b" ", max(spaces - self.size + 1, 0))
             if not several or _is_number(several[-1]):
                 is_cut = end == len(self.buffer) and not self.fill()
-                raise self.damaged("is cut short" if is_cut else f"is damaged: {self.size} numbers expected")
+                raise self.damaged("is cut short" if is_cut else f"is damaged: {self.size:,} numbers expected")
             word = b" ".join([word, *several])  # a word with spaces in it
         self.position = end + 1
         return word, numbers

@@ -73,7 +73,7 @@ def inspect(
         )
     target = len(ids) if target is None else target
     if not 1 <= target <= len(ids):
-        raise InspectionError(f"target must be from 1 to {len(ids)} (the token after the text), got {target}")
+        raise InspectionError(f"target must be from 1 to {len(ids):,} (the token after the text), got {target:,}")
     history = network.hidden_states(ids)
     check_finite("hidden states", history)
     following = ids[target] if target < len(ids) else None

@@ -90,7 +90,7 @@ def unit(network: Network, vocabulary: Vocabulary, index: int, k: int = TOP) -> 
     check_type("the unit", index, int)
     hidden = matrices.Whh.shape[0]
     if not 0 <= index < hidden:
-        raise InspectionError(f"the unit must be from 0 to {hidden - 1}, got {index}")
+        raise InspectionError(f"the unit must be from 0 to {hidden - 1:,}, got {index:,}")
     weights = matrices.Wxh[:, index].astype(np.float64)
     drives = np.concatenate(
         [

@@ -156,7 +156,7 @@ class TrainConfig:
         for name in ("warmup_steps", "patience", "seed", "sampled_softmax"):
             require(getattr(self, name) >= 0, name, "0 or more")
         for name, limit in (("embedding_size", MAX_EMBED), ("hidden_size", MAX_HIDDEN)):
-            require((getattr(self, name) or 1) <= limit, name, f"at most {limit}")
+            require((getattr(self, name) or 1) <= limit, name, f"at most {limit:,}")
         require(math.isfinite(self.learning_rate) and self.learning_rate > 0, "learning_rate", "a number above 0")
         for name in ("momentum", "dropout", "input_dropout", "word_dropout", "average"):
             require(0.0 <= getattr(self, name) < 1.0, name, "from 0 to below 1")
@@ -165,7 +165,7 @@ class TrainConfig:
         require(self.epsilon >= 1.2e-38, "epsilon", "at least 1.2e-38, the smallest normal float32")  # it divides
         for name in ("weight_decay", "clip"):
             require(math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, name, "a number, 0 or more")
-        require(self.threads is None or self.threads <= MAX_THREADS, "threads", f"at most {MAX_THREADS}")
+        require(self.threads is None or self.threads <= MAX_THREADS, "threads", f"at most {MAX_THREADS:,}")
         for spec in fields(self):
             value = getattr(self, spec.name)
             require(not isinstance(value, int) or value < 1 << 63, spec.name, "below 2^63")

@@ -52,6 +52,16 @@ def test_coverage_by_type_and_by_token(corpus: Corpus, tmp_path: Path) -> None:
     assert f"{found.token_coverage:.2%} of the training tokens" in found.report()
 
 
+def test_the_log_says_how_many_vectors_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    words = [f"{a}{b}{c}" for a in "abcdefghij" for b in "abcdefghij" for c in "abcdefghij"]
+    corpus = make_corpus(tmp_path, " ".join(words) + ". end.")
+    path = save(tmp_path, ["aaa"])
+    load(path, corpus)
+    assert f"reading the vectors of {len(corpus.vocabulary):,} words from {path}" in caplog.text
+    assert len(corpus.vocabulary) > 1000
+
+
 def test_random_vectors_have_the_scale_of_those_found(tmp_path: Path) -> None:
     names = [f"{a}{b}{c}" for a in "abcdefgh" for b in "abcdefgh" for c in "abcdefgh"]
     corpus = make_corpus(tmp_path, " ".join(names) + ". end.")

@@ -314,6 +314,14 @@ def test_a_header_that_miscounts_by_a_row_is_a_warning(file, count: int, caplog:
     assert f"its first line promises {count} vectors, and it has 5" in caplog.text
 
 
+def test_large_numbers_of_messages_have_commas(file, caplog: pytest.LogCaptureFixture) -> None:
+    rows = b"".join(b"w%d 1 2 3\n" % i for i in range(2_000))
+    read_vectors(file(b"2001 3\n" + rows), ["w1"])
+    assert "its first line promises 2,001 vectors, and it has 2,000" in caplog.text
+    with pytest.raises(EmbeddingsError, match="holds vectors of 2,000, not 3,000"):
+        read_vectors(file(b"1 2000\n"), ["a"], size=3000)
+
+
 def test_archives_of_several_files_name_them(file) -> None:
     refused(file(zipped({"a.50d.txt": GLOVE, "a.100d.txt": GLOVE})), r"holds 2 files \(a.50d.txt, a.100d.txt\): unpack")
     refused(file(zipped({})), "holds 0 files")

@@ -155,7 +155,7 @@ def test_prompts_that_cannot_be_used(prompt: str, weights_file: Path) -> None:
         (["--top-k", "-1"], "top_k"),
         (["--top-k", "2147483648"], "top_k"),
         (["--seed", "-1"], "seed"),
-        (["--threads", "0"], "--threads must be from 1 to 1024, got 0"),
+        (["--threads", "0"], "--threads must be from 1 to 1,024, got 0"),
         (["--threads", "1025"], "1025"),
     ],
 )

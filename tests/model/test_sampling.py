@@ -286,6 +286,7 @@ def test_without_penalties_nothing_is_counted() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
+        ({"top_k": 1 << 31}, "top_k must be from 0 \\(all tokens\\) to 2,147,483,647, got 2,147,483,648"),
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"top_p": 1.01}, "at most 1"),
         ({"top_p": math.nan}, "got nan"),

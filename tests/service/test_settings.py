@@ -60,6 +60,11 @@ def test_settings_out_of_range(name: str, value: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_number_out_of_range_is_shown_as_its_limit() -> None:
+    with pytest.raises(SettingsError, match=r"^RNN_MAX_TOKENS must be from 1 to 1,048,576, got 2,000,000$"):
+        Settings.from_environment({"RNN_MAX_TOKENS": "2000000"})
+
+
 def test_settings_from_the_environment() -> None:
     environment = {"RNN_PRELOAD": "c, torch", "RNN_MAX_TOKENS": "7", "RNN_REQUEST_SECONDS": "2.5", "RNN_API_TOKEN": ""}
     settings = Settings.from_environment(environment)
