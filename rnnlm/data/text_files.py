@@ -50,6 +50,12 @@ _FOREIGN = {  # what people mistake for text, and what to do with it
     b"Rar!": "is a rar archive: unpack it (unrar x)",
     b"%PDF": "is a PDF: extract its text (pdftotext)",
     b"PAR1": "is a parquet file: give its folder in the dataset hub's layout, FOLDER:CONFIG",
+    b"\x89PNG": "is a PNG image: use a text file",
+    b"\xff\xd8\xff": "is a JPEG image: use a text file",
+    b"GIF8": "is a GIF image: use a text file",
+    b"\x7fELF": "is a program: use a text file",
+    b"\xd0\xcf\x11\xe0": "is an office document: save it as plain text",
+    b"SQLite format 3\0": "is a database: use a text file",
 }
 # Of a damaged or shortened file. RuntimeError is zipfile's, for an encrypted archive or a compression that it lacks.
 _UNPACKING_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
@@ -158,6 +164,8 @@ class TextFile:
     def _undecodable(self, error: UnicodeDecodeError, base: int) -> CorpusError:
         """Say which byte is wrong, and which command makes UTF-8 of the file.   base: the offset of error.object."""
         offset = base + error.start
+        if not self._mark and (problem := self._binary()):
+            return CorpusError(f"{self.name!r} {problem}")
         encoding = self._encoding.upper()
         where = f"{self.name!r} is not {encoding} text: byte {error.object[error.start]:#04x} at offset {offset:,}; "
         if self._mark or self._has_utf8(offset):
@@ -171,6 +179,21 @@ class TextFile:
             f"{where}convert it, {self._conversion(western)}; if it is in another encoding, name that instead "
             "(iconv -l lists them)"
         )
+
+    def _binary(self) -> str:
+        """Return why the file is not text; "" if it may be text in an encoding of one byte per character."""
+        with self._opened() as file:
+            head = file.read(_HEAD_BYTES)
+        place = head.find(0)
+        if place < 0:
+            return ""
+        found = f"is not text: it has a NUL byte at offset {place:,}; use a text file"
+        for encoding in ("UTF-16LE", "UTF-16BE"):
+            with contextlib.suppress(UnicodeDecodeError):
+                text = codecs.getincrementaldecoder(encoding)().decode(head)
+                if all(char.isprintable() or char.isspace() for char in text):
+                    return f"{found}, or if this is {encoding}, convert it, {self._conversion(encoding)}"
+        return found
 
     def _has_utf8(self, size: int) -> bool:
         """Return whether the first `size` bytes, which are UTF-8, have other characters than ASCII's."""

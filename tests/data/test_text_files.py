@@ -111,6 +111,14 @@ def test_a_tar_archive_is_refused(write, tmp_path: Path) -> None:
         (b"7z\xbc\xaf\x27\x1c", "is a 7z archive"),
         (b"%PDF-1.7", "is a PDF: extract its text"),
         (b"PAR1", "is a parquet file: give its folder"),
+        (b"\x89PNG\r\n\x1a\n", r"text\.txt' is a PNG image: use a text file$"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "is a JPEG image: use a text file$"),
+        (b"GIF89a", "is a GIF image: use a text file$"),
+        (b"\x7fELF", "is a program: use a text file$"),
+        (b"\xd0\xcf\x11\xe0", "is an office document: save it as plain text"),
+        (b"SQLite format 3\0", "is a database: use a text file$"),
+        (b"data \0\x01\xff\xd8\xff\xdf", r"text\.txt' is not text: it has a NUL byte at offset 5; use a text file$"),
+        ("é ü \0\1".encode() + b"\xff\xdf" * 9, r"is not text: it has a NUL byte at offset 6; use a text file$"),
     ],
 )
 def test_what_is_no_text_says_what_to_do(write, start: bytes, message: str) -> None:
@@ -152,6 +160,7 @@ def advice(path: str) -> str:
         ("latin-1", bytes, "a name's.txt"),
         ("utf-16-le", bytes, "text.txt"),
         ("utf-16-be", bytes, "text"),
+        ("utf-16-be", lambda content: content + " где дом и".encode("utf-16-be") * 99, "text.txt"),
         ("cp1252", gzip.compress, "text.txt.gz"),
         ("utf-16-le", lambda content: zipped({"text": content}), "text.zip"),
     ],
