@@ -211,10 +211,12 @@ class Folder:
         """
         if self.names():
             return ""
+        where = f"the weights folder {self.root} (RNN_WEIGHTS_DIR)"
+        if self.root.exists() and not self.root.is_dir():
+            return f"{where} is a file, not a folder: name the folder that the weights files are in"
         problem = "has no weights files" if self.root.is_dir() else "does not exist"
         return (
-            f"the weights folder {self.root} (RNN_WEIGHTS_DIR) {problem}: train some weights (make train), "
-            "upload a file (POST /weights), or name another folder"
+            f"{where} {problem}: train some weights (make train), upload a file (POST /weights), or name another folder"
         )
 
     def version(self, name: str) -> Version:

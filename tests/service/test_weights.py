@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_checkpoint
-from serving import ADMIN, needs_library, refused, save_tiny, serving, until
+from serving import ADMIN, needs_library, refused, save_tiny, serving, until, upload
 from starlette.testclient import TestClient
 
 from rnnlm import checkpoint
@@ -35,6 +35,17 @@ def test_without_weights_the_service_says_what_to_do(tmp_path: Path) -> None:
         save_tiny(tmp_path / "none", "other")
         assert client.get("/ready").json() == {"status": "ready"}
         assert client.post("/generate/c", json={"prompt": "waa"}).json()["weights"]["name"] == "other"
+
+
+def test_a_file_in_place_of_the_folder_is_called_so(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    path = tmp_path / "demo.safetensors"
+    with serving(path) as client:
+        problem = refused(client.get("/ready"), 503, "not_ready", names=path)
+        assert "is a file, not a folder: name the folder that the weights files are in" in problem["detail"]
+        assert client.get("/weights").json()["weights"] == []
+        problem = refused(upload(client, path.read_bytes()), 507, "no_space")
+        assert problem["detail"] == "the weights folder of this service is a file: its administrator must name a folder"
 
 
 def test_the_list_shows_the_history(tmp_path: Path) -> None:
