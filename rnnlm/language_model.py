@@ -135,31 +135,32 @@ class LanguageModel(ABC):
             raise PromptError(f"token ids are from 0 to {len(self.vocabulary) - 1:,}, got {bad}")
         return array.astype(np.int32)
 
-    def encode(self, text: str) -> tuple[list[int], tuple[str, ...]]:
+    def encode(self, text: str, what: str = "the prompt") -> tuple[list[int], tuple[str, ...]]:
         """Return the ids of a prompt, with <EOS> in front, and its words that the vocabulary lacks.
 
+        what: what messages call it.
         <EOS> comes first because the model was trained on running text, where the first word of a sentence follows
         the <EOS> of the one before.
         Raises PromptError if no word of the prompt is known, or if it holds half a surrogate pair.
         """
-        ids, unknown = tokens_of(self.read(text))
+        ids, unknown = tokens_of(self.read(text, what))
         return [self.vocabulary.eos, *ids], tuple(unknown)
 
-    def read(self, text: str) -> list[Span]:
+    def read(self, text: str, what: str = "the prompt") -> list[Span]:
         """Return everything in a prompt, in order; the model reads those spans that have an id. Raises as `encode`."""
         check_type("the text", text, str)
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise PromptError(f"the prompt is not text: at character {error.start} it cannot be encoded") from None
+            raise PromptError(f"{what} is not text: at character {error.start} it cannot be encoded") from None
         spans = self.vocabulary.encode(text)
         if not any(span.kind == "known" for span in spans):
             unknown = tokens_of(spans)[1]
             if not unknown:
                 letters = "letters" if self.vocabulary.tokenizer.startswith("unicode") else "the letters A to Z"
-                raise PromptError(f"the prompt has no word: words are made of {letters} only")
+                raise PromptError(f"{what} has no word: words are made of {letters} only")
             words = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-            raise PromptError(f"no word of the prompt is in the vocabulary ({words}); try other words")
+            raise PromptError(f"no word of {what} is in the vocabulary ({words}); try other words")
         return spans
 
     def stream(
@@ -259,7 +260,7 @@ class LanguageModel(ABC):
 
     def score(self, text: str) -> Score:
         """Return the log-probability of every token of `text`, given all tokens before it. Raises PromptError."""
-        spans = self.read(text)
+        spans = self.read(text, "the text")
         ids, unknown = tokens_of(spans)
         logprobs = self.log_probabilities(np.array([self.vocabulary.eos, *ids], dtype=np.int32))
         tokens = (
@@ -277,8 +278,8 @@ class LanguageModel(ABC):
         other: a text to compare the hidden states with, such as this one with a word replaced; None replaces the first.
         states: give out the hidden states.   Raises PromptError, InspectionError (too long, out of range).
         """
-        ids, unknown = self.encode(text)
-        others = None if other is None else self.encode(other)[0]
+        ids, unknown = self.encode(text, "the text")
+        others = None if other is None else self.encode(other, "the other text")[0]
         if target is not None:
             check_type("target", target, int)
         check_type("states", states, bool)
@@ -302,14 +303,14 @@ class LanguageModel(ABC):
         """
         own = self.default_temperature if temperature is None else temperature
         sampling = Sampling(own, top_k, top_p)
-        return inspection.candidates(self, self.vocabulary, self.encode(text)[0], sampling, k)
+        return inspection.candidates(self, self.vocabulary, self.encode(text, "the text")[0], sampling, k)
 
     def spectrum(self, text: str | None = None) -> Spectrum:
         """The eigenvalues of Whh, and with a text those of diag(1 - h^2) Whh averaged over its tokens.
 
         Raises PromptError, InspectionError (too long, too large).
         """
-        return inspection.spectrum(self, None if text is None else self.encode(text)[0])
+        return inspection.spectrum(self, None if text is None else self.encode(text, "the text")[0])
 
     def unit(self, index: int, k: int = inspection.TOP) -> Unit:
         """The k words that drive hidden unit `index` most, and that it raises most. Raises InspectionError."""

@@ -153,11 +153,12 @@ def read_prompts(
 
     Raises InvalidRequest.
     """
+    what = f"the {field}" if field in ("prompt", "input") else "the text"
     prompts = []
     for index, given in enumerate(inputs):
         try:
             is_text = isinstance(given, str)
-            prompts.append(_read_text(given, engine) if is_text else _read_ids(given, engine, instead))
+            prompts.append(_read_text(given, what, engine) if is_text else _read_ids(given, engine, instead))
         except PromptError as error:
             place = f"{field} {index}" if len(inputs) > 1 else field
             message = f"cannot be used: {error}"
@@ -165,8 +166,8 @@ def read_prompts(
     return prompts
 
 
-def _read_text(text: str, engine: Engine) -> Prompt:
-    spans = engine.model.read(text)
+def _read_text(text: str, what: str, engine: Engine) -> Prompt:
+    spans = engine.model.read(text, what)
     return Prompt(text, [engine.model.vocabulary.eos, *tokens_of(spans)[0]], spans)
 
 

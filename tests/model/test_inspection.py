@@ -366,9 +366,13 @@ def test_what_is_out_of_range_is_refused(model: LanguageModel, call, message: st
 
 @pytest.mark.parametrize("text", ["", "123", "nonsense"])
 def test_a_text_without_a_known_word_is_refused(model: LanguageModel, text: str) -> None:
-    for call in (model.inspect, model.spectrum, lambda text: model.inspect(TEXT, other=text)):
-        with pytest.raises(PromptError):
+    for call in (model.inspect, model.spectrum, model.score, model.candidates):
+        with pytest.raises(PromptError, match=r"^the text has no word|^no word of the text "):
             call(text)
+    with pytest.raises(PromptError, match=r"^the other text has no word|^no word of the other text "):
+        model.inspect(TEXT, other=text)
+    with pytest.raises(PromptError, match=r"^the prompt has no word|^no word of the prompt "):
+        model.generate(text)
 
 
 @pytest.mark.parametrize(("limit", "message"), [("VOCAB", "40 words"), ("EMBED", "9 numbers"), ("HIDDEN", "12 hidden")])

@@ -151,7 +151,9 @@ def test_prompts_without_a_known_word(client: TestClient, prompt: Any) -> None:
     problem = refused(client.post("/generate/c", json={"prompt": prompt}), 422, "invalid_request")
     assert "prompt" in problem["detail"]
     if isinstance(prompt, str):
-        refused(client.post("/score", json={"text": prompt}), 422, "invalid_request")
+        problem = refused(client.post("/score", json={"text": prompt}), 422, "invalid_request")
+        assert "text cannot be used: " in problem["detail"] and "the text" in problem["detail"]
+        assert "prompt" not in json.dumps(problem)
 
 
 def test_more_tokens_than_a_request_may_make(client: TestClient) -> None:

@@ -99,7 +99,7 @@ def test_of_a_long_conversation_the_end_is_read(client: openai.OpenAI) -> None:
         ({"messages": []}, "messages must be a list of messages"),
         ({"messages": [{"content": "waa"}]}, "item 0"),
         ({"messages": [{"role": "system", "content": "waa"}]}, "user or assistant"),
-        ({"messages": [{"role": "user", "content": "zebra"}]}, "messages cannot be used: no word"),
+        ({"messages": [{"role": "user", "content": "zebra"}]}, "messages cannot be used: no word of the text"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "type text"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not supported by this model"),
         ({"tool_choice": "required"}, 'leave it out, or send null, "none", "auto"'),
