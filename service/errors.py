@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar, Self
 
@@ -198,12 +198,12 @@ class HttpError(ServiceError):
         self.status, self.code = error.status_code, phrase.lower().replace(" ", "_")  # type: ignore[misc]
 
 
-def from_validation(error: RequestValidationError) -> ServiceError:
-    """Turn the framework's complaints about a request into ours."""
+def from_validation(error: RequestValidationError, known: Iterable[str]) -> ServiceError:
+    """Turn the framework's complaints about a request into ours.   known: the fields that its body may have."""
     for complaint in error.errors():
         if complaint["type"] == "json_invalid":
             return MalformedRequest(f"the body is not valid JSON: look at character {complaint['loc'][-1]}")
-    fields = complaints(error.errors(), error.body)
+    fields = complaints(error.errors(), error.body, known)
     return InvalidRequest("; ".join(f"{place} {message}" for place, message in fields), fields=fields)
 
 
@@ -264,7 +264,9 @@ async def on_service_error(request: Request, error: ServiceError) -> Response:
 
 
 async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
-    return response(from_validation(error), request.scope)
+    body = getattr(request.scope.get("route"), "body_field", None)
+    known = getattr(body.field_info.annotation, "model_fields", ()) if body else ()
+    return response(from_validation(error, known), request.scope)
 
 
 async def on_http_error(request: Request, error: HTTPException) -> Response:

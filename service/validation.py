@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MOST_COMPLAINTS = 20
@@ -12,7 +13,6 @@ _SHOWN_CHARS = 40
 
 _WORDS = {  # by pydantic's type of complaint (2.14); {} is filled from its context
     "missing": "is required",
-    "extra_forbidden": "is not a field of this request: leave it out",
     "string_type": "must be a string",
     "int_type": "must be an integer",
     "int_from_float": "must be an integer",
@@ -39,15 +39,16 @@ _WORDS = {  # by pydantic's type of complaint (2.14); {} is filled from its cont
 }
 
 
-def complaints(errors: Sequence[Any], body: Any) -> tuple[tuple[str, str], ...]:
+def complaints(errors: Sequence[Any], body: Any, known: Iterable[str] = ()) -> tuple[tuple[str, str], ...]:
     """Return (field, what is wrong with it) for each of pydantic's errors about a body, at most MOST_COMPLAINTS.
 
+    known: the fields that the body may have. A misspelt one is told which of them is like it.
     Values that were sent are shown only if they are numbers: others may be secret or huge.
     """
     found: dict[str, list[str]] = {}
     for error in errors:
         messages = found.setdefault(_place(error, body), [])
-        if (message := _message(error)) not in messages:
+        if (message := _message(error, known)) not in messages:
             messages.append(message)
     return tuple((place, _joined(messages)) for place, messages in list(found.items())[:MOST_COMPLAINTS])
 
@@ -71,7 +72,10 @@ def _place(error: Any, body: Any) -> str:
     return ".".join(path) or "body"
 
 
-def _message(error: Any) -> str:
+def _message(error: Any, known: Iterable[str]) -> str:
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1])[:_SHOWN_CHARS], known, 1)
+        return "is not a field of this request: " + (f"do you mean {near[0]}?" if near else "leave it out")
     context = {key: shown(value) for key, value in (error.get("ctx") or {}).items()}
     pattern = _WORDS.get(error["type"])
     words = pattern.format(**context) if pattern else error["msg"].removeprefix("Value error, ")

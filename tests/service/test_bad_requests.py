@@ -211,7 +211,10 @@ def test_address_and_method_are_checked_before_the_body(client: TestClient) -> N
     ("body", "says"),
     [
         ({}, "prompt is required"),
-        ({"prompt": "waa", "surprise": 1}, "surprise is not a field of this request"),
+        ({"prompt": "waa", "surprise": 1}, "surprise is not a field of this request: leave it out"),
+        ({"prompt": "waa", "max_token": 5}, "max_token is not a field of this request: do you mean max_tokens?"),
+        ({"promt": "waa"}, "promt is not a field of this request: do you mean prompt?"),
+        ({"prompt": "waa", "x" * 9999: 5}, "is not a field of this request: leave it out"),
         ({"prompt": "waa", "n": 9}, "n must be 8 or less, got 9"),
         ({"prompt": "waa", "n": "9"}, "n must be an integer"),
         ({"prompt": "waa", "temperature": -1}, "temperature must be 0 or more, got -1"),
@@ -225,7 +228,20 @@ def test_address_and_method_are_checked_before_the_body(client: TestClient) -> N
 def test_messages_name_the_field_the_limit_and_the_value(client: TestClient, body: Any, says: str) -> None:
     problem = refused(client.post("/generate/c", json=body), 422, "invalid_request")
     assert says in problem["detail"]
-    assert problem["errors"][0]["field"] in ("prompt", "surprise", "n", "temperature", "weights", "stop")
+    assert problem["errors"][0]["field"] in ("prompt", "n", "temperature", "weights", "stop", *body)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "meant"),
+    [
+        ("/score", "top_logprob", "top_logprobs"),
+        ("/inspect", "traget", "target"),
+        ("/candidates", "temprature", "temperature"),
+    ],
+)
+def test_a_misspelt_field_is_recognized(client: TestClient, path: str, field: str, meant: str) -> None:
+    problem = refused(client.post(path, json={"text": "waa", field: 1}), 422, "invalid_request")
+    assert problem["detail"] == f"{field} is not a field of this request: do you mean {meant}?"
 
 
 def test_broken_json_is_told_where(client: TestClient) -> None:
