@@ -54,7 +54,7 @@ def main(
         if unknown:
             print(f"not in the vocabulary: {', '.join(unknown)}", file=sys.stderr)
 
-    return exit_code_of(program.split()[0], work)
+    return exit_code_of(program, work)
 
 
 def _parse(

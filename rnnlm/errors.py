@@ -42,7 +42,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return self.parse_intermixed_args(args, namespace) if left_over else options
 
     def error(self, message: str) -> NoReturn:
-        self.exit(UserError.exit_code, f"{self.prog}: {message}: --help lists the options\n")
+        self.exit(UserError.exit_code, f"{name_of(self.prog)}: {message}: --help lists the options\n")
 
     def print_help(self, file: Any = None) -> None:
         """Print the help, also if its reader stops."""
@@ -52,13 +52,21 @@ class ArgumentParser(argparse.ArgumentParser):
             self.exit(output_lost(self.prog, error))
 
 
+def name_of(program: str) -> str:
+    """Return the name with which a program's messages begin.   program: as a user starts it."""
+    return program.removeprefix("python -m ").split()[0]
+
+
 def exit_code_of(program: str, work: Callable[[], None]) -> int:
-    """Do the work of a program that prints its result, and return its exit code. An error is one line on stderr."""
+    """Do the work of a program that prints its result, and return its exit code. An error is one line on stderr.
+
+    program: as a user starts it.
+    """
     try:
         work()
         sys.stdout.flush()
     except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{name_of(program)}: {error}", file=sys.stderr)
         return error.exit_code
     except (OSError, UnicodeError) as error:
         return output_lost(program, error)
@@ -74,7 +82,7 @@ def output_lost(program: str, error: OSError | UnicodeError) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest of the output has nowhere to go either
     if isinstance(error, BrokenPipeError):
         return 0
-    print(f"{program}: the output cannot be written: {reason(error)}", file=sys.stderr)
+    print(f"{name_of(program)}: the output cannot be written: {reason(error)}", file=sys.stderr)
     return Failure.exit_code
 
 

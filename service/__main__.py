@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import uvicorn
 
+from rnnlm.errors import ArgumentParser
 from service.settings import CANNOT_START, listing
 
 
@@ -39,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m service",
         description="Serve the models over HTTP.",
         epilog=f"Settings are environment variables, with their defaults in brackets:\n\n{listing()}",

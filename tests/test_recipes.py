@@ -209,7 +209,7 @@ def test_what_cannot_be_exported(
     def refused(*arguments: Path, words: str) -> None:
         assert export.main([str(argument) for argument in arguments]) == 2
         said = capsys.readouterr().err
-        assert words in said and said.count("\n") == 1 and not out.exists()
+        assert said.startswith("rnnlm.export: ") and words in said and said.count("\n") == 1 and not out.exists()
 
     refused(tmp_path / "none.safetensors", out, words="there is no such file")
     refused(weights_file, weights_file, words="must end in .onnx")

@@ -19,7 +19,7 @@ from rnnlm.progress import duration
 from rnnlm.training import curve, metrics
 from rnnlm.training.progress import Row
 
-PROGRAM = "rnnlm.compare"
+PROGRAM = "python -m rnnlm.compare"
 
 # Options that say nothing about how a run learns, nor how fast.
 _IGNORED = ("out", "prompt", "tensorboard", "log_every", "preset")

@@ -101,6 +101,18 @@ def test_a_prompt_may_begin_with_a_hyphen(before: tuple[str, ...], weights_file:
         assert result.returncode == 0 and "waa" in result.stdout, (words, result.stderr)
 
 
+@pytest.mark.parametrize(
+    "program",
+    ["rnn.py", "main.py", "torch_rnn.py", "-m rnnlm.compare", "-m rnnlm.ensemble", "-m rnnlm.export", "-m service"],
+)
+def test_messages_begin_with_the_programs_name(program: str) -> None:
+    done = subprocess.run(
+        [sys.executable, *program.split(), "--nosuch"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and done.stderr.startswith(f"{program.removeprefix('-m ')}: "), done.stderr
+    assert done.stderr.endswith(": --help lists the options\n") and done.stderr.count("\n") == 1
+
+
 def test_counts_are_words_of_plain_english(weights_file: Path) -> None:
     one = rnn_command(str(weights_file), "waa", "-n", "1", "--ignore-eos", "--seed", "3")
     assert one.stderr == "1 token, length, seed 3\n"

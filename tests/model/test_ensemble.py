@@ -145,7 +145,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
     def line(*arguments: object, code: int = 2) -> str:
         assert ensemble.main([str(argument) for argument in arguments]) == code
         out, err = capsys.readouterr()
-        assert out == "" and err.count("\n") == 1 and err.startswith("python -m rnnlm.ensemble: "), err
+        assert out == "" and err.count("\n") == 1 and err.startswith("rnnlm.ensemble: "), err
         return err
 
     return line
