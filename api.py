@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from service import logs
 from service.app import create_app
-from service.settings import CANNOT_START, Settings, SettingsError, unknown
+from service.settings import CANNOT_START, Settings, SettingsError, check_metrics_folder, unknown
 
 log = logging.getLogger("api")
 
@@ -21,6 +21,7 @@ log = logging.getLogger("api")
 def _from_environment() -> FastAPI:
     try:
         settings = Settings.from_environment(os.environ)
+        check_metrics_folder(os.environ)
     except SettingsError as error:
         sys.stderr.write(f"api.py: {error}\n")
         raise SystemExit(CANNOT_START) from None

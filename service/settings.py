@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
+import tempfile
 import types
 import typing
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnlm.checkpoint import BACKENDS
-from rnnlm.errors import UserError
+from rnnlm.errors import UserError, reason
 from rnnlm.library import PRECISIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,6 +175,27 @@ def unknown(environment: Mapping[str, str]) -> list[str]:
         near = difflib.get_close_matches(name, known, 1)
         sentences.append(f"{name} is not a setting" + (f": do you mean {near[0]}?" if near else ", and has no effect"))
     return sentences
+
+
+def check_metrics_folder(environment: Mapping[str, str]) -> None:
+    """Raise SettingsError unless the folder in which prometheus_client keeps the numbers of several workers is usable.
+
+    It is read from the environment when prometheus_client is imported, and an empty name would mean the current folder.
+    """
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+        folder = environment.get(name)
+        if folder is None:
+            continue
+        remedy = "name a folder that can be written, or unset it"
+        if not folder:
+            raise SettingsError(f"{name} is empty: {remedy}")
+        if not os.path.isdir(folder):  # unlike Path.is_dir, False also where it may not be looked at
+            what = "is not a folder" if os.path.exists(folder) else "does not exist"
+            raise SettingsError(f"{name} {what}: {remedy}, got {folder!r}")
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise SettingsError(f"{name} cannot be written ({reason(error)}): {remedy}, got {folder!r}") from None
 
 
 def variable(name: str) -> str:

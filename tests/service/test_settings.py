@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 from serving import GUARD_SECONDS, StartServer, needs_library, until
 
 from service import logs
@@ -30,6 +30,26 @@ def test_a_setting_out_of_range_is_told_in_one_line(server_folder: Path, options
     assert "api.py: RNN_MAX_TOKENS must be an integer, got 'many'" in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
     assert options or done.returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("folder", "problem"),
+    [
+        ("/nonexistent", "does not exist: name a folder that can be written, or unset it, got '/nonexistent'"),
+        ("README.md", "is not a folder: name a folder that can be written, or unset it, got 'README.md'"),
+        ("README.md/metrics", "does not exist: "),
+        ("", "is empty: name a folder that can be written, or unset it"),
+        pytest.param("/proc", "cannot be written (", marks=pytest.mark.skipif(sys.platform != "linux", reason="/proc")),
+    ],
+)
+def test_a_metrics_folder_that_cannot_be_used_is_told_in_one_line(
+    server_folder: Path, folder: str, problem: str
+) -> None:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": folder, "PORT": str(free_port())}
+    command = [sys.executable, "-m", "service"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=GUARD_SECONDS)
+    assert done.returncode == 3 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"api.py: PROMETHEUS_MULTIPROC_DIR {problem}"), done.stderr
 
 
 @pytest.mark.parametrize(
