@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from rnnlm import packages
 
 if __name__ == "__main__":
-    packages.require("uvicorn", "python -m service")
+    packages.require("uvicorn", "service")
 
 import uvicorn
 
