@@ -72,6 +72,8 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
         text, code = describe(error)
         if should_report(error, config, group):
             report(text)
+        else:
+            distributed.let_another_report()
         return code
 
 

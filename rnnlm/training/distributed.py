@@ -17,6 +17,7 @@ import math
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -48,6 +49,7 @@ _LOST = re.compile(r"connect|peer|timed? ?out|socket|broken pipe", re.IGNORECASE
 # once, and a machine that cannot be reached is what `Watch` finds out.
 PATIENCE = timedelta(days=1)
 MEETING = timedelta(minutes=5)  # how long it looks for the store of the first machine
+REPORTING = 5.0  # seconds that a process has to report an error before another one ends
 
 
 class PeerLost(Failure):
@@ -374,6 +376,11 @@ def machine() -> int:
 def speaks() -> bool:
     """Return whether this process is the one that tells its machine what all processes know."""
     return local_rank() == 0
+
+
+def let_another_report() -> None:
+    """Wait for the end: torchrun ends all processes once one has ended, also one that has not yet said why."""
+    time.sleep(REPORTING)
 
 
 def restarted() -> bool:
