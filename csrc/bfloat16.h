@@ -18,12 +18,12 @@
 typedef uint16_t rnn_bfloat16;
 
 enum {
-    RNN_BAND = 16,         /* rows of a tile, columns of a panel */
-    RNN_TILE_DEPTH = 32,   /* k of a tile */
-    RNN_STRIP_ROWS = 32,   /* rows whose logits are computed at a time */
-    RNN_CHUNK = 128,       /* rows whose exponentials stay in the L2 cache until Why has multiplied them */
-    RNN_TILE_TOKENS = 576, /* the most tokens whose exponentials are kept at a time: whole strips */
-    RNN_PARTS = 16, /* the most parts of the vocabulary: sums of dL/dh in memory, and threads of a pass over it */
+    RNN_BAND = 16,          /* rows of a tile, columns of a panel */
+    RNN_TILE_DEPTH = 32,    /* k of a tile */
+    RNN_STRIP_ROWS = 32,    /* rows whose logits are computed at a time */
+    RNN_CHUNK = 128,        /* rows whose exponentials stay in the L2 cache until Why has multiplied them */
+    RNN_TILE_TOKENS = 576,  /* the most tokens whose exponentials are kept at a time: whole strips */
+    RNN_PARTS = 16,         /* of the vocabulary, at most: sums of dL/dh that are kept, and threads of a pass */
     RNN_GRADIENT_ROWS = 96, /* of dWxh or dWhh: one piece of work */
     RNN_SLAB_ROWS = 64,     /* of dWhy, in whole bands: computed, and copied out while they are in the cache */
     RNN_BFLOAT16_SKEW = 32, /* elements added to a row, so that rows do not share cache sets */

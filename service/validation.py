@@ -42,7 +42,7 @@ _WORDS = {  # by pydantic's type of complaint (2.14); {} is filled from its cont
 def complaints(errors: Sequence[Any], body: Any, known: Iterable[str] = ()) -> tuple[tuple[str, str], ...]:
     """Return (field, what is wrong with it) for each of pydantic's errors about a body, at most MOST_COMPLAINTS.
 
-    known: the fields that the body may have. A misspelt one is told which of them is like it.
+    known: the fields that the body may have, one of which is suggested for a misspelt one.
     Values that were sent are shown only if they are numbers: others may be secret or huge.
     """
     found: dict[str, list[str]] = {}

@@ -16,6 +16,7 @@ from typing import Any
 
 from rnnlm.arguments import check_type
 from rnnlm.arrays import MAX_EMBED, MAX_HIDDEN, MAX_THREADS
+from rnnlm.container import SUFFIX
 from rnnlm.errors import UserError
 from rnnlm.training import interval
 
@@ -189,8 +190,8 @@ class TrainConfig:
                 raise ConfigError(
                     f"--out must name a file, got {self.out}: add a name, such as {self.out.rstrip('/')}/model"
                 )
-            return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
-        return Path("weights", self.preset + ("-torch" if backend == "torch" else "") + ".safetensors")
+            return path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
+        return Path("weights", self.preset + ("-torch" if backend == "torch" else "") + SUFFIX)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options by name, as the weights file and the resume file keep them."""

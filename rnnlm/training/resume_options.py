@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnlm.checkpoint import CheckpointError
+from rnnlm.container import SUFFIX
 from rnnlm.errors import show_path
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.init_from import DECIDED
@@ -54,7 +55,7 @@ def restored(
             f"cannot resume {show_path(path)} with {', '.join(conflicts)}: keep what that run had, or begin another "
             "one with another --out"
         )
-    return run.config | asked | {"out": given.get("out", str(path.with_suffix(".safetensors")))}
+    return run.config | asked | {"out": given.get("out", str(path.with_suffix(SUFFIX)))}
 
 
 def listed(config: Mapping[str, Any]) -> str:
