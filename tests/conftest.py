@@ -47,6 +47,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--moments", type=int, default=3, help="number of random moments at which each fault strikes")
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes by their number, unless they are short text: what packs files may put the time of day into them.
+
+    The processes that share the tests must find the same names.
+    """
+    if isinstance(val, bytes) and not (len(val) <= 40 and all(32 <= byte < 127 or byte == 10 for byte in val)):
+        return f"{len(val)} bytes"
+    return None  # pytest's own name
+
+
 @pytest.fixture
 def moments(request: pytest.FixtureRequest) -> int:
     return request.config.getoption("--moments")
