@@ -24,7 +24,7 @@ from rnnlm.data.text import TextError, Vocabulary
 from rnnlm.errors import UserError
 from rnnlm.language_model import LanguageModel, Sampling
 from rnnlm.library import PRECISIONS, RNNNonFiniteError
-from service.capacity import Capacity
+from service.capacity import MB, Capacity
 
 
 class Overflow(UserError):
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.file
     try:
         if options.memory_mb:
-            _limit_memory(options.memory_mb << 20)
+            _limit_memory(options.memory_mb * MB)
         source = checkpoint.load(path)
         if options.service_bytes:
             capacity = Capacity(options.service_bytes, tuple(options.backends), options.precision, options.copies)

@@ -196,7 +196,7 @@ from service import trial
 before = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmData"))
 code = trial.main(["--memory-mb", "512", sys.argv[1], "torch"])
 grown = resource.getrlimit(resource.RLIMIT_DATA)[0] - before
-print(code, torch.get_num_threads(), 512 <= grown >> 20 < 600)
+print(code, torch.get_num_threads(), 512 <= grown / 1e6 < 600)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "3"}
     done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, env=environment, capture_output=True)

@@ -74,6 +74,14 @@ def test_on_its_own_text_a_run_starts_where_the_other_ended(
     assert checkpoint.load(out).vocabulary == checkpoint.load(base).vocabulary
 
 
+def test_weights_that_training_made_worse_are_told(base: Path, text: Path, tmp_path: Path) -> None:
+    told = "the weights of --init-from are better here: perplexity "
+    done = train("c", *tuning(text, tmp_path / "worse.safetensors", base, learning_rate=0.5, optimizer="adamw"))
+    assert done.returncode == 0 and done.stdout.count(told) == 1, done.stderr
+    done = train("c", *tuning(text, tmp_path / "better.safetensors", base, learning_rate=1e-3))
+    assert done.returncode == 0 and told not in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_tuned_run_is_resumed(backend: str, base: Path, other_text: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
