@@ -196,15 +196,13 @@ def measure_start(weights: Path) -> dict[str, Any]:
         urllib.request.urlopen(request).read()
         status = Path(f"/proc/{process.pid}/status").read_text()
         used = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-    memory = {
-        line.split(":")[0]: int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("Rss")
-    }
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in status.splitlines() if line.startswith("Rss")}
     ticks = os.sysconf("SC_CLK_TCK")
     return {
         "cpu_seconds": round((int(used[11]) + int(used[12])) / ticks, 2),
-        "anonymous_mb": memory["RssAnon"],
-        "mapped_mb": memory["RssFile"],
-        "weights_mb": weights.stat().st_size >> 20,
+        "anonymous_mb": round(kilobytes["RssAnon"] * 1024 / 1e6),
+        "mapped_mb": round(kilobytes["RssFile"] * 1024 / 1e6),
+        "weights_mb": round(weights.stat().st_size / 1e6),
     }
 
 

@@ -14,6 +14,7 @@ import sys
 import figures
 from tables import sizes
 
+from rnnlm.errors import Failure, exit_code_of
 from rnnlm.library import library_path
 
 TORCH = ("sh", "-c", "du --summarize --apparent-size --block-size=1 /opt/venv/lib/python*/site-packages/torch")
@@ -24,16 +25,25 @@ COMMANDS = {  # of deploy/with_buildah.py, whose first word of output is the num
 }
 
 
-def main() -> None:
-    before = {
-        row["what"]: {"measured": first["measured"], **row} for first, rows in [figures.read("sizes")] for row in rows
-    }
+def measured_before() -> dict[str, figures.Row]:
+    """Return the rows of the results file, each with its date; none if there is no file."""
+    try:
+        first, rows = figures.read("sizes")
+    except figures.FigureError:
+        return {}
+    return {row["what"]: {"measured": first["measured"], **row} for row in rows}
+
+
+def work() -> None:
+    before = measured_before()
     rows = []
     for what, arguments in COMMANDS.items():
         command = [sys.executable, "deploy/with_buildah.py", *arguments]
         done = subprocess.run(command, cwd=figures.ROOT, capture_output=True, text=True)
         if done.returncode == 0:
             rows.append({"what": what, "bytes": int(done.stdout.split()[0])})
+        elif what not in before:
+            raise Failure(f"{what} cannot be measured (make test-image builds it): {done.stderr.strip()}")
         else:
             print(f"sizes.py: {what} as of {before[what]['measured']}: {done.stderr.strip()}", file=sys.stderr)
             rows.append(before[what])
@@ -43,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code_of("sizes.py", work))

@@ -164,7 +164,7 @@ def peak_megabytes() -> float:
     """Return the process's peak resident memory in MB (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
+            return int(line.split()[1]) * 1024 / 1e6
     return float("nan")
 
 
