@@ -172,6 +172,12 @@ def summary(run: Run) -> Iterator[str]:
         f"({best['validation_loss']:.4f} nats per token) at epoch {at.best_epoch:g} of {run.epochs:g}, "
         f"{at.seconds:,.1f} s of training, {at.evaluation_seconds:,.1f} s of evaluation"
     )
+    untrained = at.history[0]
+    if config.init_from is not None and untrained["step"] == 0 and untrained["validation_loss"] <= at.best_loss:
+        yield (
+            f"the weights of --init-from are better here: perplexity {shown(untrained['validation_perplexity'])}; "
+            "use a smaller --learning-rate, or more text"
+        )
     if "test_loss" in best:
         yield (
             f"test perplexity {shown(best['test_perplexity'])} ({best['test_loss']:.4f} nats per token) of these "
