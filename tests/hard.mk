@@ -50,9 +50,14 @@ $(THREADS_TEST): tests/c/test_threads.c tests/c/testing.c
 
 # ThreadSanitizer cannot follow gcc's OpenMP. It follows clang's, through archer; where that is missing, the library is
 # built without OpenMP, and only the test's own threads are checked.
-TSAN_OMP = $(if $(wildcard $(shell clang -print-file-name=include/omp.h)),1,0)
+TSAN_OMP = $(shell echo 'int main(void) { return 0; }' | clang -fopenmp -include omp.h -xc - -o /dev/null 2>/dev/null && echo 1 || echo 0)
+
+# Debian keeps the sanitizers' and the fuzzer's runtime apart from clang.
+CLANG_RUNTIME = @echo 'int main(void) { return 0; }' | clang -fsanitize=thread -xc - -o /dev/null 2>/dev/null || \
+                { echo "make $@ needs clang with its runtimes: apt-get install clang libclang-rt-dev libomp-dev" >&2; exit 1; }
 
 test-threads: ## the C tests under ThreadSanitizer: one model, many threads, models replaced under load
+	$(CLANG_RUNTIME)
 	$(MAKE) run-threads CC=clang SAN=thread OMP=$(TSAN_OMP)
 
 TSAN := OMP_NUM_THREADS=3 OMP_WAIT_POLICY=passive TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1"
@@ -74,6 +79,7 @@ FUZZ_RUNS ?= 10000000
 FUZZ_ISAS ?= $(ISAS) reference
 
 fuzz: ## libFuzzer on the C library: FUZZ_RUNS inputs (10 million), spread evenly over the instruction sets
+	$(CLANG_RUNTIME)
 	$(MAKE) run-fuzz CC=clang OMP=0 SAN=fuzz
 
 FUZZER := $(BUILD)/fuzz_rnnlib
