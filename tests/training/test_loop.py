@@ -148,11 +148,11 @@ def test_the_loop_takes_each_step_once_with_its_own_chunk_rate_and_masks(tmp_pat
 
 def test_plateau_halves_the_rate_and_puts_the_best_weights_back(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
-    wild = {"learning_rate": 0.2, "schedule": "plateau", "warmup_steps": 3, "patience": 0, "epochs": 8}
+    wild = {"learning_rate": 0.5, "schedule": "plateau", "warmup_steps": 3, "patience": 0, "epochs": 8}
     assert train("c", *options(text, out, **wild)).returncode == 0
     rows = metrics(out)[1:]
     best = math.inf
-    rate = 0.2
+    rate = 0.5
     stale = 0
     for row in rows:
         assert row["learning_rate"] == pytest.approx(rate)
