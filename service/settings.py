@@ -191,11 +191,11 @@ def check_metrics_folder(environment: Mapping[str, str]) -> None:
             raise SettingsError(f"{name} is empty: {remedy}")
         if not os.path.isdir(folder):  # unlike Path.is_dir, False also where it may not be looked at
             what = "is not a folder" if os.path.exists(folder) else "does not exist"
-            raise SettingsError(f"{name} {what}: {remedy}, got {folder!r}")
+            raise SettingsError(f"{name} is {folder!r}, which {what}: {remedy}")
         try:
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise SettingsError(f"{name} cannot be written ({reason(error)}): {remedy}, got {folder!r}") from None
+            raise SettingsError(f"{name} is {folder!r}, which cannot be written ({reason(error)}): {remedy}") from None
 
 
 def variable(name: str) -> str:

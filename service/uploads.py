@@ -347,7 +347,9 @@ def _create(folder: Path) -> IO[bytes]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise NoSpace("the weights folder of this service is a file: its administrator must name a folder") from error
+        raise NoSpace(
+            "the weights folder of this service cannot be made: its administrator must name a folder"
+        ) from error
     file = tempfile.NamedTemporaryFile(prefix=PREFIX, dir=folder, delete=False)  # noqa: SIM115 (closed by _remove)
     if fcntl:
         with contextlib.suppress(OSError):  # some mounted buckets have no locks

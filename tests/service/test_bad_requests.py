@@ -237,10 +237,14 @@ def test_messages_name_the_field_the_limit_and_the_value(client: TestClient, bod
         ("/score", "top_logprob", "top_logprobs"),
         ("/inspect", "traget", "target"),
         ("/candidates", "temprature", "temperature"),
+        ("/candidates", "temp", "temperature"),
+        ("/generate/c", "top", "top_k"),
+        ("/generate/c", "log", "logit_bias"),
     ],
 )
 def test_a_misspelt_field_is_recognized(client: TestClient, path: str, field: str, meant: str) -> None:
-    problem = refused(client.post(path, json={"text": "waa", field: 1}), 422, "invalid_request")
+    text = "prompt" if path == "/generate/c" else "text"
+    problem = refused(client.post(path, json={text: "waa", field: 1}), 422, "invalid_request")
     assert problem["detail"] == f"{field} is not a field of this request: do you mean {meant}?"
 
 

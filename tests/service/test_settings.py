@@ -35,11 +35,15 @@ def test_a_setting_out_of_range_is_told_in_one_line(server_folder: Path, options
 @pytest.mark.parametrize(
     ("folder", "problem"),
     [
-        ("/nonexistent", "does not exist: name a folder that can be written, or unset it, got '/nonexistent'"),
-        ("README.md", "is not a folder: name a folder that can be written, or unset it, got 'README.md'"),
-        ("README.md/metrics", "does not exist: "),
-        ("", "is empty: name a folder that can be written, or unset it"),
-        pytest.param("/proc", "cannot be written (", marks=pytest.mark.skipif(sys.platform != "linux", reason="/proc")),
+        ("/nonexistent", "'/nonexistent', which does not exist: name a folder that can be written, or unset it"),
+        ("README.md", "'README.md', which is not a folder: name a folder that can be written, or unset it"),
+        ("README.md/metrics", "'README.md/metrics', which does not exist: "),
+        ("", "empty: name a folder that can be written, or unset it"),
+        pytest.param(
+            "/proc",
+            "'/proc', which cannot be written (",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="/proc"),
+        ),
     ],
 )
 def test_a_metrics_folder_that_cannot_be_used_is_told_in_one_line(
@@ -49,7 +53,7 @@ def test_a_metrics_folder_that_cannot_be_used_is_told_in_one_line(
     command = [sys.executable, "-m", "service"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=GUARD_SECONDS)
     assert done.returncode == 3 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"api.py: PROMETHEUS_MULTIPROC_DIR {problem}"), done.stderr
+    assert done.stderr.startswith(f"api.py: PROMETHEUS_MULTIPROC_DIR is {problem}"), done.stderr
 
 
 @pytest.mark.parametrize(
