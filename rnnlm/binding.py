@@ -275,7 +275,7 @@ class Model:
         if precision not in PRECISIONS:
             raise RNNInputError(-6, f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         if not 1 <= threads <= MAX_THREADS:
-            raise RNNInputError(-6, f"threads must be from 1 to {MAX_THREADS:,}, got {threads}")
+            raise RNNInputError(-6, f"threads must be from 1 to {MAX_THREADS:,}, got {threads:,}")
         self.vocab, self.embed, self.hidden = weights.vocab_size, weights.embed_size, weights.hidden_size
         self.weights, self.precision = weights, precision  # the library keeps pointers into Why and by
         self._handle = handle(

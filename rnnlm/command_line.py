@@ -92,7 +92,7 @@ def _parse(
     if options.threads is None:
         options.threads = openmp.default_threads()
     if not 1 <= options.threads <= MAX_THREADS:
-        parser.error(f"--threads must be from 1 to {MAX_THREADS:,}, got {options.threads}")
+        parser.error(f"--threads must be from 1 to {MAX_THREADS:,}, got {options.threads:,}")
     if options.evaluate is None:
         for name in ("per_line", "split", "tokenizer"):
             if getattr(options, name):

@@ -132,7 +132,7 @@ class LanguageModel(ABC):
             raise TypeError("ids must be a row of integers, the ids of tokens")
         if array.size and not 0 <= array.min() <= array.max() < len(self.vocabulary):
             bad = next(int(token) for token in array if not 0 <= token < len(self.vocabulary))
-            raise PromptError(f"token ids are from 0 to {len(self.vocabulary) - 1:,}, got {bad}")
+            raise PromptError(f"token ids are from 0 to {len(self.vocabulary) - 1:,}, got {bad:,}")
         return array.astype(np.int32)
 
     def encode(self, text: str, what: str = "the prompt") -> tuple[list[int], tuple[str, ...]]:
@@ -152,7 +152,7 @@ class LanguageModel(ABC):
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise PromptError(f"{what} is not text: at character {error.start} it cannot be encoded") from None
+            raise PromptError(f"{what} is not valid Unicode at character {error.start:,}") from None
         spans = self.vocabulary.encode(text)
         if not any(span.kind == "known" for span in spans):
             unknown = tokens_of(spans)[1]

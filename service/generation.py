@@ -111,7 +111,7 @@ def _sequences(request: Request, engine: Engine) -> list[TokenSequence]:
     vocabulary = request.entry.vocabulary
     if outside := [token for token in sampling.logit_bias if token >= len(vocabulary)]:
         raise InvalidRequest.of(
-            "logit_bias", f"must have token ids from 0 to {len(vocabulary) - 1:,}, got {outside[0]}"
+            "logit_bias", f"must have token ids from 0 to {len(vocabulary) - 1:,}, got {outside[0]:,}"
         )
     make_stop = _stop_maker(request)
     return [
