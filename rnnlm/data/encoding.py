@@ -122,7 +122,8 @@ def encode(name: str, source: Source, tokenizer: str, vocab_size: int | None, wo
     more = digest("\n".join(words).encode()) if words else None
     key = [_code_version(), tokenizer, vocab_size, more, source.identity]
     # One folder for the names of the texts, tokenizer and size: the ids of an older state of the text are replaced.
-    place = json.dumps([name, sorted(source.given.items()), os.getcwd(), tokenizer, vocab_size, more])
+    given = [sorted(source.given.items())] if source.given else []
+    place = json.dumps([name, *given, os.getcwd(), tokenizer, vocab_size, more])
     folder = cache_folder() / f"tokens-{digest(place.encode())[:32]}"
     is_piped = "-" in (name, *source.given.values())  # then another text is no news
     stored = _load(folder, key, tokenizer, tell=not is_piped)
@@ -415,7 +416,10 @@ def _write_header(file: BinaryIO, count: int) -> None:
 
 
 def _load(folder: Path, key: list[Any], tokenizer: str, *, tell: bool) -> Encoded | None:
-    """Return what `folder` holds; None if it is missing, damaged, or was made from something else: tell the user so."""
+    """Return what `folder` holds; None if it is missing, damaged, or was made from something else.
+
+    tell: log it if the text has changed.
+    """
     try:
         about = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         if about["key"] != json.loads(json.dumps(key)):

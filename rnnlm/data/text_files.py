@@ -52,7 +52,8 @@ _FOREIGN = {  # what people mistake for text, and what to do with it
     b"PAR1": "is a parquet file: give its folder in the dataset hub's layout, FOLDER:CONFIG",
     b"\x89PNG": "is a PNG image: use a text file",
     b"\xff\xd8\xff": "is a JPEG image: use a text file",
-    b"GIF8": "is a GIF image: use a text file",
+    b"GIF87a": "is a GIF image: use a text file",
+    b"GIF89a": "is a GIF image: use a text file",
     b"\x7fELF": "is a program: use a text file",
     b"\xd0\xcf\x11\xe0": "is an office document: save it as plain text",
     b"SQLite format 3\0": "is a database: use a text file",
@@ -165,7 +166,8 @@ class TextFile:
         """Say which byte is wrong, and which command makes UTF-8 of the file.   base: the offset of error.object."""
         offset = base + error.start
         if not self._mark and (problem := self._binary()):
-            return CorpusError(f"{self.name!r} {problem}")
+            damaged = "; if it is a damaged text, fetch it again" if self._has_utf8(offset) else ""
+            return CorpusError(f"{self.name!r} {problem}{damaged}")
         encoding = self._encoding.upper()
         where = f"{self.name!r} is not {encoding} text: byte {error.object[error.start]:#04x} at offset {offset:,}; "
         if self._mark or self._has_utf8(offset):

@@ -118,12 +118,19 @@ def test_a_tar_archive_is_refused(write, tmp_path: Path) -> None:
         (b"\xd0\xcf\x11\xe0", "is an office document: save it as plain text"),
         (b"SQLite format 3\0", "is a database: use a text file$"),
         (b"data \0\x01\xff\xd8\xff\xdf", r"text\.txt' is not text: it has a NUL byte at offset 5; use a text file$"),
-        ("é ü \0\1".encode() + b"\xff\xdf" * 9, r"is not text: it has a NUL byte at offset 6; use a text file$"),
+        (
+            "é ü \0\1".encode() + b"\xff\xdf" * 9,
+            "at offset 6; use a text file; if it is a damaged text, fetch it again$",
+        ),
     ],
 )
 def test_what_is_no_text_says_what_to_do(write, start: bytes, message: str) -> None:
     with pytest.raises(CorpusError, match=message):
         load_corpus(write(start + bytes(100)))
+
+
+def test_text_may_begin_with_the_name_of_an_image_format(write) -> None:
+    assert words_of(load_corpus(write("GIF89 is a format. It is old.")), "train") == "is a format |"
 
 
 # ---- Encodings -------------------------------------------------------------------------------------------------------
