@@ -23,7 +23,7 @@ PROGRAM = "python -m rnnlm.compare"
 
 # Options that say nothing about how a run learns, nor how fast.
 _IGNORED = ("out", "prompt", "tensorboard", "log_every", "preset")
-_NO_VALUE = object()  # there is none that most runs share
+_NO_VALUE = object()  # no value is that of more than half of the runs
 _AXES = {"epoch": "epoch", "tokens": "tokens seen", "seconds": "seconds of training"}
 
 
@@ -108,7 +108,7 @@ def differences(runs: Sequence[Trained]) -> list[str]:
     If the runs differ in one option only, all have it.
     """
     usual = _usual(runs)
-    own = [{name: run.options[name] for name in usual if name in run.options} for run in runs]
+    own = [{name: run.options.get(name) for name in usual} if run.options else {} for run in runs]
     return [_listed({name: v for name, v in of.items() if repr(v) != repr(usual[name])}) for of in own]
 
 

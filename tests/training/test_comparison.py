@@ -70,13 +70,20 @@ def test_each_run_shows_what_it_does_not_share_with_most() -> None:
         ", ".join(f"{name} -1" for name in alike),
         "option_3 7",
     ]
+    newer = {"learning_rate": 0.01, "average": 0.9}
+    assert told({"learning_rate": 0.01}, newer, newer | {"learning_rate": 0.02}) == [
+        "average default",
+        "",
+        "learning_rate 0.02",
+    ]  # an option that an earlier release had not
     rates = [{"learning_rate": rate, "seed": 1} for rate in (0.001, 0.003, 0.01, 0.01, 0.01)]
     listed = [f"learning_rate {run['learning_rate']}" for run in rates]
     assert told(*rates) == listed  # the only option that differs
     rates[0]["clip"] = 1.0
     assert told(*rates[:4]) == [listed[0] + ", clip 1", *listed[1:4]]  # half are not most
     assert told(*rates) == [listed[0] + ", clip 1", listed[1], "", "", ""]
-    assert told({}, {"seed": 1}, {"seed": 1, "average": 0.9}) == ["", "", "average 0.9"]  # {}: one of release 0.1
+    old: dict[str, object] = {}  # a run of release 0.1
+    assert told(old, {"seed": 1}, {"seed": 1, "average": 0.9}) == ["", "average default", "average 0.9"]
 
 
 def test_only_weights_that_were_saved_count(tmp_path: Path) -> None:
