@@ -2,7 +2,11 @@
 
 import sys
 
-from rnnlm.training.comparison import main
+from rnnlm import packages
 
 if __name__ == "__main__":
+    packages.require("numpy", "python -m rnnlm.compare")
+
+    from rnnlm.training.comparison import main
+
     sys.exit(main())

@@ -21,6 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rnnlm import packages
+
+if __name__ == "__main__":
+    packages.require("numpy", "python -m rnnlm.ensemble")
+
 import numpy as np
 
 from rnnlm import checkpoint, terminal

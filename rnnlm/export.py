@@ -12,6 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rnnlm import packages
+
+if __name__ == "__main__":
+    packages.require("numpy", "python -m rnnlm.export")
+
 import numpy as np
 
 from rnnlm import checkpoint, terminal

@@ -5,7 +5,7 @@ import sys
 
 
 def require(package: str, program: str) -> None:
-    """End the program if this Python has no such package, as it has not outside of the virtual environment."""
+    """End the program if this Python has no such package, which is so outside the virtual environment."""
     if importlib.util.find_spec(package) is None:
         sys.exit(
             f"{program}: {sys.executable} has no package {package}: source .venv/bin/activate (make train creates it), "

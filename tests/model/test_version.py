@@ -35,7 +35,11 @@ def test_make_reads_the_same_version() -> None:
 
 @pytest.mark.parametrize(
     ("program", "package"),
-    [("main.py", "numpy"), ("rnn.py", "numpy"), ("torch_rnn.py", "numpy"), ("-m service", "uvicorn")],
+    [
+        *[(name, "numpy") for name in ("main.py", "rnn.py", "torch_rnn.py")],
+        *[(f"-m rnnlm.{name}", "numpy") for name in ("compare", "ensemble", "export")],
+        ("-m service", "uvicorn"),
+    ],
 )
 def test_a_python_without_the_packages_is_told_where_they_are(program: str, package: str) -> None:
     bare = "-S"  # without site-packages
