@@ -19,9 +19,9 @@ from rnnlm.training import distributed
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.distributed import Group
 from rnnlm.training.progress import Progress
-from rnnlm.training.resume_options import AFRESH
 from rnnlm.training.runfiles import RunFiles
 from rnnlm.training.schedule import learning_rate
+from rnnlm.training.state_file import AFRESH
 from rnnlm.training.trainer import Trainer
 
 log = logging.getLogger(__name__)

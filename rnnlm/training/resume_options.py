@@ -12,6 +12,7 @@ from rnnlm.container import SUFFIX
 from rnnlm.errors import show_path
 from rnnlm.training.config import ConfigError, TrainConfig
 from rnnlm.training.init_from import DECIDED
+from rnnlm.training.state_file import AFRESH
 
 DEFAULTS = TrainConfig().as_dict()
 
@@ -21,7 +22,6 @@ FREE = ("epochs", "threads", "device", "out", "prompt", "patience", "tensorboard
 DATA = ("validation", "test", "tokenizer", "lowercase", "embedding_size")
 
 PROGRAMS = {"c": "main.py", "torch": "torch_rnn.py"}
-AFRESH = "train without --resume, with another --out or --overwrite"
 
 
 def restored(
@@ -38,7 +38,7 @@ def restored(
         preset = {name: value for name, value in preset.items() if name not in DECIDED}
     if given.get("preset", run.config["preset"]) != run.config["preset"]:
         preset = {}  # its options would only repeat that it is another
-    if "epochs" in preset:  # of a run that was given more, it does not take them away
+    if "epochs" in preset:  # a preset does not shorten a run
         preset = {**preset, "epochs": max(preset["epochs"], run.config["epochs"])}
     asked = {**preset, **given}
     conflicts = [

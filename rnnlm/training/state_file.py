@@ -15,7 +15,8 @@ from rnnlm.container import Kind
 from rnnlm.files import digest
 from rnnlm.strict_json import Invalid, decode_json, encode_json
 
-_KIND = Kind("rnn-resume", "3", "resume file", "train without --resume, with another --out or --overwrite")
+AFRESH = "train without --resume, with another --out or --overwrite"
+_KIND = Kind("rnn-resume", "3", "resume file", remedy=AFRESH, instead=AFRESH)
 
 
 def save(

@@ -115,13 +115,14 @@ def test_a_file_of_another_kind_is_refused(path: Path, content: bytes) -> None:
     assert refused(path) == (
         f"{path}: is not a safetensors file, as a weights file must be: train a model (make train), or use another file"
     )
-    assert refused(path, state_file.load) == f"{path}: is not a safetensors file, as a resume file must be"
+    said = refused(path, state_file.load)
+    assert said == f"{path}: is not a safetensors file, as a resume file must be: {state_file.AFRESH}"
 
 
 def test_an_empty_file_is_refused(path: Path) -> None:
     path.write_bytes(b"")
     assert refused(path) == f"{path}: is empty: train a model (make train), or use another file"
-    assert refused(path, state_file.load) == f"{path}: is empty"
+    assert refused(path, state_file.load) == f"{path}: is empty: {state_file.AFRESH}"
 
 
 def test_every_truncation_and_extension_is_refused(path: Path) -> None:
