@@ -34,7 +34,7 @@ from rnnlm.version import VERSION
 log = logging.getLogger(__name__)
 
 SAMPLE_TOKENS = 60
-GENERATES = "--generate WEIGHTS PROMPT generates instead, with the options of rnn.py except --precision."
+GENERATES = "--generate WEIGHTS PROMPT generates instead, with the options of rnn.py; --precision is float32 only."
 
 
 def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -> int:
@@ -47,8 +47,7 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
     group: Group | None = None
     config: TrainConfig | None = None
     try:
-        # argparse's own errors
-        with contextlib.nullcontext() if distributed.speaks() else contextlib.redirect_stderr(io.StringIO()):
+        with quiet_unless_it_speaks():
             options = parse(trainer_class.backend, arguments)
             config = TrainConfig(**options.of_machine()) if options.resume else options.config()
         with own_files(options) if rank == 0 else contextlib.nullcontext(({}, False)) as (chosen, resumes):
@@ -63,8 +62,7 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
             config = TrainConfig(**chosen | options.of_machine())
             run = Run.prepare(config, trainer_class, group)
             if resumes and run.resume() and schedule.is_finished(config, run.progress):
-                done = f"{run.epochs:g} epoch{'s' * (run.epochs != 1)}"
-                log.info("the run is finished: there is nothing left to train after %s", done)
+                log.info("the run is finished: there is nothing left to train after %s", in_epochs(run.epochs))
             train(run)
             group.leave()
             return print_summary(run) if rank == 0 else 0
@@ -72,9 +70,24 @@ def main(trainer_class: type[Trainer], arguments: Sequence[str] | None = None) -
         text, code = describe(error)
         if should_report(error, config, group):
             report(text)
-        else:
+        elif not isinstance(error, Interrupted | KeyboardInterrupt):  # then torchrun waits for all
             distributed.let_another_report()
         return code
+
+
+@contextlib.contextmanager
+def quiet_unless_it_speaks() -> Iterator[None]:
+    """Let one process of each machine say what argparse says of the options; all find the same errors."""
+    if distributed.speaks():
+        yield
+        return
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    except SystemExit as end:
+        if end.code:
+            distributed.let_another_report()
+        raise
 
 
 @contextlib.contextmanager
@@ -172,20 +185,23 @@ def summary(run: Run) -> Iterator[str]:
         f"({best['validation_loss']:.4f} nats per token) at epoch {at.best_epoch:g} of {run.epochs:g}, "
         f"{at.seconds:,.1f} s of training, {at.evaluation_seconds:,.1f} s of evaluation"
     )
-    untrained = at.history[0]
-    if config.init_from is not None and untrained["step"] == 0 and untrained["validation_loss"] <= at.best_loss:
-        yield (
-            f"the weights of --init-from are better here: perplexity {shown(untrained['validation_perplexity'])}; "
-            "use a smaller --learning-rate, or more text"
-        )
     if "test_loss" in best:
         yield (
             f"test perplexity {shown(best['test_perplexity'])} ({best['test_loss']:.4f} nats per token) of these "
             f"weights, over {best['test_tokens']:,} tokens"
         )
+    untrained = at.history[0]
+    if (
+        config.init_from is not None
+        and untrained["step"] == 0
+        and untrained["validation_loss"] < best["validation_loss"]
+    ):
+        yield (
+            "the weights of --init-from have a lower perplexity on the validation split, "
+            f"{shown(untrained['validation_perplexity'])}: use a smaller --learning-rate, or more text"
+        )
     if at.epoch < config.epochs:
-        early = config.epochs - run.epochs
-        yield f"stopped {early:g} epoch{'s' * (early != 1)} early (--patience {config.patience})"
+        yield f"stopped {in_epochs(config.epochs - run.epochs)} early (--patience {config.patience})"
     try:
         model = run.trainer.model_class.load(run.files.weights)
         sample = model.generate(config.prompt, max_tokens=SAMPLE_TOKENS, seed=config.seed, ignore_eos=True)
@@ -194,6 +210,11 @@ def summary(run: Run) -> Iterator[str]:
         log.warning("no sample: %s", error)
     for path, what in run.files.listing():
         yield f"{path}  {what}"
+
+
+def in_epochs(number: float) -> str:
+    """Return a number of epochs, whole or not, for a message."""
+    return f"{number:g} epoch" if number == 1 else f"{number:g} epochs"
 
 
 def describe(error: BaseException) -> tuple[str, int]:

@@ -79,7 +79,7 @@ class Group:
             wanted, source = asked, "OMP_NUM_THREADS"
         if wanted and wanted > most and self.rank == 0:
             have = counted(processors(), "processor")
-            log.warning("%s %d: using %d, as this machine has %s", source, wanted, most, have)
+            log.warning(f"{source} {wanted:,}: using {most:,}, as this machine has {have}")
         return min(wanted, most) if wanted else max(1, processors() // self.local_size)
 
     def sum(self, array: Array, exchange: str = "float32") -> None:

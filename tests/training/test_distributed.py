@@ -196,16 +196,17 @@ def test_an_error_is_reported_once(text: Path, tmp_path: Path) -> None:
         assert words in message
 
 
-def test_a_slow_process_reports_what_all_have_found(text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("option", "value"), [("--learning-rate", "0"), ("--nosuch", "1")])
+def test_a_slow_process_reports_what_all_have_found(text: Path, tmp_path: Path, option: str, value: str) -> None:
     """torchrun ends the slow one as soon as the other has ended."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, time\nif os.environ.get('LOCAL_RANK') == '0':\n    time.sleep(2)\n"
     )
-    command = torchrun("c", *options(text, tmp_path / "model", learning_rate=0))
+    command = torchrun("c", *options(text, tmp_path / "model"), option, value)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     (message,) = ours(result.stderr, "c")
-    assert "--learning-rate" in message
+    assert option in message
 
 
 def worker(launcher: int, rank: int) -> int:

@@ -75,7 +75,7 @@ def test_on_its_own_text_a_run_starts_where_the_other_ended(
 
 
 def test_weights_that_training_made_worse_are_told(base: Path, text: Path, tmp_path: Path) -> None:
-    told = "the weights of --init-from are better here: perplexity "
+    told = "the weights of --init-from have a lower perplexity on the validation split, "
     done = train("c", *tuning(text, tmp_path / "worse.safetensors", base, learning_rate=0.5, optimizer="adamw"))
     assert done.returncode == 0 and done.stdout.count(told) == 1, done.stderr
     done = train("c", *tuning(text, tmp_path / "better.safetensors", base, learning_rate=1e-3))
