@@ -4,7 +4,7 @@
     print(model.generate("The prime minister").text)
 
     python torch_rnn.py --preset demo                            trains; --help lists the options
-    python torch_rnn.py --generate WEIGHTS "The prime minister"  generates; its options are those of rnn.py
+    python torch_rnn.py --generate WEIGHTS "The prime minister"  generates; with the options of rnn.py
 
 It reads and writes the same weights file as the C model, and never loads the C library. What trains it is
 rnnlm/training/torch_trainer.py.

@@ -27,10 +27,9 @@ COMMANDS = {  # of deploy/with_buildah.py, whose first word of output is the num
 
 def measured_before() -> dict[str, figures.Row]:
     """Return the rows of the results file, each with its date; none if there is no file."""
-    try:
-        first, rows = figures.read("sizes")
-    except figures.FigureError:
+    if not (figures.RESULTS / "sizes.jsonl").exists():
         return {}
+    first, rows = figures.read("sizes")
     return {row["what"]: {"measured": first["measured"], **row} for row in rows}
 
 

@@ -24,7 +24,7 @@ void *rnn_aligned_alloc(size_t size, void **memory) {
 
 /* ---- The workspace of training ------------------------------------------------------------------------------------- */
 
-/* So many bytes of exponentials are kept, unless a few tokens need more. */
+/* The most bytes of exponentials that are kept; those of the fewest tokens that go together may need more. */
 #define KEPT ((size_t)256 << 20)
 
 /* Sets how many tokens have their logits in memory at a time. Each tile reads Why and updates its gradient once, so more is
