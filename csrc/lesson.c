@@ -38,7 +38,8 @@ static void check_gradient(elman *m, elman *grad, const int32_t *text) {
         }
         *w = kept;
         double differences = (loss[1] - loss[0]) / (2.0 * eps);
-        printf("  dL/d%-3s %17.10f %13.10f %13.0e\n", names[k], bptt, differences, fabs(differences / bptt - 1.0));
+        double error = differences == bptt ? 0.0 : fabs(differences / bptt - 1.0); /* both may be 0 */
+        printf("  dL/d%-3s %17.10f %13.10f %13.0e\n", names[k], bptt, differences, error);
     }
 }
 

@@ -77,6 +77,16 @@ def test_the_gradient_check_notices_any_line_of_the_backward_pass(statement: str
     assert max(gradient_errors(done.stdout)) >= 0.3
 
 
+@needs_compiler
+def test_a_weight_that_nothing_depends_on_has_no_error(tmp_path: Path) -> None:
+    """Without recurrence, as the page proposes, both derivatives by Whh are 0."""
+    lines = [line for line in SOURCE.splitlines() if "whh[i" not in line]
+    assert len(lines) == len(SOURCE.splitlines()) - 3
+    done = subprocess.run([build(tmp_path, "\n".join(lines))], input=TEXT, capture_output=True, text=True, check=True)
+    errors = gradient_errors(done.stdout)
+    assert errors[1] == 0.0 and max(errors) < 1e-6
+
+
 def test_every_line_that_adds_to_a_gradient_is_among_them() -> None:
     adding = [line.strip() for line in SOURCE.splitlines() if re.search(r"\b(grad->\w+|dh|dh_prev)\[.*\+= ", line)]
     assert adding == BACKWARD
