@@ -112,6 +112,8 @@ $(BUILD)/.flags $(STAMP): FORCE
 lib: $(LIBRARY) ## compile lib/rnnlib.so
 
 dll: ## cross-compile lib/rnnlib.dll for Windows with mingw-w64
+	@command -v $(firstword $(WIN_CC)) >/dev/null || \
+	    { echo "make dll needs $(WIN_CC): apt-get install gcc-mingw-w64-x86-64" >&2; exit 2; }
 	$(MAKE) lib CC=$(WIN_CC)
 
 $(LIBRARY): $(OBJECTS) $(STAMP)

@@ -9,7 +9,8 @@ REVISION  = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 ENGINE   ?= $(firstword $(foreach name,docker podman buildah,$(shell $(name) info >/dev/null 2>&1 && echo $(name))))
 
 image: ## build the images rnn:serve and rnn:slim, weights/ included, with docker, podman or buildah (ENGINE=...)
-	@test -n "$(ENGINE)" || { echo "make image needs docker, podman or buildah, running" >&2; exit 2; }
+	@command -v "$(firstword $(ENGINE))" >/dev/null || \
+	    { echo "make image needs docker, podman or buildah, running$(if $(ENGINE),: there is no $(ENGINE))" >&2; exit 2; }
 	@ls weights/*.safetensors >/dev/null 2>&1 || $(MAKE) train
 	for target in slim serve; do $(ENGINE) build $(if $(filter docker,$(ENGINE)),,--format docker) --target $$target \
 	    --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) $(IMAGE_OPTIONS) --tag rnn:$$target . || exit; done
