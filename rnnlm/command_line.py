@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rnnlm import openmp, terminal
+from rnnlm import openmp, signals, terminal
 from rnnlm.arrays import MAX_THREADS
 from rnnlm.data.text import EOS, TOKENIZERS
-from rnnlm.errors import ArgumentParser, UserError, counted, exit_code_of, reason, show_path
-from rnnlm.language_model import LanguageModel, shown
+from rnnlm.errors import ArgumentParser, Interrupted, UserError, counted, exit_code_of, reason, show_path
+from rnnlm.language_model import LanguageModel, check_seed, shown
 from rnnlm.sampling import PromptError
 
 if TYPE_CHECKING:
@@ -172,19 +172,31 @@ def _prompt_from_standard_input() -> str:
 
 
 def _generate(model: LanguageModel, options: argparse.Namespace) -> tuple[str, ...]:
-    generation = model.generate(
+    seed = check_seed(options.seed)
+    _, unknown = model.encode(options.prompt)
+    tokens = model.stream(
         options.prompt,
         max_tokens=options.max_tokens,
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
-        seed=options.seed,
+        seed=seed,
         ignore_eos=options.ignore_eos,
     )
-    print(options.prompt, generation.text)
-    length = counted(len(generation.tokens), "token")
-    print(f"{length}, {generation.finish_reason}, seed {generation.seed}", file=sys.stderr)
-    return generation.unknown
+    count, piece = 0, ""
+    with signals.interrupt_flag() as interrupted:
+        print(options.prompt, end=" ", flush=True)
+        for piece in model.vocabulary.decode_stream(token.id for token in tokens):
+            print(piece, end="", flush=True)
+            count += 1
+            if interrupted():
+                break
+        print(flush=True)
+        if interrupted():
+            raise Interrupted(f"stopped after {counted(count, 'token')}, seed {seed}")
+    finish_reason = "eos" if piece == "\n" and not options.ignore_eos else "length"
+    print(f"{counted(count, 'token')}, {finish_reason}, seed {seed}", file=sys.stderr)
+    return unknown
 
 
 def _score(model: LanguageModel, options: argparse.Namespace) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
     UserError           exit code 2: the input is wrong; the message names the value, the limit and the remedy
      +-- Failure        exit code 1: the input was right, but something else failed (a full disk, a diverged loss)
+          +-- Interrupted  exit code 130: Ctrl-C or another signal ended the work
 
 Modules derive their own types from these. Only a `main()` turns them into one line and an exit code.
 """
@@ -23,6 +24,12 @@ class Failure(UserError):
     """The input was right, but the work could not be done. `str(error)` is one line for the user."""
 
     exit_code = 1
+
+
+class Interrupted(Failure):
+    """Ctrl-C, SIGTERM or SIGHUP ended the work."""
+
+    exit_code = 130  # as shells report SIGINT
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -1,9 +1,11 @@
-"""Ctrl-C and its like, put off while a result is being saved."""
+"""Ctrl-C and its like, put off while a result is being saved, or until the work can end in good order."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -40,3 +42,22 @@ class Deferred:
         self._before = {}
         for number in self._arrived:
             signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def interrupt_flag() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C within this block into a flag, which the function it yields returns. A second one ends the program.
+
+    A KeyboardInterrupt would not do: raised while ctypes converts an argument, it becomes an ArgumentError.
+    """
+    arrived = threading.Event()
+
+    def arrive(number: int, _: FrameType | None) -> None:
+        arrived.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    before = signal.signal(signal.SIGINT, arrive)
+    try:
+        yield arrived.is_set
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)

@@ -226,19 +226,21 @@ class Vocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the words joined by spaces, `<EOS>` as a line feed. Raises IndexError for an id outside [0, V)."""
-        pieces: list[str] = []
+        return "".join(self.decode_stream(ids))
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield for each id, as it comes, what it adds to the text of `decode`."""
         gap = ""
         for i in ids:
             check_type("a token id", i, int)
             if not 0 <= i < len(self.words):
                 raise IndexError(f"token id {i} is outside the vocabulary [0, {len(self.words):,})")
             if i == self.eos:
-                pieces.append("\n")
+                yield "\n"
                 gap = ""
             else:
-                pieces.append(gap + self.words[i])
+                yield gap + self.words[i]
                 gap = " "
-        return "".join(pieces)
 
 
 def tokens_of(spans: Iterable[Span]) -> tuple[list[int], list[str]]:

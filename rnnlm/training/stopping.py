@@ -7,7 +7,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 
-from rnnlm.errors import Failure, counted
+from rnnlm.errors import Failure, Interrupted, counted
 from rnnlm.training import distributed, resume
 from rnnlm.training.distributed import PeerFailed, PeerLost
 from rnnlm.training.run import Run
@@ -23,12 +23,6 @@ def check_loss(loss: float, norm: float = 0.0) -> None:
     """Raise FloatingPointError if the mean loss per token is not finite, or above MAX_LOSS, or the norm not finite."""
     if not (loss <= MAX_LOSS and norm < math.inf):
         raise FloatingPointError(f"loss {loss}, gradient norm {norm}")
-
-
-class Interrupted(Failure):
-    """Ctrl-C, SIGTERM or SIGHUP. The state was saved."""
-
-    exit_code = 130  # as shells report SIGINT
 
 
 @contextlib.contextmanager

@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, make_checkpoint
 from running import refused
 
+import rnn
 from rnnlm import checkpoint, openmp
 from rnnlm.data.text import EOS, UNK
 from rnnlm.errors import counted
+from rnnlm.language_model import Score, Token
 
 PROGRAMS = {"c": ("rnn.py",), "torch": ("torch_rnn.py", "--generate")}
 
@@ -67,6 +72,50 @@ def test_a_score_shows_the_words_as_they_were_written(tmp_path: Path) -> None:
     for line, parts in zip(lines, want, strict=False):
         assert len(line) == len(parts) and all(map(re.fullmatch, parts, line)), line
     assert len(lines) == len(want) + 1 and lines[-1][0].endswith("over 6 tokens")
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_ctrl_c_keeps_what_was_generated(program: tuple[str, ...], weights_file: Path) -> None:
+    options = (str(weights_file), "waa", "--seed", "3", "--ignore-eos", "--temperature", "1", "--threads", "1")
+    endless = [sys.executable, *program, *options, "-n", "100000"]
+    with subprocess.Popen(endless, cwd=ROOT, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        begun = process.stdout.read(20)
+        process.send_signal(signal.SIGINT)
+        rest, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    stopped = re.fullmatch(rf"{program[0]}: stopped after ([\d,]+) tokens?, seed 3\n", said.decode())
+    assert stopped, said
+    whole = rnn_command(*options, "-n", stopped[1].replace(",", ""), program=program)
+    assert whole.returncode == 0 and begun + rest == whole.stdout.encode()
+
+
+def test_each_word_is_written_as_it_comes(weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    stream = rnn.RNN.stream
+
+    def watched(*arguments: Any, **options: Any) -> Iterator[Token]:
+        for token in stream(*arguments, **options):
+            seen.append((tmp_path / "output").read_text())
+            yield token
+
+    monkeypatch.setattr(rnn.RNN, "stream", watched)
+    with (tmp_path / "output").open("w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert rnn.main([str(weights_file), "waa", "--seed", "3", "--ignore-eos", "-n", "9"]) == 0
+    assert seen[0] == "waa " and len(set(seen)) == 9 and seen == sorted(seen, key=len)
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_what_is_printed_is_the_generation(program: tuple[str, ...], goes_on: bool, weights_file: Path) -> None:
+    """Sentence by sentence, also where a sentence is empty."""
+    model = rnn.RNN.load(weights_file)
+    want = model.generate("waa", max_tokens=80, seed=5, ignore_eos=goes_on)
+    options = ("-n", "80", "--seed", "5", "--temperature", "1", *["--ignore-eos"] * goes_on)
+    result = rnn_command(str(weights_file), "waa", *options, program=program)
+    assert result.stdout == f"waa {want.text}\n" and "\n" in want.text
+    assert result.stderr == f"{counted(len(want.tokens), 'token')}, {want.finish_reason}, seed 5\n"
 
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
@@ -207,6 +256,4 @@ def test_a_prompt_that_is_not_text(weights_file: Path) -> None:
 
 def test_a_hopeless_score_has_a_perplexity(weights_file: Path) -> None:
     """Of a loss beyond what exp() takes."""
-    from rnnlm.language_model import Score, Token
-
     assert math.isfinite(Score((Token(0, "a", -5000.0),), ()).perplexity)
