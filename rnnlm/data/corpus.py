@@ -193,7 +193,7 @@ def open_text(spec: str, split: str | None = None, *, keep_lines: bool = False) 
 
     keep_lines: do not join the lines of hard-wrapped text.   Raises CorpusError.
     """
-    source = _reading(repr(spec), lambda: _open(spec, keep_lines))
+    source = _reading(repr(spec), lambda: _open(spec, keep_lines, "--evaluate"))
     texts = _reading(repr(spec), source.open)
     chosen = split or next(name for name in ("test", "validation", "train") if name in texts)
     if chosen not in texts:
@@ -208,14 +208,17 @@ def _reading(what: str, read: Callable[[], T]) -> T:
         raise CorpusError(f"cannot read {what}: {error.strerror or error}") from error
 
 
-def _open(spec: str, keep_lines: bool = False) -> Source:
-    """Open the corpus that `spec` names. keep_lines: as in `open_text`. Raises CorpusError, OSError."""
+def _open(spec: str, keep_lines: bool = False, option: str = "--corpus") -> Source:
+    """Open the corpus that `spec` names. Raises CorpusError, OSError.
+
+    keep_lines: as in `open_text`.   option: what the user gave `spec` to, for messages.
+    """
     if spec == "demo":
         return _texts("plain", {"train": [text_files.open_path(_demo_path())]})
     if spec == "-":
         return _texts("unicode", {"train": [text_files.open_standard_input()]}, keep_lines)
     if spec in hub.NAMES:
-        return hub.open_hub(spec, *hub.NAMES[spec])
+        return hub.open_hub(spec, *hub.NAMES[spec], option)
     path = Path(spec).expanduser()
     if spec and path.is_dir():  # Path("") would be the current folder
         return _folder(path, keep_lines)
@@ -227,7 +230,7 @@ def _open(spec: str, keep_lines: bool = False) -> Source:
         if folder.is_dir():
             return hub.open_folder(spec, folder, config)
         if _HUB_ID.fullmatch(source):
-            return hub.open_hub(spec, source, config)
+            return hub.open_hub(spec, source, config, option)
     raise CorpusError(f"no corpus {spec!r}: no such file or folder, and not a known name; a corpus is {ACCEPTED}")
 
 

@@ -59,8 +59,11 @@ def _tokenizer(config: str) -> str:
     return "wikitext" if _PRETOKENISED.fullmatch(config) else "unicode"
 
 
-def open_hub(spec: str, name: str, config: str) -> Source:
-    """Open a config of a data set on the hub, or its cached copy. Raises CorpusUnavailable, CorpusError."""
+def open_hub(spec: str, name: str, config: str, option: str = "--corpus") -> Source:
+    """Open a config of a data set on the hub, or its cached copy. Raises CorpusUnavailable, CorpusError.
+
+    option: what the user gave `spec` to.
+    """
     import datasets
 
     endpoint = datasets.config.HF_ENDPOINT
@@ -78,8 +81,8 @@ def open_hub(spec: str, name: str, config: str) -> Source:
             no_folder = "" if spec in NAMES else f"there is no folder {name!r}, "
             raise CorpusUnavailable(
                 f"{no_folder}corpus {spec!r} is not cached here, and the dataset hub cannot be reached ({endpoint}: "
-                f"{reason}): run with --corpus demo, or with a local copy in the hub's layout, "
-                f"--corpus FOLDER:{config}"
+                f"{reason}): run with {option} demo, or with a local copy in the hub's layout, "
+                f"{option} FOLDER:{config}"
             ) from error
         log.warning("the dataset hub cannot be reached (%s): using the cached copy of %s", reason, spec)
     # By these `datasets` tells one state of a data set from another.

@@ -13,7 +13,7 @@ from conftest import WIKITEXT, needs_wikitext
 from corpora import ROWS, words_of
 
 from rnnlm.data import hub
-from rnnlm.data.corpus import CorpusError, CorpusUnavailable, SplitStats, load_corpus
+from rnnlm.data.corpus import CorpusError, CorpusUnavailable, SplitStats, load_corpus, open_text
 from rnnlm.data.text import EOS, UNK
 
 CLOSED_PORT = "http://127.0.0.1:9"  # "discard": nothing listens there
@@ -134,6 +134,14 @@ def test_out_of_reach_is_one_line_at_once(spec: str, monkeypatch: pytest.MonkeyP
         assert part in message
     assert caught.value.exit_code == 2
     assert not datasets.config.HF_HUB_OFFLINE  # left as it was
+
+
+@pytest.mark.parametrize("spec", [*hub.NAMES, "owner/name:config"])
+def test_out_of_reach_an_evaluation_is_told_of_its_own_option(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", CLOSED_PORT)
+    with pytest.raises(CorpusUnavailable, match=f"--evaluate demo.*--evaluate FOLDER:{spec.split(':')[-1]}") as caught:
+        open_text(spec)
+    assert "--corpus" not in str(caught.value)
 
 
 def test_out_of_reach_a_cached_copy_is_used(
