@@ -8,9 +8,10 @@ Modules derive their own types from these. Only a `main()` turns them into one l
 """
 
 import argparse
+import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 
@@ -46,7 +47,18 @@ class ArgumentParser(argparse.ArgumentParser):
         # argparse takes an optional argument, such as a prompt, as missing if an option stands before it. Intermixed
         # parsing does not, but Python 3.11 then loses a `--` that follows the first options.
         options, left_over = self.parse_known_args(args, namespace)
-        return self.parse_intermixed_args(args, namespace) if left_over else options
+        if left_over:
+            options, left_over = self.parse_known_intermixed_args(args, namespace)
+        if left_over:
+            self.error(f"unrecognized arguments: {' '.join(left_over)}{self._advice(left_over)}")
+        return options
+
+    def _advice(self, left_over: Sequence[str]) -> str:
+        known = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
+        for argument in left_over:
+            if argument.startswith("-") and (name := meant(argument.lstrip("-").split("=")[0], known)):
+                return f" (do you mean --{name}?)"
+        return ""
 
     def error(self, message: str) -> NoReturn:
         self.exit(UserError.exit_code, f"{name_of(self.prog)}: {message}: --help lists the options\n")
@@ -57,6 +69,14 @@ class ArgumentParser(argparse.ArgumentParser):
             print(self.format_help(), end="", file=file, flush=True)
         except (OSError, UnicodeError) as error:
             self.exit(output_lost(self.prog, error))
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return the known name that a misspelt or shortened one may stand for; "" if there is none."""
+    known = list(known)
+    longer = [other for other in known if len(name) > 2 and other.startswith(name)]
+    near = longer or difflib.get_close_matches(name, known, 1, cutoff=0.7)
+    return near[0] if near else ""
 
 
 def name_of(program: str) -> str:

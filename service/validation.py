@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from rnnlm.errors import meant
 
 MOST_COMPLAINTS = 20
 _SHOWN_CHARS = 40
@@ -74,8 +75,8 @@ def _place(error: Any, body: Any) -> str:
 
 def _message(error: Any, known: Iterable[str]) -> str:
     if error["type"] == "extra_forbidden":
-        meant = _meant(str(error["loc"][-1])[:_SHOWN_CHARS], list(known))
-        return "is not a field of this request: " + (f"do you mean {meant}?" if meant else "leave it out")
+        field = meant(str(error["loc"][-1])[:_SHOWN_CHARS], known)
+        return "is not a field of this request: " + (f"do you mean {field}?" if field else "leave it out")
     context = {key: shown(value) for key, value in (error.get("ctx") or {}).items()}
     pattern = _WORDS.get(error["type"])
     words = pattern.format(**context) if pattern else error["msg"].removeprefix("Value error, ")
@@ -84,13 +85,6 @@ def _message(error: Any, known: Iterable[str]) -> str:
     if (_is_number(got) or error["type"].startswith(("greater", "less"))) and words.startswith("must"):
         words += f", got {shown(got)}"
     return words
-
-
-def _meant(name: str, known: Sequence[str]) -> str:
-    """Return the field that a misspelt or shortened one may stand for; "" if there is none."""
-    longer = [field for field in known if len(name) > 2 and field.startswith(name)]
-    near = longer or difflib.get_close_matches(name, known, 1, cutoff=0.7)
-    return near[0] if near else ""
 
 
 def _is_number(value: Any) -> bool:
