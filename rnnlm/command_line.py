@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rnnlm import openmp, signals, terminal
 from rnnlm.arrays import MAX_THREADS
+from rnnlm.container import SUFFIX
 from rnnlm.data.text import EOS, TOKENIZERS
 from rnnlm.errors import ArgumentParser, Interrupted, UserError, counted, exit_code_of, reason, show_path
 from rnnlm.language_model import LanguageModel, check_seed, shown
@@ -60,8 +62,11 @@ def main(
 def _parse(
     program: str, arguments: Sequence[str] | None, temperature: float, precisions: Sequence[str]
 ) -> argparse.Namespace:
+    example = f'{program} WEIGHTS "The prime minister"'
     parser = ArgumentParser(
-        prog=program, description="Generate from the weights of a model, or score a text with them."
+        prog=program,
+        description="Generate from the weights of a model, or score a text with them.",
+        extra=f"a prompt of several words is quoted, as in {example}",
     )
     parser.add_argument("weights", help="a weights file, such as weights/demo.safetensors")
     parser.add_argument(
@@ -102,9 +107,16 @@ def _parse(
         parser.error(f"--evaluate reads its own text, {options.evaluate!r}: leave out {what}")
     elif options.evaluate == "":
         parser.error("--evaluate must name a text, got ''")
+    if options.evaluate is None and options.prompt is None and _looks_like_a_prompt(options.weights):
+        parser.error(f"there is no file {options.weights!r}: the weights file comes first, as in {example}")
     if options.evaluate is None and options.prompt is None and (sys.stdin is None or sys.stdin.isatty()):
         parser.error("give a prompt, or send one to standard input")
     return options
+
+
+def _looks_like_a_prompt(weights: str) -> bool:
+    """Return whether what stands in the place of the weights file names none, nor one that is missing."""
+    return not weights.endswith(SUFFIX) and not any(map(os.path.exists, (weights, weights + SUFFIX)))
 
 
 def _evaluate(model: LanguageModel, options: argparse.Namespace) -> tuple[str, ...]:

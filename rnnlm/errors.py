@@ -36,11 +36,12 @@ class Interrupted(Failure):
 class ArgumentParser(argparse.ArgumentParser):
     """Parse a command line; an error is one line. Options cannot be abbreviated, so a misspelt one is an error.
 
-    Options may stand before, between and after the other arguments.
+    Options may stand before, between and after the other arguments.   extra: advice to who gives too many of these.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, extra: str = "", **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+        self._extra = extra
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """Parse a command line, and exit with an error if anything of it is left over."""
@@ -55,10 +56,11 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def _advice(self, left_over: Sequence[str]) -> str:
         known = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
-        for argument in left_over:
-            if argument.startswith("-") and (name := meant(argument.lstrip("-").split("=")[0], known)):
-                return f" (do you mean --{name}?)"
-        return ""
+        misspelt = [argument.lstrip("-").split("=")[0] for argument in left_over if argument.startswith("-")]
+        for name in misspelt:
+            if option := meant(name, known):
+                return f" (do you mean --{option}?)"
+        return f": {self._extra}" if self._extra and not misspelt else ""
 
     def error(self, message: str) -> NoReturn:
         self.exit(UserError.exit_code, f"{name_of(self.prog)}: {message}: --help lists the options\n")

@@ -137,7 +137,17 @@ def test_options_may_stand_anywhere(weights_file: Path) -> None:
     score = rnn_command(weights, "waa wab", "--score")
     assert rnn_command(weights, "--score", "waa wab").stdout == score.stdout != ""
     assert rnn_command(weights, "--score", "-", standard_input=b"waa wab").stdout == score.stdout
-    refused(rnn_command(weights, *seed, "waa", "wab"), 2, "rnn.py: unrecognized arguments: wab: --help")
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_a_prompt_is_quoted_and_comes_after_the_weights(program: tuple[str, ...], weights_file: Path) -> None:
+    example = f'{" ".join(program)} WEIGHTS "The prime minister": --help lists the options'
+    unquoted = rnn_command(str(weights_file), "--seed", "3", "waa", "wab", "wac", program=program)
+    refused(unquoted, 2, f"unrecognized arguments: wab wac: a prompt of several words is quoted, as in {example}")
+    forgotten = rnn_command("The 'prime", program=program)
+    refused(forgotten, 2, f"""there is no file "The 'prime": the weights file comes first, as in {example}""")
+    refused(rnn_command("none.safetensors", program=program, standard_input=b"waa"), 2, "train a model")
+    refused(rnn_command(str(weights_file.with_suffix("")), program=program, standard_input=b"waa"), 2, "do you mean")
 
 
 @pytest.mark.parametrize("before", [(), ("--score",), ("-n", "5")])
