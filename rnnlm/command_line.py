@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+_OF_GENERATION = ("max_tokens", "temperature", "top_k", "top_p", "seed", "ignore_eos")  # of `LanguageModel.stream`
 
 Load = Callable[[argparse.Namespace], LanguageModel]
 
@@ -85,12 +86,14 @@ def _parse(
     parser.add_argument(
         "--tokenizer", choices=TOKENIZERS, help="with --evaluate: how the text is read; default: as the training text"
     )
-    parser.add_argument("-n", "--max-tokens", type=int, default=50, help="generate at most this many (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=temperature, help="0 is greedy (%(default)s)")
-    parser.add_argument("--top-k", type=int, default=0, help="draw from the k most probable tokens; 0: all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the most probable that hold p; 1: all")
+    parser.add_argument("-n", "--max-tokens", type=int, help="generate at most this many (50)")
+    parser.add_argument("--temperature", type=float, help=f"0 is greedy ({temperature:g})")
+    parser.add_argument("--top-k", type=int, help="draw from the k most probable tokens; 0: all")
+    parser.add_argument("--top-p", type=float, help="draw from the most probable that hold p; 1: all")
     parser.add_argument("--seed", type=int, help="the same seed gives the same text; default: a fresh one")
-    parser.add_argument("--ignore-eos", action="store_true", help="continue after the end of the sentence")
+    parser.add_argument(
+        "--ignore-eos", action="store_true", default=None, help="continue after the end of the sentence"
+    )
     parser.add_argument("--precision", choices=precisions, default="float32", help="how Why is stored (%(default)s)")
     parser.add_argument("--threads", type=int, help="default: OMP_NUM_THREADS, or one for each processor")
     options = parser.parse_args(arguments)
@@ -101,17 +104,30 @@ def _parse(
     if options.evaluate is None:
         for name in ("per_line", "split", "tokenizer"):
             if getattr(options, name):
-                parser.error(f"--{name.replace('_', '-')} is for --evaluate TEXT")
+                parser.error(f"{_option(name)} is for --evaluate TEXT")
     elif options.prompt is not None or options.score:
         what = "--score" if options.score else f"the prompt {options.prompt!r}"
         parser.error(f"--evaluate reads its own text, {options.evaluate!r}: leave out {what}")
     elif options.evaluate == "":
         parser.error("--evaluate must name a text, got ''")
+    for name in _for_generation(options):
+        if options.score or options.evaluate is not None:
+            what = "--score" if options.score else "--evaluate"
+            parser.error(f"{_option(name)} is for generating: leave it out with {what}")
     if options.evaluate is None and options.prompt is None and _looks_like_a_prompt(options.weights):
         parser.error(f"there is no file {options.weights!r}: the weights file comes first, as in {example}")
     if options.evaluate is None and options.prompt is None and (sys.stdin is None or sys.stdin.isatty()):
         parser.error("give a prompt, or send one to standard input")
     return options
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _for_generation(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a generation that the command line names; the others have the model's own defaults."""
+    return {name: value for name in _OF_GENERATION if (value := getattr(options, name)) is not None}
 
 
 def _looks_like_a_prompt(weights: str) -> bool:
@@ -186,15 +202,7 @@ def _prompt_from_standard_input() -> str:
 def _generate(model: LanguageModel, options: argparse.Namespace) -> tuple[str, ...]:
     seed = check_seed(options.seed)
     _, unknown = model.encode(options.prompt)
-    tokens = model.stream(
-        options.prompt,
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=seed,
-        ignore_eos=options.ignore_eos,
-    )
+    tokens = model.stream(options.prompt, **_for_generation(options) | {"seed": seed})
     count, piece = 0, ""
     with signals.interrupt_flag() as interrupted:
         print(options.prompt, end=" ", flush=True)

@@ -253,6 +253,22 @@ def test_generation_options_out_of_range(extra: list[str], word: str, weights_fi
     refused(rnn_command(str(weights_file), "waa", *extra), 2, word)
 
 
+@pytest.mark.parametrize("what", [("waa", "--score"), ("--evaluate", "text.txt")])
+@pytest.mark.parametrize(
+    "given",
+    ["-n 50", "--temperature 0", "--top-k 0", "--top-p 1", "--seed 0", "--ignore-eos"],
+)
+def test_options_of_a_generation_are_refused_elsewhere(
+    what: tuple[str, ...], given: str, weights_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where their value is the default, or 0."""
+    with pytest.raises(SystemExit) as caught:
+        rnn.main([str(weights_file), *what, *given.split()])
+    option = given.split()[0].replace("-n", "--max-tokens")
+    said = f"rnn.py: {option} is for generating: leave it out with {what[-1] if what[0] == 'waa' else what[0]}: "
+    assert caught.value.code == 2 and capsys.readouterr().err.startswith(said)
+
+
 def test_missing_and_damaged_weights(weights_file: Path, tmp_path: Path) -> None:
     refused(rnn_command(str(tmp_path / "none.safetensors"), "waa"), 2, "none.safetensors")
     weights_file.write_bytes(weights_file.read_bytes()[:-10])
