@@ -246,7 +246,7 @@ def test_prompts_that_cannot_be_used(prompt: str, weights_file: Path) -> None:
         (["--top-k", "2147483648"], "top_k"),
         (["--seed", "-1"], "seed"),
         (["--threads", "0"], "--threads must be from 1 to 1,024, got 0"),
-        (["--threads", "1025"], "1025"),
+        (["--threads", "1025"], "1,025"),
     ],
 )
 def test_generation_options_out_of_range(extra: list[str], word: str, weights_file: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_prompt_that_is_not_text(weights_file: Path) -> None:
         capture_output=True,
         cwd=ROOT,
     )
-    assert result.returncode == 2 and result.stderr.startswith(b"rnn.py: the prompt is not text")
+    assert result.returncode == 2 and result.stderr.startswith(b"rnn.py: the prompt is not valid Unicode")
 
 
 def test_a_hopeless_score_has_a_perplexity(weights_file: Path) -> None:
