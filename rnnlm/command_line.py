@@ -189,14 +189,20 @@ def _report(found: Evaluation, what: str, has_unk: bool) -> Iterator[str]:
 
 
 def _prompt_from_standard_input() -> str:
-    """Return what standard input holds. Bytes that are not UTF-8 are refused by the model."""
+    """Return what standard input holds. Raises PromptError (closed, unreadable, not UTF-8)."""
     if sys.stdin is None:
         raise PromptError("there is no standard input to read a prompt from: give one")
     try:
-        data = sys.stdin.buffer.read()
+        text = sys.stdin.buffer.read().decode()
     except OSError as error:
         raise PromptError(f"standard input cannot be read: {reason(error)}") from error
-    return data.decode("utf-8", "surrogateescape").removeprefix("\N{BYTE ORDER MARK}").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"standard input is not UTF-8 text: byte {error.object[error.start]:#04x} at offset {error.start:,}; "
+            "convert it, ... | iconv -f LATIN1 -t UTF-8 | ..., before it comes here; if it is in another encoding, "
+            "name that instead (iconv -l lists them)"
+        ) from error
+    return text.removeprefix("\N{BYTE ORDER MARK}").rstrip("\r\n")
 
 
 def _generate(model: LanguageModel, options: argparse.Namespace) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ _DTYPES = {
 }
 DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 SUFFIX = ".safetensors"  # of the names of weights files
+_LISTED_FILES = 3  # of a folder, in a message
 _ALIGNMENT = 64  # the header is padded so that the first tensor starts on a cache line
 
 
@@ -162,7 +163,7 @@ def opened(path: str | os.PathLike[str], kind: Kind) -> Iterator[SafetensorsFile
         with _reading(path, kind.remedy):
             mode = os.stat(path).st_mode  # before open(): opening a named pipe would wait for a writer
             if stat.S_ISDIR(mode):
-                raise Invalid("is a folder, not a file")
+                raise Invalid(f"is a folder, not a file{_then(_weights_in(path))}")
             if not stat.S_ISREG(mode):
                 raise Invalid("is not a regular file")
             file = SafetensorsFile(stack.enter_context(open(path, "rb")), kind)
@@ -205,6 +206,13 @@ def _misfit(size: int, length: int, first: bytes, kind: Kind) -> str:
     return f"is not a safetensors file, as a {kind.name} must be{_then(kind.instead)}"
 
 
+def _weights_in(folder: str | os.PathLike[str]) -> str:
+    """Return the advice to give one of the weights files in a folder; "" if it has none."""
+    found = sorted(entry.path for entry in os.scandir(folder) if entry.name.endswith(SUFFIX) and entry.is_file())
+    more = ", ..." if len(found) > _LISTED_FILES else ""
+    return f"give one in it: {', '.join(map(show_path, found[:_LISTED_FILES]))}{more}" if found else ""
+
+
 def _then(remedy: str) -> str:
     return f": {remedy}" if remedy else ""
 
@@ -230,7 +238,7 @@ def _parse_header(raw: bytes, data_size: int) -> tuple[dict[str, str], dict[str,
             raise Invalid(f"the tensor {show(name)} starts at byte {entry.begin:,}, expected {position:,}")
         position = entry.end
     if position != data_size:
-        raise Invalid(f"its tensors take {position:,} bytes, but the file has {data_size:,} for them")
+        raise Invalid(f"its tensors take {position:,} bytes, but the file has {data_size:,} for them: copy it again")
     return metadata, entries
 
 

@@ -211,7 +211,8 @@ def library() -> ctypes.CDLL:
             function = getattr(lib, name)
             function.argtypes, function.restype = argtypes, restype
     except (OSError, AttributeError) as error:  # not a library, for another machine, or without one of the functions
-        raise RNNLibraryError(f"{path} cannot be loaded as the C library ({error}); run `make lib`") from error
+        remedy = "correct RNNLIB_PATH, or unset it" if os.environ.get("RNNLIB_PATH") else "run `make lib`"
+        raise RNNLibraryError(f"{path} cannot be loaded as the C library ({error}); {remedy}") from error
     sizes = {
         "rnn_dims": ctypes.sizeof(Dims),
         "rnn_regularization": ctypes.sizeof(RegularizationStruct),

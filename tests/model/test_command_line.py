@@ -19,6 +19,7 @@ from running import refused
 
 import rnn
 from rnnlm import checkpoint, openmp
+from rnnlm.checkpoint import CheckpointError
 from rnnlm.data.text import EOS, UNK
 from rnnlm.errors import counted
 from rnnlm.language_model import Score, Token
@@ -209,7 +210,8 @@ def test_torch_is_greedy_and_c_samples_unless_told_otherwise(weights_file: Path)
 
 
 def test_standard_input_that_cannot_be_used(weights_file: Path) -> None:
-    refused(rnn_command(str(weights_file), standard_input=b"waa \xff"), 2, "the prompt is not text", "character 4")
+    latin1 = rnn_command(str(weights_file), standard_input=b"waa w\xe4b")
+    refused(latin1, 2, "standard input is not UTF-8 text: byte 0xe4 at offset 5; convert it, ... | iconv -f LATIN1")
     refused(rnn_command(str(weights_file), standard_input=b""), 2, "the prompt has no word")
     closed = f'exec "{sys.executable}" "{ROOT / "rnn.py"}" "{weights_file}" <&-'
     refused(subprocess.run(["bash", "-c", closed], capture_output=True, text=True), 2, "give a prompt")
@@ -272,7 +274,21 @@ def test_options_of_a_generation_are_refused_elsewhere(
 def test_missing_and_damaged_weights(weights_file: Path, tmp_path: Path) -> None:
     refused(rnn_command(str(tmp_path / "none.safetensors"), "waa"), 2, "none.safetensors")
     weights_file.write_bytes(weights_file.read_bytes()[:-10])
-    refused(rnn_command(str(weights_file), "waa"), 2, "tiny.safetensors")
+    refused(rnn_command(str(weights_file), "waa"), 2, "tiny.safetensors", "for them: copy it again")
+
+
+def test_a_folder_is_answered_with_the_weights_files_in_it(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r": is a folder, not a file$"):
+        rnn.RNN.load(tmp_path)
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.safetensors").touch()
+    (tmp_path / "b.resume").touch()
+    listed = ", ".join(str(tmp_path / f"{name}.safetensors") for name in ("a", "b", "c"))
+    with pytest.raises(CheckpointError, match=f"is a folder, not a file: give one in it: {re.escape(listed)}$"):
+        rnn.RNN.load(tmp_path)
+    (tmp_path / "d.safetensors").touch()
+    with pytest.raises(CheckpointError, match=rf"{re.escape(listed)}, \.\.\.$"):
+        rnn.RNN.load(tmp_path)
 
 
 def rnn_into(target: str, *arguments: str) -> tuple[int, str]:
