@@ -159,9 +159,10 @@ def _evaluate(model: LanguageModel, options: argparse.Namespace) -> tuple[str, .
         raise UserError(
             f"{options.evaluate!r} cannot be read without the package {error.name}: pip install {error.name}"
         ) from error
-    if not whole.words:
-        raise UserError(f"{options.evaluate!r} has no word that the model knows: use another text")
     name = "standard input" if options.evaluate == "-" else show_path(options.evaluate)
+    if not whole.words:
+        problem = "has no word that the model knows" if whole.unknown or whole.dropped else "is empty"
+        raise UserError(f"{name} {problem}: use another text")
     name += f", {text.split} split" if text.split else ""
     for line in _report(whole, f"{name}, tokenizer {tokenizer}", vocabulary.unk is not None):
         print(line, file=sys.stderr if options.per_line else sys.stdout)

@@ -50,6 +50,17 @@ def open_folder(spec: str, folder: Path, config: str) -> Source:
     return Source(_tokenizer(config), identity, texts, optional=_OPTIONAL)
 
 
+def configs(folder: Path) -> list[str]:
+    """Return the configs of a local folder, for a message; none if it is no data set that `datasets` can read."""
+    try:
+        import datasets
+
+        with _quiet(datasets):
+            return datasets.get_dataset_config_names(str(folder))
+    except Exception:  # as in _readable; or `datasets` is not installed
+        return []
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rnnlm.data import hub
 from rnnlm.data.encoding import CorpusError
 
 SPLITS = ("train", "validation", "test")
@@ -52,9 +53,11 @@ def find(folder: Path) -> Folder:
     plain = [path for path in paths if _ending(path) == ".txt"]
     if not named:
         if not plain:
+            configs = hub.configs(folder)
+            which = f", one of {', '.join(configs)}" if configs else ""
             raise CorpusError(
                 f"no .txt files in the folder {str(folder)!r} or below it; if it is in the dataset hub's layout, add "
-                f"its config: {folder}:CONFIG"
+                f"its config: {folder}:CONFIG{which}"
             )
         _refuse_twins(folder, plain)
         return Folder({"train": plain}, [], False)

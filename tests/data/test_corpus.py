@@ -198,7 +198,7 @@ def test_a_text_that_holds_too_little(write, content: str, message: str) -> None
 
 
 def test_a_folder_without_text_says_how_the_hub_layout_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=rf"no \.txt files in the folder '{tmp_path}'.*{tmp_path}:CONFIG"):
+    with pytest.raises(CorpusError, match=rf"no \.txt files in the folder '{tmp_path}'.*{tmp_path}:CONFIG$"):
         load_corpus(str(tmp_path))
 
 

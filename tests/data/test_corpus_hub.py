@@ -69,6 +69,8 @@ def test_a_config_that_is_missing_lists_those_there_are(hub_folder) -> None:
     hub_folder(ROWS, config="news", name=folder.name)
     with pytest.raises(CorpusError, match=rf"no config 'wikitext-3' in '{folder}'; it has wikitext-2-v1, news$"):
         load_corpus(f"{folder}:wikitext-3")
+    with pytest.raises(CorpusError, match=rf"add its config: {folder}:CONFIG, one of wikitext-2-v1, news$"):
+        load_corpus(str(folder))
 
 
 @pytest.mark.parametrize(

@@ -190,8 +190,10 @@ def test_evaluating_imports_nothing_that_trains(weights_file: Path, tmp_path: Pa
         (["waa", "--per-line"], ["--per-line is for --evaluate"]),
         (["waa", "--split", "test"], ["--split is for --evaluate"]),
         (["--evaluate", "text.txt", "--split", "test"], ["no test split", "it has train"]),
-        (["--evaluate", "empty.txt"], ["empty.txt' has no word that the model knows"]),
-        (["--evaluate", "numbers.txt", "--per-line"], ["numbers.txt' has no word that the model knows"]),
+        (["--evaluate", "empty.txt"], ["empty.txt is empty: use another text"]),
+        (["--evaluate", "-"], ["standard input is empty: use another text"]),
+        (["--evaluate", "foreign.txt"], ["foreign.txt has no word that the model knows"]),
+        (["--evaluate", "numbers.txt", "--per-line"], ["numbers.txt has no word that the model knows"]),
         (["--evaluate", "latin1.txt"], ["latin1.txt", "iconv"]),
     ],
 )
@@ -200,6 +202,7 @@ def test_evaluations_that_are_refused(
 ) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "foreign.txt").write_text("nonsense")
     (tmp_path / "numbers.txt").write_text("1 2 3")
     (tmp_path / "latin1.txt").write_bytes(b"waa w\xe4b.")
     result = subprocess.run(
