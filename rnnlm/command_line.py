@@ -73,7 +73,7 @@ def _parse(
     parser.add_argument(
         "prompt",
         nargs="?",
-        help="the words to continue, or with --score the text to score; - or none: what comes from standard input",
+        help="the words to continue, or with --score the text to score; -, or none in a pipe: read from standard input",
     )
     parser.add_argument("--score", action="store_true", help="print the log-probability of each word, and perplexity")
     parser.add_argument(
@@ -84,7 +84,9 @@ def _parse(
     parser.add_argument("--per-line", action="store_true", help="with --evaluate: a JSON object for each line of it")
     parser.add_argument("--split", choices=SPLITS, help="with --evaluate: of a corpus that has several (test)")
     parser.add_argument(
-        "--tokenizer", choices=TOKENIZERS, help="with --evaluate: how the text is read; default: as the training text"
+        "--tokenizer",
+        choices=TOKENIZERS,
+        help="with --evaluate: how the text is read; default: as a prompt; WikiText: as the training text",
     )
     parser.add_argument("-n", "--max-tokens", type=int, help="generate at most this many (50)")
     parser.add_argument("--temperature", type=float, help=f"0 is greedy ({temperature:g})")

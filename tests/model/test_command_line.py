@@ -129,6 +129,19 @@ def test_the_prompt_may_come_from_standard_input(program: tuple[str, ...], weigh
         assert piped.stdout == given.stdout and piped.returncode == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals here")
+def test_a_terminal_is_not_waited_for(weights_file: Path) -> None:
+    """As --help says, a prompt is read from standard input if something is piped in."""
+    reader, terminal = os.openpty()
+    command = [sys.executable, "rnn.py", str(weights_file)]
+    result = subprocess.run(command, stdin=terminal, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    os.close(reader)
+    os.close(terminal)
+    refused(result, 2, "give a prompt, or send one to standard input")
+    shown = " ".join(rnn_command("--help").stdout.split())
+    assert "-, or none in a pipe: read from standard input" in shown
+
+
 def test_options_may_stand_anywhere(weights_file: Path) -> None:
     weights, seed = str(weights_file), ("--seed", "3", "--temperature", "1")
     given = rnn_command(weights, "waa wab", *seed)

@@ -167,6 +167,8 @@ def test_wikitext_is_read_as_its_models_were_trained(
     tokenized = corpus.Text(["waa wab's wac .\n"], "test", True, ())
     monkeypatch.setattr(corpus, "open_text", lambda *_, **__: tokenized)
     assert evaluated(capsys, *arguments)["tokens"].startswith("3, ")
+    checkpoint.save(tmp_path / "w.safetensors", replace(source, tokenizer="plain"))  # a model of another text
+    assert evaluated(capsys, *arguments)["tokens"].startswith("4, ")
 
 
 def test_evaluating_imports_nothing_that_trains(weights_file: Path, tmp_path: Path) -> None:
