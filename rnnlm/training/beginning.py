@@ -79,7 +79,7 @@ def begin(options: Options) -> dict[str, Any]:
                 f"nothing to resume: {show_path(files.resume)} does not exist; correct --out, or give the options of "
                 "a new run, such as --preset"
             )
-        log.warning("nothing to resume: %s does not exist; training starts from the beginning", files.resume)
+        log.info("training starts from the beginning: there is no %s to resume", show_path(files.resume))
     elif there and not options.overwrite:
         found = f"{show_path(there[0])} exists"
         if options.resume:
