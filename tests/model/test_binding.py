@@ -294,7 +294,7 @@ def test_an_unknown_precision() -> None:
 
 @pytest.mark.parametrize("threads", [0, -1, 1025])
 def test_a_number_of_threads_out_of_range(threads: int) -> None:
-    with pytest.raises(library.RNNInputError, match=f"threads must be from 1 to 1,024, got {threads}"):
+    with pytest.raises(library.RNNInputError, match=f"threads must be from 1 to 1,024, got {threads:,}"):
         Model(make_weights(5, 4, 3), threads=threads)
 
 
