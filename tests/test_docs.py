@@ -208,6 +208,26 @@ def test_every_route_and_every_error_is_on_the_page_about_serving(tmp_path: Path
     assert not [code for code in codes if f"`{code}`" not in text]
 
 
+def test_every_route_has_an_example(tmp_path: Path) -> None:
+    from service.app import create_app
+    from service.settings import Settings
+
+    commands = re.findall(r"^\$ (.*\bcurl .*)$", blocks(TEXTS["docs/serving.md"]), re.MULTILINE)
+    tried = {
+        (method_of(command), address) for command in commands for address in re.findall(r":8000(/[^\s?']*)", command)
+    }
+    for path, operations in create_app(Settings(weights_dir=tmp_path)).openapi()["paths"].items():
+        pattern = re.sub(r"\{\w+\}", "[^ ]+", path)
+        for method in operations:
+            assert any(used == method and re.fullmatch(pattern, address) for used, address in tried), (method, path)
+
+
+def method_of(command: str) -> str:
+    """Return the method of a curl command, in lower case."""
+    given = re.search(r" -X (\w+)", command)
+    return given[1].lower() if given else "post" if re.search(" (-d|-F) ", command) else "get"
+
+
 def test_every_preset_is_described() -> None:
     from rnnlm.training.config import PRESETS
 
