@@ -14,7 +14,7 @@ from rnnlm import openmp, signals, terminal
 from rnnlm.arrays import MAX_THREADS
 from rnnlm.container import SUFFIX
 from rnnlm.data.text import EOS, TOKENIZERS
-from rnnlm.errors import ArgumentParser, Interrupted, UserError, counted, exit_code_of, reason, show_path
+from rnnlm.errors import ArgumentParser, Interrupted, UserError, counted, exit_code_of, reason, shortened, show_path
 from rnnlm.language_model import LanguageModel, check_seed, shown
 from rnnlm.sampling import PromptError
 
@@ -55,7 +55,7 @@ def main(
             unknown = _score(model, options) if options.score else _generate(model, options)
         sys.stdout.flush()
         if unknown:
-            print(f"not in the vocabulary: {', '.join(unknown)}", file=sys.stderr)
+            print(f"not in the vocabulary: {', '.join(map(shortened, unknown))}", file=sys.stderr)
 
     return exit_code_of(program, work)
 

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+_SHOWN_CHARS = 40
+
 
 class UserError(Exception):
     """The input cannot be used. `str(error)` is one line for the user."""
@@ -118,6 +120,11 @@ def output_lost(program: str, error: OSError | UnicodeError) -> int:
 def counted(number: int, noun: str, plural: str = "") -> str:
     """Return a number and what it counts, for a message: 1 word, 31,266 words."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def shortened(text: str) -> str:
+    """Return a text for a message, without the end of a long one: a word may have as many letters as a book."""
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
 def show_path(path: str | os.PathLike[str]) -> str:

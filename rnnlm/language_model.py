@@ -20,6 +20,7 @@ from rnnlm import inspection
 from rnnlm.arguments import check_type
 from rnnlm.arrays import F32, I32
 from rnnlm.data.text import Span, Vocabulary, tokens_of
+from rnnlm.errors import shortened
 from rnnlm.inspection import Candidates, Inspection, Matrices, Neighbours, Spectrum, Unit
 from rnnlm.sampling import PromptError, Sampling
 
@@ -159,7 +160,7 @@ class LanguageModel(ABC):
             if not unknown:
                 letters = "letters" if self.vocabulary.tokenizer.startswith("unicode") else "the letters A to Z"
                 raise PromptError(f"{what} has no word: words are made of {letters} only")
-            words = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+            words = ", ".join(map(shortened, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
             raise PromptError(f"no word of {what} is in the vocabulary ({words}); try other words")
         return spans
 

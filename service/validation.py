@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rnnlm.errors import meant
+from rnnlm.errors import meant, shortened
 
 MOST_COMPLAINTS = 20
-_SHOWN_CHARS = 40
 
 _WORDS = {  # by pydantic's type of complaint (2.14); {} is filled from its context
     "missing": "is required",
@@ -75,7 +74,7 @@ def _place(error: Any, body: Any) -> str:
 
 def _message(error: Any, known: Iterable[str]) -> str:
     if error["type"] == "extra_forbidden":
-        field = meant(str(error["loc"][-1])[:_SHOWN_CHARS], known)
+        field = meant(shortened(str(error["loc"][-1])), known)
         return "is not a field of this request: " + (f"do you mean {field}?" if field else "leave it out")
     context = {key: shown(value) for key, value in (error.get("ctx") or {}).items()}
     pattern = _WORDS.get(error["type"])
@@ -95,7 +94,7 @@ def _is_number(value: Any) -> bool:
 def shown(value: Any) -> str:
     """Return a value for a message: 0 for 0.0, and no number of thousands of digits."""
     text = f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
+    return shortened(text)
 
 
 def _joined(messages: list[str]) -> str:

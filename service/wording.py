@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple, Self
 
 from rnnlm.data.text import TokenStream, Vocabulary
+from rnnlm.errors import shortened
 
 
 class Wording:
@@ -81,7 +82,7 @@ def read_stop(text: str, vocabulary: Vocabulary) -> StopPhrase:
         return StopPhrase(text, (), "it has no word and no end of a sentence")
     lacking = [word for word in words if vocabulary.ids.get(word, vocabulary.unk) == vocabulary.unk]
     if lacking:
-        return StopPhrase(text, (), f"the model has no word {lacking[0]!r}")
+        return StopPhrase(text, (), f"the model has no word {shortened(lacking[0])!r}")
     return StopPhrase(text, tuple(vocabulary.ids[word] for word in words), "")
 
 

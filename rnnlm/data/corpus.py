@@ -21,7 +21,7 @@ from rnnlm.data.hub import CorpusUnavailable
 from rnnlm.data.text import Vocabulary
 from rnnlm.data.text_files import TextFile
 from rnnlm.data.tokenizers import DROPPED, EOS, LOWERCASE, pieces
-from rnnlm.errors import counted
+from rnnlm.errors import counted, shortened
 from rnnlm.progress import progress
 
 __all__ = ["Corpus", "CorpusError", "CorpusUnavailable", "SplitStats", "WordCount", "load_corpus"]
@@ -78,7 +78,8 @@ class Corpus:
             line = f"{split:<10} {of.tokens:>11,} tokens {of.types:>9,} types {1 - of.unknown_rate:>8.3%} covered"
             if of.unknown_types:
                 more = ", ..." if of.unknown_types > len(of.unknown_words) else ""
-                line += f"; {counted(of.unknown_types, 'unknown word')}: {', '.join(of.unknown_words)}{more}"
+                named = ", ".join(map(shortened, of.unknown_words))
+                line += f"; {counted(of.unknown_types, 'unknown word')}: {named}{more}"
             lines.append(line)
         words = self.words
         read = words.kept + words.dropped
@@ -108,7 +109,7 @@ class Corpus:
 
     def _most(self) -> str:
         most = self.words.most_dropped
-        return f", most often {', '.join(f'{word} ({count:,})' for word, count in most)}" if most else ""
+        return f", most often {', '.join(f'{shortened(word)} ({count:,})' for word, count in most)}" if most else ""
 
 
 def open_corpus(spec: str, *, validation: str | None = None, test: str | None = None) -> Source:

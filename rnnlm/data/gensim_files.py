@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnlm.arrays import F32, I64, Mask
+from rnnlm.errors import shortened
 
 # The classes that gensim 4.4 writes, and those that earlier versions wrote and 4.4 still reads.
 _GENSIM_CLASSES = {
@@ -74,7 +75,7 @@ def _ids(saved: "_Saved", words: Sequence[str]) -> I64:
         if isinstance(row, _Saved):
             row = row.state.get("index")
         if not isinstance(row, int) or not -1 <= row < 1 << 31:
-            raise VectorsRefused(f"is damaged: the row of {word!r} is {_short(row)}")
+            raise VectorsRefused(f"is damaged: the row of {shortened(word)!r} is {_short(row)}")
         ids[i] = row
     return ids
 

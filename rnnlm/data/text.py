@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from rnnlm.arguments import check_type
 from rnnlm.data import tokenizers
 from rnnlm.data.tokenizers import DROPPED, EOS, TOKENIZERS, Piece, of_prompts
-from rnnlm.errors import UserError, counted
+from rnnlm.errors import UserError, counted, shortened
 
 __all__ = [
     "DROPPED_MARK",
@@ -186,9 +186,13 @@ class Vocabulary:
         for i, word in enumerate(self.words):
             check_type(f"vocabulary word {i}", word, str)
             if not word or word.split() != [word]:
-                raise TextError(f"vocabulary word {i} is {word!r}: a word must not be empty or contain white space")
+                raise TextError(
+                    f"vocabulary word {i} is {shortened(word)!r}: a word must not be empty or contain white space"
+                )
             if ids.setdefault(word, i) != i:
-                raise TextError(f"vocabulary words {ids[word]} and {i} are both {word!r}: each word must occur once")
+                raise TextError(
+                    f"vocabulary words {ids[word]} and {i} are both {shortened(word)!r}: each word must occur once"
+                )
         if EOS not in ids:
             raise TextError(f"the vocabulary of {counted(len(ids), 'word')} lacks {EOS}, which ends every sentence")
         self.ids: Mapping[str, int] = MappingProxyType(ids)

@@ -25,7 +25,7 @@ import numpy as np
 
 from rnnlm.arrays import F32, Mask
 from rnnlm.data.gensim_files import VectorsRefused, read_gensim
-from rnnlm.errors import UserError, counted
+from rnnlm.errors import UserError, counted, shortened
 from rnnlm.progress import progress
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,9 @@ def read_vectors(path: Path, words: Sequence[str], size: int | None = None) -> t
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         word = words[int(np.argmin(finite))]
-        raise EmbeddingsError(f"{str(path)!r} is damaged: the vector of {word!r} holds a number that is not finite")
+        raise EmbeddingsError(
+            f"{str(path)!r} is damaged: the vector of {shortened(word)!r} holds a number that is not finite"
+        )
     return vectors, found
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from rnnlm.arguments import check_type
 from rnnlm.arrays import F32, F64
 from rnnlm.data.text import Vocabulary
+from rnnlm.errors import shortened
 from rnnlm.inspection.network import (
     TOP,
     InspectionError,
@@ -113,7 +114,9 @@ def neighbours(network: Network, vocabulary: Vocabulary, word: str, k: int = TOP
     check_count(k)
     check_type("the word", word, str)
     if word not in vocabulary.ids:
-        raise InspectionError(f"{word!r} is not among the {len(vocabulary):,} words of this model: try another")
+        raise InspectionError(
+            f"{shortened(word)!r} is not among the {len(vocabulary):,} words of this model: try another"
+        )
     token = vocabulary.ids[word]
 
     def nearest(vectors: F32) -> tuple[WordValue, ...]:

@@ -272,6 +272,14 @@ def test_what_cannot_be_scored(server: Server, open_page: OpenPage) -> None:
         expect(page.locator("#score-result .word")).to_have_text(scored)  # what was on screen stays
 
 
+def test_a_complaint_about_a_long_word_stays_on_the_page(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url + "/#view=score", refusals=True, viewport={"width": 320, "height": 900})
+    page.get_by_label("Text to score").fill("WORD" * 3000)
+    score(page)
+    expect(page.get_by_role("alert")).to_contain_text("WORDWORD…")
+    assert page.get_by_role("alert").evaluate("alert => alert.scrollWidth <= alert.clientWidth")
+
+
 def test_a_back_end_that_turns_out_to_be_missing(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url + "/#view=score&backend=torch", refusals=True)
     problem = '{"detail": "torch is not installed here: use the C model", "code": "backend_missing"}'

@@ -156,6 +156,18 @@ def test_prompts_without_a_known_word(client: TestClient, prompt: Any) -> None:
         assert "prompt" not in json.dumps(problem)
 
 
+def test_a_long_word_is_shortened_in_a_message_but_not_in_a_reply(client: TestClient) -> None:
+    word = "word" * 45
+    for problem in (
+        refused(client.post("/score", json={"text": word}), 422, "invalid_request"),
+        refused(client.post("/generate/c", json={"prompt": "waa", "stop": word}), 422, "invalid_request"),
+        refused(client.get("/weights/demo/neighbours", params={"word": word}), 422, "invalid_request"),
+    ):
+        message = problem["detail"].replace(f"can never match {word!r}", "")  # a stop phrase is shown whole
+        assert "wordword…" in message and word not in message
+    assert client.post("/score", json={"text": f"waa {word}"}).json()["unknown_words"] == [word]
+
+
 def test_more_tokens_than_a_request_may_make(client: TestClient) -> None:
     body = {"prompt": "waa", "n": 8, "max_tokens": 50}
     assert client.post("/generate/c", json=body).status_code == 200
