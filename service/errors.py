@@ -90,7 +90,9 @@ class WrongMethod(ServiceError):
 
     def __init__(self, method: str, allowed: Sequence[str]) -> None:
         methods = ", ".join(allowed)
-        super().__init__(f"this address does not take {method}: use {methods}", headers={"allow": methods})
+        # Nobody who wants to look at a weights file should be told to delete it.
+        remedy = ", only DELETE: GET /weights lists the weights files" if methods == "DELETE" else f": use {methods}"
+        super().__init__(f"this address does not take {method}{remedy}", headers={"allow": methods})
 
 
 class SlowRequest(ServiceError):

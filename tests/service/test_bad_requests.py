@@ -192,6 +192,13 @@ def test_weights_that_are_not_there(client: TestClient) -> None:
         refused(client.post(path, json={**body, "weights": "nosuch"}), 404, "weights_not_found")
 
 
+def test_nobody_who_wants_to_see_a_weights_file_is_told_to_delete_it(client: TestClient) -> None:
+    response = client.get("/weights/demo")
+    detail = refused(response, 405, "method_not_allowed")["detail"]
+    assert detail == "this address does not take GET, only DELETE: GET /weights lists the weights files"
+    assert response.headers["allow"] == "DELETE"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
