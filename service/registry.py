@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -27,7 +28,7 @@ from rnnlm.errors import UserError
 from rnnlm.library import RNNLibraryError
 from service.capacity import Capacity
 from service.engines import CEngine, Engine, TorchEngine
-from service.errors import BackendMissing, FolderFailed, NotReady, WeightsNotFound, WeightsUnusable
+from service.errors import BackendMissing, FolderFailed, InvalidRequest, NotReady, WeightsNotFound, WeightsUnusable
 from service.folder import SUFFIX, Folder, Version, check_name
 from service.settings import Settings, variable
 
@@ -225,7 +226,16 @@ class Registry:
             return True
 
     def _name(self, name: str | None) -> str:
-        return self.default() if name is None else check_name(name)
+        """Return a weights name as it is listed. Raises InvalidRequest, FolderFailed."""
+        if name is None:
+            return self.default()
+        try:
+            return check_name(name)
+        except InvalidRequest as error:
+            meant = re.split(r"[/\\]", name)[-1].removesuffix(SUFFIX)
+            if meant in self.folder.names():
+                raise InvalidRequest(f"weights are named without a folder: do you mean {meant}?") from error
+            raise
 
     def _check_served(self, backend: str) -> None:
         if backend not in self._settings.served_backends:

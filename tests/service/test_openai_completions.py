@@ -221,7 +221,8 @@ def test_models(client: openai.OpenAI) -> None:
     [
         ({"model": "c/nosuch"}, openai.NotFoundError, "nosuch"),
         ({"model": "gpt"}, openai.NotFoundError, "/v1/models"),
-        ({"model": "c/../demo"}, openai.BadRequestError, "weights name"),
+        ({"model": "c/../demo"}, openai.BadRequestError, "do you mean demo?"),
+        ({"model": "c/../nosuch"}, openai.BadRequestError, "weights name"),
         ({"prompt": ""}, openai.BadRequestError, "prompt"),
         ({"prompt": [1, 4000]}, openai.BadRequestError, "from 0 to 39, got 4000"),
         ({"prompt": [1, "waa"]}, openai.BadRequestError, "prompt must be a text, a list of texts, a list of token ids"),

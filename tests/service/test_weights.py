@@ -227,6 +227,20 @@ def test_links_are_followed_within_the_folder_only(tmp_path: Path) -> None:
         assert (folder / "demo.safetensors").exists()
 
 
+def test_a_path_is_answered_with_the_name_that_is_meant(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    with serving(tmp_path) as client:
+        for path in ("weights/demo.safetensors", "weights/demo", "../demo", "C:\\weights\\demo.safetensors"):
+            problem = refused(client.post("/score", json={"text": "waa", "weights": path}), 422, "invalid_request")
+            assert problem["detail"] == "weights are named without a folder: do you mean demo?"
+        completion = client.post("/v1/completions", json={"prompt": "waa", "model": "c/weights/demo.safetensors"})
+        assert "do you mean demo?" in completion.json()["error"]["message"]
+        for path in ("weights/other.safetensors", "weights/demo/"):
+            problem = refused(client.post("/score", json={"text": "waa", "weights": path}), 422, "invalid_request")
+            assert "has 1 to 64 letters" in problem["detail"]
+        assert client.post("/score", json={"text": "waa", "weights": "demo.safetensors"}).status_code == 200
+
+
 def test_what_cannot_be_asked_for_is_not_listed(tmp_path: Path) -> None:
     save_tiny(tmp_path)
     save_tiny(tmp_path, "x.safetensors")
