@@ -29,7 +29,7 @@ def test_a_setting_out_of_range_is_told_in_one_line(server_folder: Path, options
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=GUARD_SECONDS)
     assert "api.py: RNN_MAX_TOKENS must be an integer, got 'many'" in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
-    assert options or done.returncode == 3
+    assert done.returncode == (0 if options else 3)  # uvicorn's own, as docs/serving.md says
 
 
 @pytest.mark.parametrize(
