@@ -158,8 +158,11 @@ class LanguageModel(ABC):
         if not any(span.kind == "known" for span in spans):
             unknown = tokens_of(spans)[1]
             if not unknown:
-                letters = "letters" if self.vocabulary.tokenizer.startswith("unicode") else "the letters A to Z"
-                raise PromptError(f"{what} has no word: words are made of {letters} only")
+                letters, others = "the letters A to Z", "another character"
+                if self.vocabulary.tokenizer.startswith("unicode"):
+                    letters, others = "letters", "a digit or symbol"
+                rule = f"words are made of {letters} only, and one with {others} inside is dropped whole"
+                raise PromptError(f"{what} has no word: {rule}")
             words = ", ".join(map(shortened, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
             raise PromptError(f"no word of {what} is in the vocabulary ({words}); try other words")
         return spans

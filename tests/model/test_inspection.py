@@ -375,6 +375,13 @@ def test_a_text_without_a_known_word_is_refused(model: LanguageModel, text: str)
         model.generate(text)
 
 
+def test_letters_in_a_piece_that_is_dropped_are_no_word(model: LanguageModel) -> None:
+    with pytest.raises(
+        PromptError, match="letters A to Z only, and one with another character inside is dropped whole"
+    ):
+        model.generate("p.txt")
+
+
 @pytest.mark.parametrize(("limit", "message"), [("VOCAB", "40 words"), ("EMBED", "9 numbers"), ("HIDDEN", "12 hidden")])
 def test_a_model_that_is_too_large_is_refused(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch, limit: str, message: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from browsing import OpenPage, playwright, running, texts
 from colours import THEMES, VISIONS, contrast, linear, oklab, rgb
+from conftest import make_checkpoint
 from serving import Server, save_tiny
 
 from rnnlm import checkpoint
@@ -92,6 +94,24 @@ def test_the_text_is_shown_as_it_was_written(server: Server, open_page: OpenPage
 
 
 KINDS = ("known", "sentence_end", "unknown", "dropped")  # in the order of their list
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "rule"),
+    [
+        ("plain", "waa w\N{LATIN SMALL LETTER O WITH DIAERESIS}rld", "with any character but the letters A to Z"),
+        ("unicode", "waa 3rd", "with a digit or symbol inside"),
+    ],
+)
+def test_the_list_of_kinds_says_which_words_the_model_drops(
+    tmp_path: Path, open_page: OpenPage, tokenizer: str, text: str, rule: str
+) -> None:
+    checkpoint.save(tmp_path / "demo.safetensors", dataclasses.replace(make_checkpoint(vocab=40), tokenizer=tokenizer))
+    with running(tmp_path) as server:
+        page = open_page(server.url + "/#view=score")
+        page.get_by_label("Text to score").fill(text)
+        score(page)
+        expect(page.locator(".kinds")).to_contain_text(f"1 1999 dropped: numbers, marks, and words {rule}")
 
 
 def test_a_vocabulary_without_unk_reads_no_unknown_words(tmp_path: Path, open_page: OpenPage) -> None:

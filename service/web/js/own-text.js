@@ -84,8 +84,8 @@ export function ownText(label, { found, after }, { paint, note = () => null }) {
     return element;
 }
 
-/** What the pieces of the text are, each kind with its number and its mark. */
-export function kinds({ found }) {
+/** What the pieces of the text are, each kind with its number and its mark. tokenizer: that of the model. */
+export function kinds({ found }, tokenizer) {
     const number = (test) => found.filter(test).length;
     const known = number(({ token }) => token.kind === "known");
     const ends = number(({ token }) => token.kind === "sentence_end");
@@ -100,8 +100,14 @@ export function kinds({ found }) {
         kind(ends, html("span", { class: "word sentence_end" }), "ends of sentences, each read as <EOS>"),
         asUnknown > 0 && kind(asUnknown, html("span", { class: "word unknown" }, "word"), `${unknown}, read as <UNK>`),
         unread > 0 && kind(unread, html("s", { class: "unread unknown" }, "word"), `${unknown}, and not read`),
-        dropped > 0 && kind(dropped, html("s", { class: "unread" }, "1999"), "dropped: the model reads words only, no numbers or marks"),
+        dropped > 0 && kind(dropped, html("s", { class: "unread" }, "1999"), `dropped: numbers, marks, and words ${unreadable(tokenizer)}`),
     );
+}
+
+/** Which words a tokenizer drops. It is not known while the list of weights is not. */
+function unreadable(tokenizer = "") {
+    if (tokenizer.startsWith("unicode")) return "with a digit or symbol inside";
+    return tokenizer ? "with any character but the letters A to Z" : "with characters that the model does not read";
 }
 
 function kind(number, sample, meaning) {

@@ -119,7 +119,7 @@ function display([scored, other], body) {
             "article",
             { class: "panel", "data-backend": scored.backend },
             ...(compared ? [compared.summary()] : figures(scored)),
-            kinds(text),
+            kinds(text, listing(scored.weights.name)?.tokenizer),
             ownText("The text, word by word", text, {
                 paint: (token) => (compared ? compared.paint(token) : { "data-step": step(token.logprob) }),
                 note: (token) => (compared ? compared.note(token) : null),
@@ -147,9 +147,14 @@ function figures(scored) {
     ];
 }
 
+/** Return what GET /weights says of a file, if it is known. */
+function listing(name) {
+    return store.weights?.find((each) => each.name === name);
+}
+
 /** Return what the perplexity can be measured by: other ways to predict, and the model on the text that it was tried on. */
 function yardsticks(name) {
-    const weights = store.weights?.find((each) => each.name === name);
+    const weights = listing(name);
     if (!weights || weights.problem) return null;
     const [best, unigram] = [bestPerplexity(weights), unigramPerplexity(weights)];
     const others = [
