@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from rnnlm.arrays import MAX_VOCAB
 from rnnlm.language_model import MAX_SEED
 from rnnlm.sampling import MAX_BIAS, MAX_PENALTY
-from service.validation import shown
+from service.validation import nth_item, shown
 
 MAX_BIASES = 300
 MAX_STOPS = 8
@@ -85,7 +85,7 @@ def prompts(*, chars: int, count: int, ids: bool = False, description: str, exam
             return (check_ids(value, ""),)
         if not 1 <= len(value) <= count:
             raise refuse(f"must have from 1 to {count} items, got {len(value):,}")
-        places = [f"item {index} " for index in range(len(value))]
+        places = [f"{nth_item(index, len(value))} " for index in range(len(value))]
         if all(isinstance(item, str) for item in value):
             return tuple(map(check_text, value, places))
         if ids and all(isinstance(item, list) and _are_ids(item) for item in value):

@@ -19,7 +19,7 @@ from service.request import Prompt, Request
 from service.scheduler import Scheduler
 from service.sequences import TokenSequence
 from service.settings import Settings
-from service.validation import shown
+from service.validation import nth_item, shown
 from service.wording import Phrase, Stop, read_stop
 
 T = TypeVar("T")
@@ -160,9 +160,8 @@ def read_prompts(
             is_text = isinstance(given, str)
             prompts.append(_read_text(given, what, engine) if is_text else _read_ids(given, engine, instead))
         except PromptError as error:
-            place = f"{field} {index}" if len(inputs) > 1 else field
-            message = f"cannot be used: {error}"
-            raise InvalidRequest(f"{place} {message}", fields=((field, message),)) from error
+            place = f"{nth_item(index, len(inputs))} " if len(inputs) > 1 else ""
+            raise InvalidRequest.of(field, f"{place}cannot be used: {error}") from error
     return prompts
 
 

@@ -97,6 +97,11 @@ def shown(value: Any) -> str:
     return shortened(text)
 
 
+def nth_item(index: int, count: int) -> str:
+    """Name an item of a list for people, who count from 1."""
+    return f"item {index + 1} of {count}"
+
+
 def _joined(messages: list[str]) -> str:
     """Join what each branch of a union says: must be a string, or a list."""
     first, *rest = messages

@@ -97,7 +97,7 @@ def test_of_a_long_conversation_the_end_is_read(client: openai.OpenAI) -> None:
     ("options", "says"),
     [
         ({"messages": []}, "messages must be a list of messages"),
-        ({"messages": [{"content": "waa"}]}, "item 0"),
+        ({"messages": [{"content": "waa"}]}, "item 1 of 1"),
         ({"messages": [{"role": "system", "content": "waa"}]}, "user or assistant"),
         ({"messages": [{"role": "user", "content": "zebra"}]}, "messages cannot be used: no word of the text"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "type text"),

@@ -52,7 +52,7 @@ def test_openais_client_decodes_them(folder: Path, tmp_path: Path) -> None:
     ("change", "status", "says"),
     [
         ({"input": "zebra"}, 400, "input cannot be used: no word of the input is in the vocabulary"),
-        ({"input": ["waa", "..."]}, 400, "input 1 cannot be used: the input has no word"),
+        ({"input": ["waa", "..."]}, 400, "input item 2 of 2 cannot be used: the input has no word"),
         ({"input": [0]}, 400, "<EOS>"),
         ({"input": [99]}, 400, "got 99: send texts instead"),
         ({"input": [[1], [791, 10400]]}, 400, "got 791: send texts instead"),

@@ -152,4 +152,4 @@ def test_the_context_is_what_the_service_says(folder: Path) -> None:
     with serving(folder, max_prompt_chars=10) as client:
         assert "at most 10 characters, got 11" in error(client, prompt="w" * 11)["message"]
         assert "at most 10 token ids, got 11" in error(client, prompt=[1] * 11)["message"]
-        assert "item 1 must have at most 10" in error(client, prompt=["waa", "w" * 11])["message"]
+        assert "item 2 of 2 must have at most 10" in error(client, prompt=["waa", "w" * 11])["message"]

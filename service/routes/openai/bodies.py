@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 from rnnlm.language_model import MAX_SEED
 from service import fields
 from service.settings import Settings
+from service.validation import nth_item
 
 Model = Annotated[
     str,
@@ -132,12 +133,12 @@ def _messages(value: Any) -> tuple[Message, ...]:
     """Return the role and the text of each message."""
     if not isinstance(value, list) or not value:
         raise fields.refuse("must be a list of messages, each with a role and a content")
-    return tuple(_message(index, item) for index, item in enumerate(value))
+    return tuple(_message(nth_item(index, len(value)), item) for index, item in enumerate(value))
 
 
-def _message(index: int, item: Any) -> Message:
+def _message(place: str, item: Any) -> Message:
     if not isinstance(item, dict) or not isinstance(item.get("role"), str):
-        raise fields.refuse(f"must have objects with a role and a content; item {index} is none")
+        raise fields.refuse(f"must have objects with a role and a content; {place} is none")
     content = item.get("content")
     if content is None:  # of an assistant that called a tool
         return Message(item["role"], "")
@@ -146,9 +147,7 @@ def _message(index: int, item: Any) -> Message:
     parts = content if isinstance(content, list) else [None]
     texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
     if not all(isinstance(text, str) for text in texts):
-        raise fields.refuse(
-            f"must have contents that are text, or lists of parts of type text; that of item {index} is not"
-        )
+        raise fields.refuse(f"must have contents that are text, or lists of parts of type text; that of {place} is not")
     return Message(item["role"], "\n".join(texts))
 
 
