@@ -219,7 +219,7 @@ class WeightsList(BaseModel):
 
 class Uploaded(BaseModel):
     name: str
-    renamed_from: str | None = Field(description="the file's own name, if it had to be cleaned; else null")
+    renamed_from: str | None = Field(description="the name as it was given, if it had to be cleaned; else null")
     sha256: str
     size: int
     replaced: bool

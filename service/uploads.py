@@ -135,7 +135,6 @@ class Uploader:
                     raise self._too_large()
             form.close()
             name, overwrite = form.check()
-            renamed = form.file_name != name and not form.is_named
             target = self._folder.path(name)
             await asyncio.to_thread(_check_target, target, overwrite)
             await asyncio.to_thread(_settle, file)
@@ -153,7 +152,7 @@ class Uploader:
         )
         return schemas.Uploaded(
             name=name,
-            renamed_from=form.file_name if renamed else None,
+            renamed_from=form.given_name if form.given_name != name else None,
             sha256=form.sha256,
             size=form.size,
             replaced=replaced,
@@ -242,14 +241,10 @@ class _Form:
         return self._digest.hexdigest()
 
     @property
-    def file_name(self) -> str:
-        """The file's own name, without its suffix."""
-        return self._filename.removesuffix(SUFFIX)
-
-    @property
-    def is_named(self) -> bool:
-        """Whether the form gives a name."""
-        return bool(self._values.get("name", b"").strip())
+    def given_name(self) -> str:
+        """The name that the form gives, else the file's own, without its suffix."""
+        named = self._values.get("name", b"").decode("utf-8", "replace").strip()
+        return (named or self._filename).removesuffix(SUFFIX)
 
     def feed(self, chunk: bytes) -> None:
         """Parse the next piece. Raises MalformedRequest, InvalidRequest; OSError when the disk is full."""
@@ -272,7 +267,7 @@ class _Form:
             raise InvalidUpload(
                 f"the SHA-256 of the file received is {self.sha256}, not the one given: send the file again"
             )
-        return name or check_name(_SPACES_AND_BRACKETS.sub("-", self.file_name).strip("-") + SUFFIX), overwrite
+        return name or _cleaned(self.given_name), overwrite
 
     def _fields(self) -> tuple[str, bool, str]:
         """Return (name, overwrite, sha256), each "" if it has not arrived yet. Raises InvalidRequest."""
@@ -284,7 +279,7 @@ class _Form:
         expected = values.get("sha256", "").lower()
         if expected and not re.fullmatch("[0-9a-f]{64}", expected):
             raise InvalidRequest("sha256 must be 64 hexadecimal digits")
-        return name and check_name(name), overwrite == "true", expected
+        return name and _cleaned(self.given_name), overwrite == "true", expected
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._header = self._header[0] + data[start:end], self._header[1]
@@ -323,6 +318,11 @@ class _Form:
 
     def _on_end(self) -> None:
         self._complete = True
+
+
+def _cleaned(given: str) -> str:
+    """Return a name with its spaces and brackets replaced. Raises InvalidRequest."""
+    return check_name(_SPACES_AND_BRACKETS.sub("-", given).strip("-") + SUFFIX)
 
 
 @contextlib.asynccontextmanager

@@ -232,6 +232,15 @@ def test_a_name_that_is_taken(server: Server, tmp_path: Path, open_page: OpenPag
     expect(row(page, "demo")).to_contain_text("40 words")
 
 
+def test_a_name_with_a_space_is_cleaned(server: Server, demo: Path, open_page: OpenPage) -> None:
+    page = open_page(server.url + VIEW)
+    choose(page, demo, "my copy")
+    upload(page)
+    give_token(page)
+    expect(page.get_by_text("my copy is added, named my-copy here. It can be used at once.")).to_be_visible()
+    expect(row(page, "my-copy")).to_be_visible()
+
+
 def test_the_reasons_of_a_refusal(server: Server, tmp_path: Path, open_page: OpenPage) -> None:
     page = open_page(server.url + VIEW, refusals=True)
     upload(page)

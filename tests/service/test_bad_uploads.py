@@ -157,7 +157,6 @@ def test_a_digest_that_differs(client: TestClient, folder: Path, sound: bytes) -
 )
 def test_bad_names(client: TestClient, folder: Path, sound: bytes, name: str) -> None:
     refused(upload(client, sound, name), 422, "invalid_request")
-    refused(upload(client, sound, "good.safetensors", name="a b"), 422, "invalid_request")
     if name:
         refused(upload(client, sound, "good.safetensors", name=name), 422, "invalid_request")
     assert nothing_left(folder) and os.listdir(folder.parent) == ["weights"]

@@ -50,13 +50,15 @@ def test_the_name_may_be_given(empty_client: TestClient, empty_folder: Path, sou
     ("file_name", "name"),
     [("demo (1).safetensors", "demo-1"), ("my  model", "my-model"), ("[a] {b}.safetensors", "a-b")],
 )
-def test_spaces_and_brackets_of_a_file_name_are_replaced(
+def test_spaces_and_brackets_of_a_name_are_replaced(
     empty_client: TestClient, empty_folder: Path, sound: bytes, file_name: str, name: str
 ) -> None:
     uploaded = upload(empty_client, sound, file_name).json()
     assert (uploaded["name"], uploaded["renamed_from"]) == (name, file_name.removesuffix(".safetensors"))
     assert os.listdir(empty_folder) == [f"{name}.safetensors"]
     assert upload(empty_client, sound, file_name, name="other").json()["renamed_from"] is None
+    typed = upload(empty_client, sound, "new.safetensors", name=file_name, overwrite="true").json()
+    assert (typed["name"], typed["renamed_from"]) == (name, file_name.removesuffix(".safetensors"))
 
 
 def test_nothing_is_overwritten_unless_asked_for(empty_client: TestClient, empty_folder: Path, sound: bytes) -> None:
