@@ -191,6 +191,7 @@ int32_t rnn_sample(rnn_decoder *decoder, const float *logits, const rnn_sampling
     }
     if (!possible) return RNN_E_NONFINITE;
     for (size_t b = 0; b < decoder->blocks; b++) rnn_measure_block(decoder, 0, logits, b, sampling);
+    RNN_OMP(parallel num_threads(1)) /* in which rnn_thread() is 0, also where the caller has several threads */
     *token = rnn_draw(decoder, 0, logits, sampling, logp);
     return RNN_OK;
 }

@@ -65,6 +65,7 @@ static const test tests[] = {
     {"sampling", test_sampling},
     {"what top_k and top_p keep", test_cuts},
     {"biases and penalties", test_biases},
+    {"sampling in threads of the caller", test_sampling_in_threads_of_the_caller},
     {"inference refuses, and leaves outputs untouched", test_inference_refusals},
     {"a weight too large for its copy", test_a_weight_too_large_for_its_copy},
     {"some words are updated as all are", test_some_words_are_updated_as_all_are},

@@ -30,6 +30,26 @@ static void free_sampler(sampler *s) {
     free_problem(&s->p);
 }
 
+/* A caller may have threads of its own. Each has a decoder, whose scratch memory is for one thread. */
+void test_sampling_in_threads_of_the_caller(void) {
+    enum { V = 5000, THREADS = 4 };
+    sampler s = make_sampler(V);
+    float *z = random_floats(V, 2.0);
+    int32_t tokens[THREADS], want = -1;
+    rnn_sampling draw = {.u = 0.7, .temperature = 1.0f, .top_k = 40, .top_p = 0.9f, .banned = -1};
+    CHECK(rnn_sample(s.decoder, z, &draw, &want, NULL) == RNN_OK);
+    RNN_OMP(parallel for num_threads(THREADS) schedule(static, 1))
+    for (int i = 0; i < THREADS; i++) {
+        rnn_decoder *own = NULL;
+        CHECK(rnn_decoder_create(s.model, 1, 1, &own) == RNN_OK);
+        CHECK(rnn_sample(need(own), z, &draw, tokens + i, NULL) == RNN_OK);
+        rnn_decoder_destroy(own);
+    }
+    for (int i = 0; i < THREADS; i++) CHECK(tokens[i] == want);
+    free(z);
+    free_sampler(&s);
+}
+
 static const float *sorted_logits; /* what `order` compares; qsort takes no context */
 
 static int order(const void *a, const void *b) {

@@ -39,6 +39,7 @@ void test_optimizer_refusals(void);
 /* test_sampling.c */
 void test_cuts(void);
 void test_biases(void);
+void test_sampling_in_threads_of_the_caller(void);
 
 /* test_inference.c */
 void test_decode_matches_loss(void);
