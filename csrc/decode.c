@@ -128,20 +128,21 @@ void rnn_project_block(const rnn_model *m, size_t n0, size_t n, rnn_operand hidd
     for (size_t i = 0; i < n; i++) k->finish(cols, scale, m->by + v0, z + i * ld);
 }
 
-void rnn_load_states(const rnn_model *m, size_t n, const float *states, float *rows) {
+/* The model is bounded (rnn_model_create), so from finite states all that follows is finite. */
+bool rnn_rows_are_finite(const rnn_model *m, size_t n, const float *rows) {
+    return isfinite(m->kernels->max_abs(n * m->stride, rows));
+}
+
+bool rnn_load_states(const rnn_model *m, size_t n, const float *states, float *rows) {
     for (size_t i = 0; i < n; i++) {
         memcpy(rows + i * m->stride, states + i * m->H, m->H * sizeof *rows);
         memset(rows + i * m->stride + m->H, 0, (m->stride - m->H) * sizeof *rows);
     }
+    return rnn_rows_are_finite(m, n, rows);
 }
 
 void rnn_store_states(const rnn_model *m, size_t n, const float *rows, float *states) {
     for (size_t i = 0; i < n; i++) memcpy(states + i * m->H, rows + i * m->stride, m->H * sizeof *rows);
-}
-
-/* The model is bounded (rnn_model_create), so from finite states all that follows is finite. */
-bool rnn_rows_are_finite(const rnn_model *m, size_t n, const float *rows) {
-    return isfinite(m->kernels->max_abs(n * m->stride, rows));
 }
 
 int32_t rnn_prefill(rnn_decoder *decoder, const int32_t *tokens, int32_t count, float *state) {
@@ -151,7 +152,7 @@ int32_t rnn_prefill(rnn_decoder *decoder, const int32_t *tokens, int32_t count, 
     int32_t status = rnn_check_tokens(m, tokens, (size_t)count);
     if (status) return status;
     float *from = decoder->state, *to = decoder->next;
-    rnn_load_states(m, 1, state, from);
+    if (!rnn_load_states(m, 1, state, from)) return RNN_E_NONFINITE;
     for (int32_t i = 0; i < count; i++) {
         rnn_advance(m, 1, tokens + i, from, to);
         float *swap = from;
@@ -197,7 +198,7 @@ int32_t rnn_decode(rnn_decoder *decoder, int32_t n, const int32_t *tokens, const
     }
     int32_t status = rnn_check_tokens(m, tokens, count);
     if (status) return status;
-    rnn_load_states(m, count, states, d->state);
+    if (!rnn_load_states(m, count, states, d->state)) return RNN_E_NONFINITE;
     rnn_advance(m, count, tokens, d->state, d->next);
     if (!rnn_rows_are_finite(m, count, d->next)) return RNN_E_NONFINITE;
     for (size_t i = 0; i < count; i += RNN_GROUP) {

@@ -130,7 +130,7 @@ typedef struct rnn_kernels {
     /* compress makes a smaller copy of w (K, cols <= wide), with a precision of rnnlib.h: K packed rows, and a scale
      * for each column. rows_times_packed is C (m, wide) = A (m, K) times the copy, without the scales; each row has the
      * same bits whatever m is. */
-    size_t wide; /* columns of a copy; divides RNN_BLOCK, a multiple of panel */
+    size_t wide; /* columns of a copy; divides RNN_BLOCK */
     void (*compress)(int32_t precision, const float *w, size_t ld, size_t K, size_t cols, uint32_t *packed,
                      float *scale);
     void (*rows_times_packed)(size_t m, int32_t precision, size_t K, const float *a, size_t lda, const uint32_t *packed,
@@ -192,7 +192,7 @@ struct rnn_work {
     size_t stride;          /* of a row [h, 1, 0 ...]: H + 1 rounded up to whole panels */
     bool rounded;           /* whether the float32 kernels multiply operands rounded to bfloat16 */
     size_t blocks;          /* of max_columns */
-    size_t part_blocks;     /* neighbouring blocks added up as one part: so many that there are about 64 parts */
+    size_t part_blocks;     /* neighbouring blocks added up as one part: so many that there are at most 127 parts */
     size_t rows;            /* tokens whose logits are held at a time: a tile */
     float *hidden;          /* (T + 1, B, stride): row 0 is the initial state */
     float *operand;         /* (T + 1, B, stride): hidden itself, or rounded */
@@ -380,8 +380,9 @@ int32_t rnn_draw(rnn_decoder *d, size_t i, const float *z, const rnn_sampling *s
 /* log sum exp of logits, from each block's largest and its sum of exp(logit - largest). share (blocks) is overwritten. */
 double rnn_log_sum_exp(const rnn_kernels *k, size_t blocks, const float *max, const double *sum, float *share);
 
-/* Rows of hidden state (n, stride), and states (n, H) as the caller has them. */
-void rnn_load_states(const rnn_model *m, size_t n, const float *states, float *rows);
+/* Rows of hidden state (n, stride), and states (n, H) as the caller has them. To load them returns whether they are finite:
+ * tanh would hide an infinity. */
+bool rnn_load_states(const rnn_model *m, size_t n, const float *states, float *rows);
 void rnn_store_states(const rnn_model *m, size_t n, const float *rows, float *states);
 bool rnn_rows_are_finite(const rnn_model *m, size_t n, const float *rows);
 int32_t rnn_check_tokens(const rnn_model *m, const int32_t *tokens, size_t count);

@@ -91,7 +91,7 @@ int32_t rnn_score(rnn_decoder *decoder, const int32_t *tokens, int32_t count, fl
     if (status) return status;
     float *hidden = d->score.hidden;
     size_t N = (size_t)count - 1;
-    rnn_load_states(m, 1, state, d->state);
+    if (!rnn_load_states(m, 1, state, d->state)) return RNN_E_NONFINITE;
     for (size_t n0 = 0; n0 < N; n0 += d->score.rows) {
         size_t n = rnn_min(d->score.rows, N - n0);
         for (size_t i = 0; i < n; i++) {

@@ -179,7 +179,7 @@ INLINE float max_of_lanes(vec x) {
 }
 
 /* exp(x) for x <= 88, with a relative error below 2e-7; 0 where the result would be smaller than any normal float
- * (x < -87.33); NaN for NaN.
+ * (x < -87.33); NaN for a NaN of arithmetic, whose low bits are 0.
  *     x = n ln 2 + r,  |r| <= ln 2 / 2:  exp(x) = 2^n exp(r)
  * with ln 2 in two pieces (Cody & Waite 1980), and for exp(r) the polynomial of degree 6 with the least largest relative
  * error, 2e-9, among those that are 1 at 0. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, from
@@ -200,7 +200,7 @@ INLINE vec exp_of(vec x) {
     return (vec)(~(ivec)(x < -87.33f) & scaled);
 }
 
-/* tanh(x), with an absolute error below 1e-7; NaN for NaN. A polynomial (Cephes) where 1 - 2 / (exp(2x) + 1) would
+/* tanh(x), with an absolute error below 1e-7; NaN as for exp. A polynomial (Cephes) where 1 - 2 / (exp(2x) + 1) would
  * cancel. */
 INLINE vec tanh_of(vec x) {
     vec size = (vec)((ivec)x & INT32_MAX);

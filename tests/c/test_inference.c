@@ -384,6 +384,13 @@ void test_inference_refusals(void) {
         CHECK(MODEL(&p.dims, q + p.at.why, RNN_PRECISION_F32, 2) == RNN_E_NONFINITE);
         q[i] = kept;
     }
+    size_t sums[] = {p.at.whh, p.at.why}; /* finite weights, whose sum with 5 units of 1 is not */
+    for (size_t i = 0; i < 2; i++) {
+        float kept = q[sums[i]];
+        q[sums[i]] = 1e38f;
+        CHECK(MODEL(&p.dims, q + p.at.why, RNN_PRECISION_F32, 1) == RNN_E_NONFINITE);
+        q[sums[i]] = kept;
+    }
     p.embeddings[79] = NAN;
     CHECK(MODEL(&p.dims, q + p.at.why, RNN_PRECISION_F32, 1) == RNN_E_NONFINITE);
     p.embeddings[79] = 0.0f;
@@ -423,6 +430,14 @@ void test_inference_refusals(void) {
     CHECK(rnn_decode(d, 2, tokens, s, states, next, logp, NULL) == RNN_E_NONFINITE);
     CHECK(rnn_prefill(d, tokens, 2, states + p.H) == RNN_E_NONFINITE);
     CHECK(rnn_score(d, tokens, 2, states + p.H, logp) == RNN_E_NONFINITE);
+    /* tanh hides an infinity, and a NaN that no arithmetic makes. */
+    uint32_t hidden[] = {0x7f800000, 0xff800000, 0x7fc00001, 0x7f800001, 0x7fffffff, 0xffc00003};
+    for (size_t i = 0; i < sizeof hidden / sizeof *hidden; i++) {
+        memcpy(states + p.H, hidden + i, sizeof *states);
+        CHECK(rnn_decode(d, 2, tokens, s, states, next, logp, NULL) == RNN_E_NONFINITE);
+        CHECK(rnn_prefill(d, tokens, 2, states + p.H) == RNN_E_NONFINITE);
+        CHECK(rnn_score(d, tokens, 2, states + p.H, logp) == RNN_E_NONFINITE);
+    }
     CHECK(same(states, states0, p.H * sizeof *states));
     CHECK(next[0] == -3 && logp[0] == 9.0f);
     CHECK(rnn_prefill(d, NULL, 0, states) == RNN_OK && same(states, states0, p.H * sizeof *states));
