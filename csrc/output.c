@@ -224,8 +224,9 @@ double rnn_output_pass(rnn_work *w, const rnn_output *out, size_t N) {
         double largest = largest_weight(w, t.blocks);
         if (!isfinite(loss) || !isfinite(largest)) return NAN;
         /* No |h| exceeds `bound`, so no logit exceeds that times the sum of a column's weights. If that may overflow,
-         * the loss of a later tile may turn out not finite, and then dwhy must not have been written. */
-        if (n0 == 0 && N > t.rows && largest * (double)(w->H + 1) * out->bound > (double)FLT_MAX) {
+         * the loss of a later tile may turn out not finite, and then dwhy must not have been written. Half, since a
+         * shift may be in powers of 2, and log2(e) times as large. */
+        if (n0 == 0 && N > t.rows && largest * (double)(w->H + 1) * out->bound > (double)FLT_MAX / 2.0) {
             if (!isfinite(loss_only(w, out, N))) return NAN;
             tile_forward(w, &t, n0, true);
         }

@@ -299,7 +299,7 @@ double rnn_bfloat16_output_pass(rnn_work *w, const rnn_output *out, size_t N) {
         double largest = largest_weight(w, t.blocks);
         if (!isfinite(loss) || !isfinite(largest)) return NAN;
         /* As in output.c: where a logit may overflow, a later tile's loss must be known before dwhy is written. */
-        if (n0 == 0 && N > t.rows && largest * (double)(w->H + 1) * out->bound > (double)FLT_MAX) {
+        if (n0 == 0 && N > t.rows && largest * (double)(w->H + 1) * out->bound > (double)FLT_MAX / 2.0) {
             if (!isfinite(loss_only(w, out, N))) return NAN;
             tile_forward(w, &t, n0, true);
         }
