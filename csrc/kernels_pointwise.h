@@ -34,7 +34,7 @@ INLINE void softmax_of(bool whole, size_t m, size_t panels, float *z, size_t z_p
         UNROLL for (size_t j = 1; j < TILE_VECS; j++) top[0] = larger(top[0], top[j]);
         float shift = max_of_lanes(top[0]);
         float powers = whole ? ceilf(shift * 1.44269504088896341f) : 0.0f;
-        /* ln 2 in two pieces, as in exp_of(): the first product and difference are exact. */
+        /* ln 2 in two pieces, as in exp_of(): up to a logit of 22,000 the first product and difference are exact. */
         float coarse = powers * 0.693359375f, fine = powers * -2.12194440e-4f;
         dvec total[2] = {{0}, {0}};
         for (size_t p = 0; p < panels; p++) {

@@ -296,7 +296,8 @@ RNN_API int32_t rnn_score(rnn_decoder *decoder, const int32_t *tokens, int32_t c
 /* A mapped file loses pages when it is truncated or its disk fails. Reading a lost page raises SIGBUS, which ends the
  * process. In a guarded range, the lost page and all pages after it read as zeros instead, and rnn_guard_lost returns 1.
  * The first call installs a SIGBUS handler for the whole process; a fault outside every guarded range goes to the
- * handler that was installed before. On Windows, which does not let a mapped file be truncated, the calls do nothing.
+ * handler that was installed before, for good: should it not end the process, the next call installs the guard again. On
+ * Windows, which does not let a mapped file be truncated, the calls do nothing.
  *   memory, size: what mmap returned, and its length.
  *   RNN_E_ARG when memory is not the start of a page; RNN_E_NOMEM when 4,096 ranges are guarded already. */
 RNN_API int32_t rnn_guard_add(const void *memory, size_t size);

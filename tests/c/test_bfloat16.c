@@ -74,7 +74,7 @@ static void compare_product(const rnn_bfloat16_kernels *k, size_t m, size_t pane
             for (size_t j = 0; j < cols; j++) {
                 double want = add ? c0[i * ldc + j] : 0.0;
                 for (size_t n = 0; n < K; n++) want += left_at(a, i, n) * right_at(b, panel, n, j);
-                worst = fmax(worst, fabs(c[i * ldc + j] - want));
+                worst = worse(worst, fabs(c[i * ldc + j] - want));
             }
         }
         CHECK_BELOW(worst, 2e-6 * sqrt((double)K) + 1e-6);

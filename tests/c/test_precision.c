@@ -50,7 +50,7 @@ static bool compare_with_rounded(const problem *p) {
         memcpy(state, p->state, S * sizeof *state);
         CHECK(rnn_loss_grad(work, p->params, p->embeddings, p->x, p->y, (int32_t)p->T, (int32_t)p->B, 0.25f, NULL,
                             state, &loss, grads) == RNN_OK);
-        loss_error = fmax(loss_error, fabs(loss - want_loss) / fmax(want_loss, (double)N));
+        loss_error = worse(loss_error, fabs(loss - want_loss) / fmax(want_loss, (double)N));
         double state_error = distance(state, want_state, S), grad_error = worst_tensor(p, grads, want);
         CHECK_BELOW(loss_error, 1e-4);
         CHECK_BELOW(state_error, 3e-3);
@@ -116,7 +116,7 @@ void test_rounded_extreme_logits(void) {
             rounded_loss(&p, 1.0, false, want, NULL);
             CHECK(rnn_loss_grad(work, p.params, p.embeddings, p.x, p.y, 20, 1, 1.0f, NULL, p.state, &loss, grads) ==
                   RNN_OK);
-            for (size_t i = 0; i < p.at.count; i++) worst = fmax(worst, fabs(grads[i] - want[i]));
+            for (size_t i = 0; i < p.at.count; i++) worst = worse(worst, fabs(grads[i] - want[i]));
             CHECK_BELOW(worst, kind == 1 ? 1e-4 : 0.2);
             if (checks_failed > before) printf("    with logits of kind %d, %g\n", kind, most[size]);
             rnn_work_destroy(work);
@@ -150,7 +150,7 @@ static void compare_logits(size_t V, size_t H, int32_t n, float size) {
                 sum += term;
                 magnitude += fabs(term);
             }
-            worst = fmax(worst, fabs(logits[i * V + v] - sum) / magnitude);
+            worst = worse(worst, fabs(logits[i * V + v] - sum) / magnitude);
         }
         CHECK(rnn_logits(decoder, 1, states + i * H, one) == RNN_OK && same(one, logits + i * V, V * sizeof *one));
     }

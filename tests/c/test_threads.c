@@ -49,7 +49,7 @@ static void use_model(const rnn_model *model, int32_t threads, result *r) {
     for (int32_t i = 0; i < SEQUENCES; i++) {
         int32_t first = 3 * i;
         tokens[i] = V - 1 - i;
-        sampling[i] = (rnn_sampling){.u = 0.5, .temperature = i % 2 ? 1.0f : 0.0f, .top_p = i == 5 ? 0.9f : 1.0f};
+        sampling[i] = (rnn_sampling){.u = 0.5, .temperature = i % 2 ? 1.0f : 0.0f, .top_p = i == 1 ? 0.3f : 1.0f};
         sampling[i].top_k = i == 3 ? 40 : 0;
         sampling[i].banned = i == 4 ? 9 : -1;
         CHECK(rnn_prefill(decoder, &first, 1, r->states + i * H) == RNN_OK);

@@ -27,6 +27,9 @@ extern atomic_int checks_failed; /* in the test that runs; its threads count tog
         }                                                                                                              \
     } while (0)
 
+/* The larger error of two, and NaN if one is: fmax would drop it. */
+static inline double worse(double worst, double error) { return error <= worst || worst != worst ? worst : error; }
+
 typedef struct test {
     const char *name;
     void (*run)(void);
