@@ -310,6 +310,38 @@ def test_resume_refuses_another_run(text: Path, tmp_path: Path) -> None:
     refused(train("c", *options(mine, out), "--resume"), 2, "text or vectors")
 
 
+def test_resume_refuses_another_test_split(text: Path, tmp_path: Path) -> None:
+    """Its loss would replace that of the run's own."""
+    out, first, other = tmp_path / "model.safetensors", tmp_path / "first.txt", tmp_path / "other.txt"
+    first.write_text("The king sat on the mat. " * 5)
+    other.write_text("The queen sat on the mat. " * 5)
+    assert train("c", *options(text, out, test=first, epochs=1)).returncode == 0
+    before = out.read_bytes()
+    refused(train("c", *options(text, out, test=other), "--resume"), 2, "model.resume: its test split is")
+    assert out.read_bytes() == before
+    moved = first.rename(tmp_path / "moved.txt")
+    assert train("c", *options(text, out, test=moved), "--resume").returncode == 0
+    arrays, metadata = state_file.load(out.with_suffix(".resume"))
+    del metadata["test"]  # as in a state of an earlier release
+    state_file.save(out.with_suffix(".resume"), arrays, metadata)
+    assert train("c", *options(text, out, test=other), "--resume").returncode == 0
+
+
+def test_the_processes_compare_the_test_split(tmp_path: Path) -> None:
+    facts: list[dict[str, object]] = []
+
+    class Watched(Group):
+        def agree(self, theirs: dict[str, object]) -> None:
+            facts.append(theirs)
+
+    one = small_run(CTrainer, tmp_path, group=Watched())
+    for test in (one.corpus.train, one.corpus.train[::-1]):
+        corpus = dataclasses.replace(one.corpus, test=test)
+        Run(one.config, corpus, one.trainer, one.trainer.embeddings, one.group)
+    assert facts[0]["test split"] == "none" and len({fact["test split"] for fact in facts}) == 3
+    assert len({fact["text or vectors"] for fact in facts}) == 1
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_state_of_release_0_1_goes_on(backend: str, tmp_path: Path) -> None:
     """Its names, spelled out: a renamed option, array or field of the progress would lose the runs that people have."""
