@@ -136,11 +136,12 @@ class Run:
     def save_weights(self, weights: Weights) -> None:
         """Write the weights file. If the disk is full, the run goes on: see RunFiles.
 
-        Its history ends with the evaluation of these weights.
+        Its history ends with the evaluation of these weights. It is empty if they have not been evaluated: those of a
+        run that was interrupted before its first evaluation after training began.
         """
         if self.group.rank == 0:
-            history = self.progress.history
-            last = max((i for i, row in enumerate(history) if row["epoch"] == self.progress.best_epoch), default=0)
+            history, best = self.progress.history, self.progress.best_epoch
+            last = max((i for i, row in enumerate(history) if best and row["epoch"] == best), default=-1)
             source = Checkpoint(
                 weights=weights,
                 vocabulary=self.corpus.vocabulary.words,

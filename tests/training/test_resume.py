@@ -110,6 +110,27 @@ def test_a_run_that_lost_patience_goes_on_with_more_of_it_as_if_never_stopped(te
     assert all(np.array_equal(states[0][0][name], states[1][0][name]) for name in arrays)
 
 
+def test_weights_that_were_never_evaluated_have_no_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only evaluation is that of the untrained weights, and the file has those of the second step."""
+    one = small_run(CTrainer, tmp_path)
+    step = Report.step
+
+    def stop(self: Report, *arguments: float) -> None:
+        step(self, *arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Report, "step", stop)
+    with pytest.raises(Interrupted):
+        loop.train(one)
+    assert [row["step"] for row in one.progress.history] == [0]
+    assert checkpoint.load(one.files.weights).history == []
+    monkeypatch.undo()
+    again = small_run(CTrainer, tmp_path)
+    assert again.resume()
+    loop.train(again)
+    assert [row["step"] for row in checkpoint.load(one.files.weights).history][:2] == [0, 7]
+
+
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = small_run(CTrainer, tmp_path)
     step = CTrainer.train_step
