@@ -56,12 +56,14 @@ class CTrainer:
     ) -> tuple[float, float]:
         config, parameters, candidates = self.config, self.parameters, regularization.candidates
         if self.work is None or x.shape[0] > self.work.max_steps:  # the first chunk, or the first after a short one
-            most = config.sampled_softmax + x.size * self.group.size
+            # Of the longest chunk of the run, which need not be this one: the order of summation follows from it, and
+            # must not depend on where the run begins. Without bptt all chunks have the same length.
+            targets = max(config.bptt or 0, x.shape[0]) * x.shape[1] * self.group.size
             self.work = Workspace(
                 *self.dims,
                 max_steps=x.shape[0],
                 max_batch=x.shape[1],
-                max_candidates=min(self.dims[0], most) if candidates else 0,
+                max_candidates=min(self.dims[0], config.sampled_softmax + targets) if candidates else 0,
                 threads=self.threads,
                 precision=config.precision,
             )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import INSTRUCTION_SETS, force_kernels, make_weights
 from trainers import CTrainer, TorchTrainer
 
-from rnnlm.binding import Words, adamw_update, average_update
+from rnnlm.binding import Words, Workspace, adamw_update, average_update
 from rnnlm.checkpoint import PARAMETERS, Weights
 from rnnlm.library import MAX_STEPS, AdamWOptions
 from rnnlm.regularization import CandidateSampler, Regularizer
-from rnnlm.training import state_file
+from rnnlm.training import c_trainer, state_file
 from rnnlm.training.config import TrainConfig
+from rnnlm.training.distributed import Group
 from rnnlm.training.trainer import Trainer
 
 V, E, H, T, B = 97, 6, 11, 5, 3
@@ -112,6 +114,37 @@ def test_looking_changes_nothing(stop: int, tmp_path: Path) -> None:
     for trainer in (watched, resumed):
         steps(trainer, stop, STEPS)
         assert_same(trainer.weights(), quiet.weights())
+
+
+@pytest.mark.parametrize(("processes", "most"), [(1, 8 + T * B), (2, 8 + 2 * T * B), (9, V)])
+def test_the_room_for_candidates_is_the_same_whatever_chunk_comes_first(
+    processes: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run may be resumed at the short last chunk of an epoch, and the order of summation follows from the room."""
+    asked = []
+
+    class Watched(Workspace):
+        def __init__(self, *dims: int, **sizes: Any) -> None:
+            super().__init__(*dims, **sizes)
+            asked.append(sizes.get("max_candidates", 0))
+
+    class Several(Group):
+        size = processes
+
+        def threads(self, asked: int | None) -> int:
+            return 1
+
+        def sum(self, array: np.ndarray, exchange: str = "float32") -> None:
+            pass
+
+    monkeypatch.setattr(c_trainer, "Workspace", Watched)
+    for lengths in ([T, 2], [2, T, 2], [1, 2, T]):
+        asked.clear()
+        trainer = CTrainer(make_weights(V, E, H), config(bptt=T), Several())
+        for step, length in enumerate(lengths):
+            x, y = np.random.default_rng(step).integers(0, V, (2, length, B), dtype=np.int32)
+            trainer.train_step(x, y, 0.01, regularizer().draw(step, y))
+        assert asked[0] == 0 and set(asked[1:]) == {most}, lengths  # the first is for evaluations
 
 
 def test_a_state_that_an_earlier_release_saved_is_continued() -> None:
