@@ -20,7 +20,8 @@ from rnnlm.errors import UserError
 MAX_TOP_K = 2**31 - 1  # as rnn_sampling in csrc/rnnlib.h has it
 MAX_TEMPERATURE = 100.0
 MAX_PENALTY = 2.0
-MAX_BIAS = 100.0
+MAX_BIAS = 100.0  # of logit_bias
+MAX_TOTAL_BIAS = 1e6  # with the penalties, which grow with each draw: RNN_MAX_BIAS
 
 BIAS = np.dtype([("token", "i4"), ("value", "f4")])  # rnn_bias
 
@@ -141,4 +142,4 @@ class Biases:
             self._rows[at + 1 : self._count + 1] = self._rows[at : self._count]
             self._count += 1
         value = sampling.logit_bias.get(token, 0.0) - sampling.presence_penalty - sampling.frequency_penalty * times
-        self._rows[at] = token, value
+        self._rows[at] = token, min(max(value, -MAX_TOTAL_BIAS), MAX_TOTAL_BIAS)

@@ -277,6 +277,18 @@ def test_biases_count_what_was_drawn() -> None:
         assert (np.diff(biases.rows["token"]) > 0).all()
 
 
+@pytest.mark.parametrize("penalty", [2.0, -2.0])
+def test_penalties_of_a_long_generation_stay_within_the_limit(both: list[LanguageModel], penalty: float) -> None:
+    """After 500,000 draws of one token they would exceed what the C library takes."""
+    sampling = Sampling(temperature=0.0, frequency_penalty=penalty)
+    for model in both:
+        sequence = model.open_sequence([], sampling)
+        sequence._biases._times[3] = 600_000
+        sequence._biases.drawn(3)
+        assert sequence._biases.rows["value"].tolist() == [-1e6 if penalty > 0 else 1e6]
+        assert (sequence.step(0, 0.5)[0] == 3) == (penalty < 0)
+
+
 def test_without_penalties_nothing_is_counted() -> None:
     biases = Biases(Sampling(logit_bias={4: 1.0}))
     biases.drawn(3)
