@@ -279,11 +279,11 @@ def draw(
         logits = logits.float().index_add(0, tokens, values).double()
     if banned is not None:
         logits = logits.index_fill(0, torch.tensor(banned, device=logits.device), -torch.inf)
-    if sampling.temperature == 0.0:
+    temperature, top_p = (float(np.float32(value)) for value in (sampling.temperature, sampling.top_p))  # as C has them
+    if temperature == 0.0:
         return int(torch.argmax(logits))
     # The largest becomes 0 first: divided by the smallest temperatures, it would be infinite.
-    weights = torch.exp((logits - logits.max()) / sampling.temperature)
-    top_p = float(np.float32(sampling.top_p))  # as the C library has it
+    weights = torch.exp((logits - logits.max()) / temperature)
     kept = min(sampling.top_k, len(logits)) or len(logits)
     if kept == len(logits) and top_p == 1.0:
         return _inverse_cdf(weights, u)

@@ -88,10 +88,11 @@ def distribution(logits: F32, sampling: Sampling, banned: int | None = None) -> 
     kept = logits.astype(np.float64)
     if banned is not None:
         kept[banned] = -np.inf
-    if sampling.temperature == 0.0:
+    temperature = float(np.float32(sampling.temperature))  # as the C library has it
+    if temperature == 0.0:
         return (np.arange(len(kept)) == kept.argmax()).astype(np.float64)
     with np.errstate(over="ignore"):  # divided by the smallest temperatures, all but the largest become -inf
-        weights = np.exp((kept - kept.max()) / sampling.temperature)
+        weights = np.exp((kept - kept.max()) / temperature)
     order = np.argsort(-kept, kind="stable")  # of equal ones, the lowest ids first
     count = min(sampling.top_k, len(kept)) or len(kept)
     top_p = float(np.float32(sampling.top_p))

@@ -36,7 +36,7 @@ def kept_tokens(
     z = z.astype(np.float64)
     if banned is not None:
         z[banned] = -np.inf
-    weights = np.exp((z - z.max()) / sampling.temperature)
+    weights = np.exp((z - z.max()) / float(np.float32(sampling.temperature)))
     order = np.lexsort((np.arange(z.size), -z))
     kept = min(sampling.top_k, z.size) or z.size
     whole = np.cumsum(weights[order[:kept]])
@@ -143,12 +143,23 @@ def test_the_distribution_is_that_of_the_draws(case) -> None:
         assert np.allclose(shown, weights / weights.sum(), rtol=1e-9, atol=0.0)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-300])
-def test_the_distribution_of_greedy_generation(temperature: float) -> None:
-    logits = np.array([0.5, 2.0, 3.0, 2.0], dtype=np.float32)
-    assert distribution(logits, Sampling(temperature=temperature), banned=2).tolist() == (
-        [0.0, 1.0, 0.0, 0.0] if temperature == 0.0 else [0.0, 0.5, 0.0, 0.5]
-    )
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-46, 1e-40])
+def test_the_smallest_temperatures(temperature: float) -> None:
+    """Below the range of the C library's floats they are 0, everywhere."""
+    logits = np.full(VOCAB, 0.5, dtype=np.float32)
+    logits[[1, 2, 3]] = 2.0, 3.0, 2.0
+    sampling, none = Sampling(temperature=temperature), np.zeros(0, dtype=BIAS)
+    is_greedy = temperature < 1e-45
+    assert distribution(logits, sampling, banned=2)[:4].tolist() == [
+        0.0,
+        *([1.0, 0.0, 0.0] if is_greedy else [0.5, 0.0, 0.5]),
+    ]
+    for one in (draw_in_c, draw_in_torch):
+        assert [one(logits, sampling, u, 2, none) for u in (0.0, 0.4, 0.6, 0.99)] == [
+            1,
+            1,
+            *([1, 1] if is_greedy else [3, 3]),
+        ]
 
 
 @pytest.mark.parametrize("one", [draw_in_c, draw_in_torch])
