@@ -45,6 +45,7 @@ from rnnlm.checkpoint import Weights
 from rnnlm.data.text import Vocabulary
 from rnnlm.inspection import Matrices
 from rnnlm.language_model import EVALUATION_STEPS, LanguageModel, OpenSequence
+from rnnlm.library import RNNInputError, RNNNonFiniteError, require_shape
 from rnnlm.regularization import NO_REGULARIZATION, Candidates, Regularization
 from rnnlm.sampling import Biases, Sampling, second_number
 
@@ -201,8 +202,10 @@ class RNN(nn.Module, LanguageModel):
 
     @torch.inference_mode()
     def log_probabilities(self, ids: I32, state: F32 | None = None) -> F32:
-        hidden = self.zero_state() if state is None else self.tensor(state).view(1, 1, -1)
-        parts = self.predictions(self.token_ids(ids), hidden)
+        ids, hidden = self.token_ids(ids), self._before(state)
+        if ids.size < 2:
+            raise RNNInputError(-2, f"a score needs 2 tokens or more, got {ids.size}")
+        parts = self.predictions(ids, hidden)
         losses = [nn.functional.cross_entropy(logits, y, reduction="none") for logits, y in parts]
         if state is not None:
             state[:] = _float32(hidden.flatten())
@@ -223,9 +226,19 @@ class RNN(nn.Module, LanguageModel):
 
     @torch.inference_mode()
     def hidden_states(self, ids: Sequence[int], state: F32 | None = None) -> F32:
-        before = self.zero_state() if state is None else self.tensor(float_array("state", state)).view(1, 1, -1)
+        before = self._before(None if state is None else float_array("state", state))
         x = torch.tensor(self.token_ids(ids), dtype=torch.long, device=self.device).unsqueeze(1)
+        if not len(x):
+            return np.empty((0, self.rnn.hidden_size), dtype=np.float32)
         return _float32(self.rnn(self.embedding(x), before)[0].squeeze(1))
+
+    def _before(self, state: F32 | None) -> torch.Tensor:
+        """Return the state (H,) as (1, 1, H); None: zeros. Raises as the C model: RNNInputError, RNNNonFiniteError."""
+        if state is None:
+            return self.zero_state()
+        require_shape("state", state, (self.rnn.hidden_size,))
+        _check_finite("state", state)
+        return self.tensor(state).view(1, 1, -1)
 
     def matrices(self) -> Matrices:
         views = {name: tensor.T if transposed else tensor for name, (tensor, transposed) in self._matrices().items()}
@@ -233,12 +246,24 @@ class RNN(nn.Module, LanguageModel):
 
     @torch.inference_mode()
     def logits(self, states: F32) -> F32:
-        return _float32(self.output(self.tensor(float_array("states", states))))
+        states = float_array("states", states)
+        require_shape("states", states, (len(states), self.rnn.hidden_size))
+        _check_finite("states", states)
+        if not states.size:
+            raise RNNInputError(-2, "logits need 1 state or more, got 0")
+        if np.abs(states).max() > 1.0:
+            raise RNNInputError(-6, "states must be in -1..1")
+        return _float32(self.output(self.tensor(states)))
 
 
 def _float32(tensor: torch.Tensor) -> F32:
     """Return a tensor as an array: a view, if it is in the processor's memory and of that type."""
     return tensor.detach().to("cpu", torch.float32).numpy()
+
+
+def _check_finite(name: str, states: F32) -> None:
+    if not np.isfinite(states).all():
+        raise RNNNonFiniteError(-5, f"{name} must be finite numbers, got NaN or infinity")
 
 
 class _Sequence(OpenSequence):

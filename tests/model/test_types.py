@@ -16,6 +16,7 @@ import torch_rnn
 from rnnlm import checkpoint
 from rnnlm.checkpoint import Checkpoint, Weights
 from rnnlm.data.text import EOS, TokenStream, Vocabulary
+from rnnlm.library import RNNInputError, RNNNonFiniteError
 from rnnlm.sampling import PromptError
 from rnnlm.training.config import TrainConfig
 
@@ -87,8 +88,33 @@ def test_arrays(model: Any) -> None:
     refused(lambda: model.hidden_states([1], "zero"), "state must be an array of float32")
     refused(lambda: model.logits([["a"]]), "states must be an array of float32")
     for ids in ([1, 40], [-1], [2**40]):
-        with pytest.raises(PromptError, match=f"from 0 to 39, got {ids[-1]}"):
+        with pytest.raises(PromptError, match=f"from 0 to 39, got {ids[-1]:,}"):
             model.hidden_states(ids)
+
+
+def test_arrays_of_no_or_bad_numbers(model: Any) -> None:
+    """Both back ends take and refuse the same."""
+    hidden = model.hidden_states([1]).shape[1]
+    assert model.hidden_states([]).shape == (0, hidden) and model.hidden_states([]).dtype == np.float32
+    two = np.full(hidden, 2.0, dtype=np.float32)
+    assert model.hidden_states([1], two).shape == (1, hidden)
+    for states in (two[None], -two[None], two[None, :0], two[:0].reshape(0, hidden), two[None, None] / 2, two / 2):
+        with pytest.raises(RNNInputError):
+            model.logits(states)
+    for ids in ([], [1]):
+        with pytest.raises(RNNInputError):
+            model.log_probabilities(ids)
+    for state in (two[1:], two[None]):
+        with pytest.raises(RNNInputError, match="state has shape"):
+            model.hidden_states([1], state)
+        with pytest.raises(RNNInputError, match="state has shape"):
+            model.log_probabilities([1, 2], state)
+    for bad in (np.nan, np.inf):
+        for call in (model.logits, lambda states: model.hidden_states([1], states[0])):
+            with pytest.raises(RNNNonFiniteError):
+                call(np.full((1, hidden), bad, dtype=np.float32))
+        with pytest.raises(RNNNonFiniteError):
+            model.log_probabilities([1, 2], np.full(hidden, bad, dtype=np.float32))
 
 
 def test_numbers_of_numpy_and_lists_are_accepted(model: Any) -> None:
