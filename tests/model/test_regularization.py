@@ -107,6 +107,22 @@ def test_candidates_hold_the_targets_and_come_as_often_as_they_should() -> None:
     assert sampler._chance.sum() == pytest.approx(20)
 
 
+def test_the_correction_is_that_of_how_often_a_word_is_a_candidate() -> None:
+    """Among the sampled words or the chunk's own: over chunks of independent words, as the text has them."""
+    counts = np.array([400, 100, 60, 30, 30, 10, 5, 5, 1, 1, 1, 0] + [3] * 20)
+    share, draws = counts / counts.sum(), 20_000
+    sampler, rng = CandidateSampler(counts, 6), np.random.default_rng(4)
+    seen, corrections = np.zeros(counts.size), np.full(counts.size, np.nan)
+    for y in rng.choice(counts.size, (draws, 4, 3), p=share).astype(np.int32):
+        drawn = sampler.draw(y, rng)
+        seen[drawn.ids] += 1
+        corrections[drawn.ids] = drawn.correction
+    chance = np.exp(-corrections)
+    error = np.sqrt(chance * (1.0 - chance) / draws)
+    assert (np.abs(seen / draws - chance) <= 4.5 * error + 1e-6).all()
+    assert chance.min() < 0.1 and chance.max() == pytest.approx(1.0, abs=1e-3)
+
+
 def test_regularization_depends_on_seed_and_step_only() -> None:
     y = np.zeros((3, 2), dtype=np.int32)
 
