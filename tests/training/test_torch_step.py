@@ -46,6 +46,19 @@ def test_the_loss_has_the_gradients_of_autograd(
             np.testing.assert_allclose(got, want[name], rtol=0, atol=1e-11, err_msg=name)
 
 
+def test_the_gradient_of_what_is_almost_certain() -> None:
+    """Of two words one has a probability of 0.99 and more: its share of the gradient, p - 1, is a small difference.
+
+    The odds of the other are multiples of 2^-23, so that float32 loses nothing when it adds them to 1.
+    """
+    odds = torch.arange(1001, 80_001, 1000, dtype=torch.float64) * 2.0**-23
+    hidden = (-odds.log()).float().unsqueeze(1).requires_grad_()
+    weight, targets = torch.tensor([[1.0], [0.0]]), torch.zeros(len(odds), dtype=torch.long)
+    torch_loss.softmax_loss(hidden, weight, torch.zeros(2), targets).backward()
+    want = -torch.sigmoid(-hidden.detach().double())
+    torch.testing.assert_close(hidden.grad.double(), want, rtol=2e-6, atol=0)
+
+
 def test_candidates_that_are_filled_up_change_nothing() -> None:
     """On a GPU all steps have the same number of candidates."""
     weights = make_weights(41, 9, 17, seed=5)
