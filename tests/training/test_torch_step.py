@@ -151,3 +151,19 @@ def test_a_text_is_read_as_one_sequence(pieces: int, scale: float, size: int) ->
     ]
     assert sum(count for _, count in split) == size - 1
     assert sum(loss for loss, _ in split) == pytest.approx(want.item(), rel=1e-6)
+
+
+def test_a_text_is_read_as_one_sequence_by_a_network_that_forgets_slowly() -> None:
+    """Small states, with Whh of spectral radius 0.98: what is left of the start of a piece is below 1e-2 long before
+    it no longer matters.
+    """
+    weights = make_weights(41, 9, 17, seed=5)
+    weights.Whh[:] *= 0.98 / np.abs(np.linalg.eigvals(weights.Whh)).max()
+    weights.Wxh[:] *= 0.02
+    weights.bh[:] *= 0.02
+    weights.Why[:] *= 5.0
+    model = RNN(weights).double()
+    ids = np.random.default_rng(6).integers(0, 41, 2000, dtype=np.int32)
+    want = sum(torch.nn.functional.cross_entropy(logits, y, reduction="sum") for logits, y in model.predictions(ids))
+    got = sum(loss for loss, _ in torch_evaluation.losses(StepLoss(model), torch.tensor(ids).long(), 16))
+    assert got == pytest.approx(want.item(), rel=1e-8)
