@@ -121,7 +121,8 @@ class Parameters:
 class ParametersByWords(Parameters):
     """As above, but the buffers end with a row for each word, (V, H + 1): see "By words" in rnnlib.h.
 
-    A step of AdamW then costs as much as its candidates: the other words are taken through it when they are needed.
+    A step of AdamW then reads and writes its candidates only. The other words are taken through it when they are
+    needed, at the latest after library.MAX_STEPS steps: the arithmetic is that of all words, the memory traffic is not.
     """
 
     def __init__(self, weights: Weights, config: TrainConfig, threads: int) -> None:
