@@ -5,7 +5,6 @@ Each setting is a field of `Settings`; its variable is RNN_ and the field's name
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnlm.checkpoint import BACKENDS
-from rnnlm.errors import UserError, reason
+from rnnlm.errors import UserError, meant, reason
 from rnnlm.library import PRECISIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,11 +168,11 @@ class Settings:
 
 def unknown(environment: Mapping[str, str]) -> list[str]:
     """Return a sentence for each variable that looks like a setting and is not one, mostly by a typing error."""
-    known = {variable(spec.name) for spec in fields(Settings)}
+    known = [variable(spec.name) for spec in fields(Settings)]
     sentences = []
-    for name in sorted(name for name in environment if name.startswith("RNN_") and name not in known | OTHERS):
-        near = difflib.get_close_matches(name, known, 1)
-        sentences.append(f"{name} is not a setting" + (f": do you mean {near[0]}?" if near else ", and has no effect"))
+    for name in sorted(name for name in environment if name.startswith("RNN_") and name not in {*known, *OTHERS}):
+        near = meant(name, known)
+        sentences.append(f"{name} is not a setting" + (f": do you mean {near}?" if near else ", and has no effect"))
     return sentences
 
 

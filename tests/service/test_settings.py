@@ -16,7 +16,7 @@ from conftest import ROOT, free_port
 from serving import GUARD_SECONDS, StartServer, needs_library, until
 
 from service import logs
-from service.settings import Settings, SettingsError, table, variable
+from service.settings import Settings, SettingsError, table, unknown, variable
 
 pytest_plugins = ("service_fixtures",)
 pytestmark = needs_library
@@ -108,6 +108,15 @@ def test_a_slip_of_the_pen_is_told(start: StartServer) -> None:
     assert said == [
         "RNN_MAX_TOKNES is not a setting: do you mean RNN_MAX_TOKENS?",
         "RNN_QWERTZ is not a setting, and has no effect",
+    ]
+
+
+def test_what_a_slip_may_stand_for() -> None:
+    """Told as for options and fields: a shortened name, but no name that only shares the prefix."""
+    assert unknown({"RNN_WEIGHTS": "", "RNN_SLOTS": "", "RNN_APITOKEN": "", "RNN_ISA": "", "HOME": ""}) == [
+        "RNN_APITOKEN is not a setting: do you mean RNN_API_TOKEN?",
+        "RNN_SLOTS is not a setting, and has no effect",
+        "RNN_WEIGHTS is not a setting: do you mean RNN_WEIGHTS_DIR?",
     ]
 
 
