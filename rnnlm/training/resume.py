@@ -42,21 +42,16 @@ class State:
         files: RunFiles,
         config: TrainConfig,
         data: str,
-        test: str,
         tokenizer: str,
         trainer: Trainer,
         vectors: F32,
         group: Group,
     ) -> None:
-        """vectors: (V, E), the frozen embeddings.
-
-        data, test: the fingerprints of the text and the vectors, and of the test split.
-        """
+        """data: the fingerprint of the text and the vectors.  vectors: (V, E), the frozen embeddings."""
         self._files, self._config, self._trainer, self._vectors, self._group = files, config, trainer, vectors, group
         self._identity = {
             "config": config.as_dict(),
             "data": data,
-            "test": test,
             "backend": trainer.backend,
             "processes": group.size,
             "launch": distributed.launch(),
@@ -86,7 +81,7 @@ class State:
         The configuration has been compared with the state's: see resume_options.py. Paths may differ from machine to
         machine, so the text and the vectors are compared by what was read.
         Returns the progress, the best weights and the saved run's --epochs, or None if nothing was saved.
-        Raises ConfigError (another text or test split, other vectors), CheckpointError (nothing can be read).
+        Raises ConfigError (another text, other vectors), CheckpointError (nothing can be read).
         """
         loaded: list[dict[str, npt.NDArray[Any]]] = []
 
@@ -106,12 +101,6 @@ class State:
                 raise ConfigError(
                     f"cannot resume {self._files.resume}: its text or vectors are {metadata['data']}, this run's are "
                     f"{self._identity['data']}; give what that run had, or choose another --out"
-                )
-            test = self._identity["test"]
-            if (had := metadata.get("test", test)) != test:  # the states of earlier releases do not say
-                raise ConfigError(
-                    f"cannot resume {self._files.resume}: its test split is {had}, this run's is {test}; give the text "
-                    "that run had, or choose another --out"
                 )
             at = Progress(**metadata["progress"])
             mine = loaded.pop() if loaded else {}

@@ -18,7 +18,8 @@ DEFAULTS = TrainConfig().as_dict()
 
 # Options that may differ from those of the run that is resumed.
 FREE = ("epochs", "threads", "device", "out", "prompt", "patience", "tensorboard", "log_every")
-# Options of the text and the vectors, which are compared themselves: a release may change a default.
+# Options of the text and the vectors, which are compared themselves: a release may change a default. But for the test
+# split, which may be another one.
 DATA = ("validation", "test", "tokenizer", "lowercase", "embedding_size")
 
 PROGRAMS = {"c": "main.py", "torch": "torch_rnn.py"}

@@ -46,8 +46,8 @@ class Run:
         self.unigram_perplexity = unigram_perplexity(corpus.train_counts(), self.validation)
         self.regularizer = regularizer(config, corpus, vectors.shape[1])
         self.is_sampled = config.is_sampled(len(corpus.vocabulary))  # the training loss is of candidates only
-        data, test = fingerprint(corpus, vectors), test_fingerprint(corpus)
-        group.agree({"text or vectors": data, "test split": test})
+        data = fingerprint(corpus, vectors)
+        group.agree({"text or vectors": data, "test split": fingerprint_of_test(corpus)})
         is_first = group.rank == 0
         self.files = RunFiles(config.weights_path(trainer.backend), tensorboard=config.tensorboard and is_first)
         self.about = {
@@ -56,7 +56,7 @@ class Run:
             "vocabulary": len(corpus.vocabulary),
             "config": config.as_dict(),
         }
-        self.state = State(self.files, config, data, test, corpus.tokenizer, trainer, vectors, group)
+        self.state = State(self.files, config, data, corpus.tokenizer, trainer, vectors, group)
         self.progress = Progress()
         self.best: Weights | None = None  # of the best evaluation; the file may lag behind if the disk was full
 
@@ -217,9 +217,9 @@ def fingerprint(corpus: Corpus, vectors: F32) -> str:
     return digest("\n".join(corpus.vocabulary.words).encode(), corpus.train, corpus.validation, vectors)[:16]
 
 
-def test_fingerprint(corpus: Corpus) -> str:
+def fingerprint_of_test(corpus: Corpus) -> str:
     """Return a few characters that tell one test split from another; "none" if there is none.
 
-    It is not part of `fingerprint`, which the resume files of earlier releases hold.
+    It is not part of `fingerprint`: a run may be resumed with another test split and trains as before.
     """
     return "none" if corpus.test is None else digest(corpus.test)[:16]

@@ -331,21 +331,17 @@ def test_resume_refuses_another_run(text: Path, tmp_path: Path) -> None:
     refused(train("c", *options(mine, out), "--resume"), 2, "text or vectors")
 
 
-def test_resume_refuses_another_test_split(text: Path, tmp_path: Path) -> None:
-    """Its loss would replace that of the run's own."""
-    out, first, other = tmp_path / "model.safetensors", tmp_path / "first.txt", tmp_path / "other.txt"
-    first.write_text("The king sat on the mat. " * 5)
-    other.write_text("The queen sat on the mat. " * 5)
-    assert train("c", *options(text, out, test=first, epochs=1)).returncode == 0
-    before = out.read_bytes()
-    refused(train("c", *options(text, out, test=other), "--resume"), 2, "model.resume: its test split is")
-    assert out.read_bytes() == before
-    moved = first.rename(tmp_path / "moved.txt")
-    assert train("c", *options(text, out, test=moved), "--resume").returncode == 0
-    arrays, metadata = state_file.load(out.with_suffix(".resume"))
-    del metadata["test"]  # as in a state of an earlier release
-    state_file.save(out.with_suffix(".resume"), arrays, metadata)
-    assert train("c", *options(text, out, test=other), "--resume").returncode == 0
+def test_a_resumed_run_may_have_another_test_split(text: Path, tmp_path: Path) -> None:
+    """It changes nothing of the training. The result is that of the text that was given last."""
+    out, test = tmp_path / "model.safetensors", tmp_path / "test.txt"
+    test.write_text("The queen sat on the mat. " * 5)
+    assert train("c", *options(text, out, epochs=1)).returncode == 0
+    assert "test_loss" not in checkpoint.load(out).history[-1]
+    assert train("c", *options(text, out, epochs=1, test=test), "--resume").returncode == 0
+    first = checkpoint.load(out).history[-1]["test_loss"]
+    test.write_text("The king sat there. The queen walked. " * 5)
+    assert train("c", "--resume", "--out", str(out), "--test", str(test)).returncode == 0
+    assert checkpoint.load(out).history[-1]["test_loss"] != first
 
 
 def test_the_processes_compare_the_test_split(tmp_path: Path) -> None:
