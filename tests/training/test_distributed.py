@@ -300,7 +300,7 @@ def test_threads_are_shared_by_the_processes_of_a_machine_and_bounded(
     monkeypatch.delenv("OMP_NUM_THREADS")
     group = distributed.Group()
     assert group.threads(None) == distributed.processors() and group.threads(3) == 3
-    assert group.threads(1000) == max(16, 4 * distributed.processors()) and "1000" in caplog.text
+    assert group.threads(1000) == max(16, 4 * distributed.processors()) and "1,000" in caplog.text
     caplog.clear()
     group.rank = 1  # rank 0 has warned already
     assert group.threads(1000) == max(16, 4 * distributed.processors()) and not caplog.text
@@ -317,7 +317,7 @@ def test_omp_num_threads_is_the_default_number_of_threads(
         assert group.threads(None) == threads and group.threads(7) == 7 and not caplog.text
     monkeypatch.setenv("OMP_NUM_THREADS", "1000")
     assert group.threads(None) == max(16, 4 * distributed.processors())
-    assert "OMP_NUM_THREADS 1000: using" in caplog.text
+    assert "OMP_NUM_THREADS 1,000: using" in caplog.text
     group.local_size = 2
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert group.threads(None) == 3
