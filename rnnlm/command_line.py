@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -213,7 +214,7 @@ def _generate(model: LanguageModel, options: argparse.Namespace) -> tuple[str, .
     _, unknown = model.encode(options.prompt)
     tokens = model.stream(options.prompt, **_for_generation(options) | {"seed": seed})
     count, piece = 0, ""
-    with signals.interrupt_flag() as interrupted:
+    with signals.flag_of([signal.SIGINT], then=signal.SIG_DFL) as interrupted:
         print(options.prompt, end=" ", flush=True)
         for piece in model.vocabulary.decode_stream(token.id for token in tokens):
             print(piece, end="", flush=True)

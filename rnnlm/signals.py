@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -45,19 +45,25 @@ class Deferred:
 
 
 @contextlib.contextmanager
-def interrupt_flag() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C within this block into a flag, which the function it yields returns. A second one ends the program.
+def flag_of(
+    numbers: Iterable[int], then: Callable[[int, FrameType | None], Any] | signal.Handlers | None
+) -> Iterator[Callable[[], bool]]:
+    """Turn signals within this block into a flag, which the function it yields returns.
 
-    A KeyboardInterrupt would not do: raised while ctypes converts an argument, it becomes an ArgumentError.
+    then: what handles Ctrl-C after the first of them; None: the flag is set again.
+    A KeyboardInterrupt at once would not do: raised while ctypes converts an argument, it becomes an ArgumentError.
     """
-    arrived = threading.Event()
+    arrived = False
 
-    def arrive(number: int, _: FrameType | None) -> None:
-        arrived.set()
-        signal.signal(number, signal.SIG_DFL)
+    def arrive(_: int, __: FrameType | None) -> None:
+        nonlocal arrived
+        arrived = True
+        if then is not None:
+            signal.signal(signal.SIGINT, then)
 
-    before = signal.signal(signal.SIGINT, arrive)
+    before = {number: signal.signal(number, arrive) for number in numbers}
     try:
-        yield arrived.is_set
+        yield lambda: arrived
     finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

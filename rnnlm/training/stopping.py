@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 from rnnlm.errors import Failure, Interrupted, counted
+from rnnlm.signals import flag_of
 from rnnlm.training import distributed, resume
 from rnnlm.training.distributed import PeerFailed, PeerLost
 from rnnlm.training.run import Run
@@ -32,23 +33,11 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     A second Ctrl-C ends the program at once, except under torchrun, which sends its own copy of the terminal's signal.
     Under nohup SIGHUP stays ignored.
     """
-    requested = False
-
-    def request(number: int, frame: object) -> None:
-        nonlocal requested
-        if requested and number == signal.SIGINT and not distributed.torchrun():
-            raise KeyboardInterrupt
-        requested = True
-
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)  # the terminal was closed
-    before = {number: signal.signal(number, request) for number in numbers}
-    try:
-        yield lambda: requested
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with flag_of(numbers, None if distributed.torchrun() else signal.default_int_handler) as requested:
+        yield requested
 
 
 @contextlib.contextmanager
